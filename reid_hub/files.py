@@ -1,0 +1,77 @@
+"""Writing so that nothing is ever left half-written, and reading so that no path leaves its folder."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; it takes the place of `path` only if the block ends well."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    # mkstemp makes private files; what we write should be as readable as any other new file.
+    temporary.chmod(0o666 & ~_umask())
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yield an empty temporary folder beside `path`; it takes the place of `path` only if the block ends well.
+
+    A folder cannot be replaced in one system call: the old one is moved aside first and removed last, so that at
+    every instant a complete folder exists under one of the two names.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    temporary.chmod(0o777 & ~_umask())
+    old = temporary.with_name(temporary.name + ".old")
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _sync(file)
+        if path.exists():
+            os.replace(path, old)
+        os.replace(temporary, path)
+    finally:
+        if old.exists() and not path.exists():
+            os.replace(old, path)
+        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def inside(root: str | Path, member: str) -> Path:
+    """Return `root / member`, refusing a member of an archive or index that would lie outside `root`.
+
+    Raises:
+        ValueError: if the path is absolute or climbs out of `root` (also through a symbolic link).
+    """
+    root = Path(root).resolve()
+    target = (root / member).resolve()
+    if not target.is_relative_to(root):
+        raise ValueError(f"{member!r} would lie outside of {root}: refused; do not trust where this file came from")
+    return target
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

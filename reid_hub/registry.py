@@ -1,0 +1,20 @@
+"""One way to look a name up in a table of choices."""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
+    """Return `table[name]`; an unknown name is answered with the nearest spelling and all choices.
+
+    Raises:
+        ValueError: if `name` is not a key of `table`.
+    """
+    if name in table:
+        return table[name]
+    near = get_close_matches(str(name), table, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ValueError(f"unknown {kind} {name!r}: {hint}choices are {', '.join(sorted(table))}")

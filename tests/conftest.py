@@ -1,0 +1,20 @@
+import os
+
+# Read by the libraries when they are imported, so it must be set before anything else is.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("HF_HUB_DISABLE_UPDATE_CHECK", "1")
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "0")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with the real image packs, named by REID_HUB_DATA; a test that needs it skips where it is absent."""
+    folder = os.environ.get("REID_HUB_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("real images are not on this machine: set REID_HUB_DATA to the folder with the packs")
+    return Path(folder)
