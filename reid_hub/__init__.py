@@ -1,1 +1,40 @@
+"""Compact person re-identification on the Hugging Face Hub.
+
+Importing this package makes `AutoModel`, `AutoConfig` and `AutoImageProcessor` know its models. Everything else is
+loaded when it is first used, so that an import costs no more than transformers does.
+"""
+
+import importlib
+
+from reid_hub.models import ReIDConfig, ReIDImageProcessor, ReIDModel, ReIDOutput, list_variants, register
+
 __version__ = "0.1.0"
+
+_LAZY = {
+    "GalleryIndex": "reid_hub.index",
+    "evaluate_model": "reid_hub.evaluation",
+    "evaluate_retrieval": "reid_hub.evaluation",
+    "load_reid_dataset": "reid_hub.data",
+}
+
+__all__ = ["ReIDConfig", "ReIDImageProcessor", "ReIDModel", "ReIDOutput", "__version__", "list_variants", *_LAZY]  # noqa: PLE0604
+
+
+def __getattr__(name: str):
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+def _write_card(folder):
+    from reid_hub.hub.card import write_card
+
+    return write_card(folder)
+
+
+register()
+ReIDModel.card_writer = staticmethod(_write_card)

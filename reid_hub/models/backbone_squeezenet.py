@@ -1,0 +1,40 @@
+"""SqueezeNet 1.0 (arXiv:1602.07360), with the tensor names of torchvision's `squeezenet1_0`."""
+
+import torch
+from torch import Tensor, nn
+
+# Fire modules between the three max pools: (squeeze, expand) channels; a module puts out twice `expand`.
+STAGES = [[(16, 64), (16, 64), (32, 128)], [(32, 128), (48, 192), (48, 192), (64, 256)], [(64, 256)]]
+
+
+class Fire(nn.Module):
+    """1x1 squeeze, then 1x1 and 3x3 expansions side by side, (B, c, h, w) -> (B, 2 * expand, h, w)."""
+
+    def __init__(self, c_in: int, squeeze: int, expand: int):
+        super().__init__()
+        self.squeeze = nn.Conv2d(c_in, squeeze, 1)
+        self.expand1x1 = nn.Conv2d(squeeze, expand, 1)
+        self.expand3x3 = nn.Conv2d(squeeze, expand, 3, padding=1)
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.squeeze(x))
+        return torch.cat([self.relu(self.expand1x1(x)), self.relu(self.expand3x3(x))], 1)
+
+
+class SqueezeNet(nn.Module):
+    """SqueezeNet trunk, (B, 3, H, W) -> (B, 512, h, w) with stride 16; 256x128 gives 15x7."""
+
+    def __init__(self, config):
+        super().__init__()
+        layers, width = [nn.Conv2d(3, 96, 7, stride=2), nn.ReLU()], 96
+        for stage in STAGES:
+            layers.append(nn.MaxPool2d(3, stride=2, ceil_mode=True))
+            for squeeze, expand in stage:
+                layers.append(Fire(width, squeeze, expand))
+                width = 2 * expand
+        self.out_channels = width
+        self.features = nn.Sequential(*layers)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.features(pixel_values)

@@ -1,0 +1,153 @@
+"""Configuration of a re-identification model: a backbone's configuration, how its map becomes a vector, and the input."""
+
+import copy
+from dataclasses import fields
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+
+from .variants_reid import find_variant
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+POOLINGS = ("avg", "max", "gem", "stabilised_max", "cls")
+HEADS = ("none", "linear")
+NECKS = ("bnneck", "none")
+RETRIEVALS = ("neck", "features")
+INTERPOLATIONS = ("bilinear", "bicubic")
+
+# What transformers itself hands to a configuration besides the declared fields.
+_LIBRARY_KEYS = {
+    "attn_implementation", "experts_implementation", "model_type", "name_or_path", "num_labels", "output_attentions",
+    "torch_dtype", "transformers_version", "trust_remote_code", "auto_map", "tie_word_embeddings", "code_revision",
+}  # fmt: skip
+
+
+@strict
+class OSNetConfig(PreTrainedConfig):
+    """OSNet (arXiv:1905.00953) trunk: `channels` of the stem and the three stages; `ibn` adds instance norms."""
+
+    model_type = "reid_osnet"
+    channels: list[int] | tuple[int, ...] = (64, 256, 384, 512)
+    blocks: int = 2
+    ibn: bool = False
+
+    def __post_init__(self, **kwargs):
+        self.channels = list(self.channels)
+        super().__post_init__(**kwargs)
+
+
+@strict
+class SqueezeNetConfig(PreTrainedConfig):
+    """SqueezeNet 1.0 (arXiv:1602.07360) trunk without its classifier."""
+
+    model_type = "reid_squeezenet"
+
+
+OWN_BACKBONES = {config.model_type: config for config in (OSNetConfig, SqueezeNetConfig)}
+
+
+@strict
+class ReIDConfig(PreTrainedConfig):
+    """Everything that defines a `ReIDModel` and its input.
+
+    The picture goes through `backbone` to a map (or tokens), `pooling` to a vector, `head` to the *features* that metric
+    losses compare, and `neck` to the vector that is classified in training. `retrieve` says which of the two last is
+    the embedding at test time: BoT ranks by what leaves the BNNeck, TransReID by what enters it.
+
+    Args:
+        backbone_config: configuration of the trunk: one of ours (`model_type` "reid_osnet", "reid_squeezenet"),
+            "timm_wrapper", or any image model of transformers.
+        last_stride: stride of the last stage of a ResNet (1 is ReID's habit); None leaves the trunk as it is.
+        pooling: "avg", "max", "gem", "stabilised_max" (FD, eq. 5: max over `pooling_window` averages), or "cls"
+            (first token).
+        head: "none" or "linear" (FC to `embedding_dim` and BN; `head_bias`, `head_relu` as in OSNet).
+        head_init_std: standard deviation of the head's FC at the start; None is Kaiming fan-out.
+        neck: "bnneck" (batch norm without bias, arXiv:1903.07071) or "none".
+        image_size: (height, width) in pixels.
+        interpolation: of the resize, "bilinear" or "bicubic".
+        variant: the name this configuration was made from.
+
+    Raises:
+        ValueError: for an unknown key or a value outside its choices.
+    """
+
+    model_type = "reid"
+    backbone_config: dict | PreTrainedConfig | None = None
+    last_stride: int | None = None
+    pooling: str = "avg"
+    gem_p: float = 3.0
+    pooling_window: int = 4
+    head: str = "none"
+    embedding_dim: int | None = None
+    head_bias: bool = False
+    head_relu: bool = False
+    head_init_std: float | None = None
+    neck: str = "bnneck"
+    retrieve: str = "neck"
+    image_size: list[int] | tuple[int, ...] = (256, 128)
+    image_mean: list[float] | tuple[float, ...] = IMAGENET_MEAN
+    image_std: list[float] | tuple[float, ...] = IMAGENET_STD
+    interpolation: str = "bilinear"
+    variant: str | None = None
+
+    def __post_init__(self, **kwargs):
+        unknown = {key for key in kwargs if not key.startswith("_")} - _LIBRARY_KEYS
+        if unknown:
+            known = sorted(field.name for field in fields(ReIDConfig) if field.name not in _base_fields())
+            raise ValueError(f"unknown configuration keys {sorted(unknown)}; a ReIDConfig has {', '.join(known)}")
+        self.backbone_config = _backbone_config(self.backbone_config or find_variant("res50")["backbone_config"])
+        for name in ("image_size", "image_mean", "image_std"):
+            setattr(self, name, list(getattr(self, name)))
+        super().__post_init__(**kwargs)
+
+    def validate_choices(self):
+        for name, choices in (
+            ("pooling", POOLINGS), ("head", HEADS), ("neck", NECKS), ("retrieve", RETRIEVALS),
+            ("interpolation", INTERPOLATIONS),
+        ):  # fmt: skip
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+
+    def validate_input(self):
+        if len(self.image_size) != 2 or min(self.image_size) < 1:
+            raise ValueError(f"image_size must be (height, width) in pixels, got {self.image_size}")
+        if len(self.image_mean) != 3 or len(self.image_std) != 3 or min(self.image_std) <= 0:
+            raise ValueError(f"image_mean and image_std need 3 values, std above 0; got {self.image_mean}, {self.image_std}")
+
+    def validate_head(self):
+        if (self.head == "linear") != (self.embedding_dim is not None):
+            raise ValueError(
+                f"embedding_dim belongs to head='linear', got head={self.head!r} with embedding_dim={self.embedding_dim}"
+            )
+
+    @classmethod
+    def from_variant(cls, name: str, **overrides) -> "ReIDConfig":
+        """Configuration of a named variant; `overrides` replace its fields.
+
+        Raises:
+            ValueError: for an unknown variant or field; the nearest name is offered.
+            ImportError: for "timm/NAME" without the timm library.
+        """
+        if name.startswith("timm/"):
+            from .backbone_timm import timm_variant
+
+            base = timm_variant(name.removeprefix("timm/"), tuple(overrides.get("image_size", cls.image_size)))
+        else:
+            base = copy.deepcopy(find_variant(name))
+        return cls(**{"variant": name, **base, **overrides})
+
+
+def _base_fields() -> set[str]:
+    return {field.name for field in fields(PreTrainedConfig)}
+
+
+def _backbone_config(config: dict | PreTrainedConfig) -> PreTrainedConfig:
+    if isinstance(config, PreTrainedConfig):
+        return config
+    config = copy.deepcopy(config)
+    model_type = config.pop("model_type", None)
+    if model_type in OWN_BACKBONES:
+        return OWN_BACKBONES[model_type](**config)
+    if model_type is None:
+        raise ValueError(f"backbone_config needs a model_type: one of {', '.join(OWN_BACKBONES)} or one of transformers'")
+    return AutoConfig.for_model(model_type, **config)

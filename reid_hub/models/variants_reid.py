@@ -1,0 +1,91 @@
+"""Named model variants as plain data: what `ReIDConfig.from_variant` builds, and nothing else."""
+
+from difflib import get_close_matches
+
+
+def _resnet(depths: list[int], planes: list[int], layer_type: str = "bottleneck", stem: int | None = None) -> dict:
+    """ResNet with free stage widths; a bottleneck stage of `planes` channels puts out four times as many."""
+    expansion = 4 if layer_type == "bottleneck" else 1
+    return {
+        "backbone_config": {
+            "model_type": "resnet",
+            "embedding_size": stem or planes[0],
+            "hidden_sizes": [expansion * width for width in planes],
+            "depths": depths,
+            "layer_type": layer_type,
+        },
+        "last_stride": 1,
+    }
+
+
+def _factorized(base: dict, embedding_dim: int) -> dict:
+    """Factorized Distillation (arXiv:1811.08073) 2.2-2.3: stabilised max pooling, then FC without bias and BN."""
+    return {**base, "pooling": "stabilised_max", "head": "linear", "embedding_dim": embedding_dim, "neck": "none"}
+
+
+def _osnet(channels: list[int]) -> dict:
+    """OSNet (arXiv:1905.00953): the 512-d vector after FC, BN and ReLU is classified, compared and retrieved."""
+    return {
+        "backbone_config": {"model_type": "reid_osnet", "channels": channels},
+        "head": "linear",
+        "head_bias": True,
+        "head_relu": True,
+        "head_init_std": 0.01,
+        "embedding_dim": 512,
+        "neck": "none",
+    }
+
+
+def _planes(width: int, *multipliers: int) -> list[int]:
+    return [width, *(width * multiplier for multiplier in multipliers)]
+
+
+R18, R34 = ([2, 2, 2, 2], [64, 128, 256, 512], "basic"), ([3, 4, 6, 3], [64, 128, 256, 512], "basic")
+R50, R101, R152 = [3, 4, 6, 3], [3, 4, 23, 3], [3, 8, 36, 3]
+FULL = [64, 128, 256, 512]
+
+VARIANTS: dict[str, dict] = {
+    "res18": _resnet(*R18),
+    "res34": _resnet(*R34),
+    "res50": _resnet(R50, FULL),
+    "res101": _resnet(R101, FULL),
+    "res152": _resnet(R152, FULL),
+    # OSKT (arXiv:2511.06016), table A1: stem width and the three multipliers of the stages behind the first.
+    "res50-s1": _resnet(R50, _planes(8, 2, 4, 8)),
+    "res50-s2": _resnet(R50, _planes(16, 2, 3, 4)),
+    "res50-s3": _resnet(R50, _planes(16, 2, 4, 8)),
+    "res50-s4": _resnet(R50, _planes(32, 2, 3, 4)),
+    "res50-s5": _resnet(R50, _planes(32, 2, 4, 8)),
+    "res50-s6": _resnet(R50, _planes(64, 2, 3, 4)),
+    # Students of Factorized Distillation, table 1.
+    "squeezenet": _factorized({"backbone_config": {"model_type": "reid_squeezenet"}}, 512),
+    "res18a": _factorized(_resnet(*R18), 512),
+    "res50a": _factorized(_resnet(R50, FULL), 512),
+    "res50b": _factorized(_resnet(R50, FULL), 2048),
+    "res101a": _factorized(_resnet(R101, FULL), 512),
+    "res152a": _factorized(_resnet(R152, FULL), 512),
+    "res152b": _factorized(_resnet(R152, FULL), 2048),
+    "osnet-x1.0": _osnet([64, 256, 384, 512]),
+    "osnet-x0.75": _osnet([48, 192, 288, 384]),
+    "osnet-x0.5": _osnet([32, 128, 192, 256]),
+    "osnet-x0.25": _osnet([16, 64, 96, 128]),
+}
+
+
+def list_variants() -> list[str]:
+    """Names that `ReIDConfig.from_variant` knows; besides these, "timm/NAME" takes any model of the timm library."""
+    return [*VARIANTS, "timm/<name>"]
+
+
+def find_variant(name: str) -> dict:
+    """The configuration fields of a variant, nested values shared with the table: copy before writing.
+
+    Raises:
+        ValueError: if there is no such variant; the nearest name is offered.
+    """
+    if name not in VARIANTS:
+        # The package has reid_hub.registry.lookup for this, but a file that travels with a checkpoint imports siblings only.
+        near = get_close_matches(name, VARIANTS, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"unknown variant {name!r}: {hint}choices are {', '.join(list_variants())}")
+    return VARIANTS[name]
