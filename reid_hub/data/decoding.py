@@ -1,0 +1,124 @@
+"""Any picture a user has -> an 8-bit RGB image, or an error that names the file and what to do."""
+
+import os
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+# JPEGs above this are decoded at a half, a quarter or an eighth of their size: no person crop needs more pixels.
+LARGE_PIXELS = 16_000_000
+
+ImageSource = str | os.PathLike | bytes | Mapping
+
+
+def decode_image(source: ImageSource, name: str | None = None) -> Image.Image:
+    """Decode a picture upright into 8-bit RGB.
+
+    EXIF rotation is applied; CMYK, grey, palette and 1-bit pictures are converted; 16-bit grey is scaled by 255/65535
+    (not clipped); transparent pixels become black, the value that padding has. JPEGs of more than 16 million pixels
+    are decoded at a reduced size.
+
+    Args:
+        source: a path, the encoded bytes, or the `{"path", "bytes"}` value of an undecoded `datasets.Image` column.
+        name: what to call the picture in errors where `source` has no path.
+
+    Raises:
+        FileNotFoundError: if the path does not exist.
+        ValueError: if the picture is empty, truncated, too large or not a picture.
+    """
+    data, name = _open(source, name)
+    try:
+        with Image.open(data) as image:
+            _limit(image, name)
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            return to_rgb(image, name)
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"image {name} is too large to decode safely: {error}; {_REDUCE}") from error
+    except Image.UnidentifiedImageError as error:
+        raise ValueError(f"{name} is not a picture that can be read (JPEG, PNG, BMP, WebP, ...); {_REPAIR}") from error
+    except (OSError, SyntaxError, EOFError) as error:  # what Pillow's decoders raise on damaged files
+        raise ValueError(f"image {name} is damaged or cut off: {error}; {_REPAIR}") from error
+
+
+_REPAIR = "copy it again from its source, or remove it from the data set"
+_REDUCE = "reduce it first, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file"
+
+
+def to_rgb(image: Image.Image, name: str = "image") -> Image.Image:
+    """Convert any Pillow image to 8-bit RGB by the rules of `decode_image` (rotation excepted).
+
+    Raises:
+        ValueError: if the range of the values is not known (floating point, or integers beyond 16 bits).
+    """
+    if image.mode == "RGB":
+        return image
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return Image.fromarray(_eight_bits(np.asarray(image), name)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError(f"image {name} holds floating point values of unknown range; save it as 8-bit RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        return Image.alpha_composite(black, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def check_images(dataset, progress: bool = True) -> dict[str, str]:
+    """Decode every picture of one split once and return {path: what is wrong with it}; empty when all are sound.
+
+    The input pipeline stops at the first damaged picture; this names all of them in one pass.
+    """
+    from datasets import Image as ImageFeature
+    from tqdm import tqdm
+
+    raw = dataset.cast_column("image", ImageFeature(decode=False))
+    problems = {}
+    for row in tqdm(raw, desc="check images", disable=not progress):
+        name = row.get("path") or row["image"]["path"]
+        try:
+            decode_image(row["image"], name)
+        except (ValueError, FileNotFoundError) as error:
+            problems[name] = str(error)
+    return problems
+
+
+def _open(source: ImageSource, name: str | None) -> tuple[BytesIO | Path, str]:
+    if isinstance(source, Mapping):
+        if source.get("bytes") is not None:
+            return _open(source["bytes"], name or source.get("path"))
+        source = source["path"]
+    if isinstance(source, bytes):
+        name = name or "given as bytes"
+        if not source:
+            raise ValueError(f"image {name} is empty (0 bytes); {_REPAIR}")
+        return BytesIO(source), name
+    path = Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(f"image {path} does not exist; if it was moved, load the data set again")
+    if path.stat().st_size == 0:
+        raise ValueError(f"image {path} is empty (0 bytes); {_REPAIR}")
+    return path, str(path)
+
+
+def _limit(image: Image.Image, name: str) -> None:
+    """Refuse what Pillow only warns about, and let a large JPEG be decoded at a reduced size."""
+    pixels = image.width * image.height
+    if Image.MAX_IMAGE_PIXELS and pixels > Image.MAX_IMAGE_PIXELS:
+        raise ValueError(
+            f"image {name} has {pixels:,} pixels, more than the safe limit of {Image.MAX_IMAGE_PIXELS:,}; {_REDUCE}"
+        )
+    scale = 1
+    while scale < 8 and pixels / scale**2 > LARGE_PIXELS:
+        scale *= 2
+    if scale > 1:  # a no-op for formats other than JPEG
+        image.draft(None, (image.width // scale, image.height // scale))
+
+
+def _eight_bits(values: np.ndarray, name: str) -> np.ndarray:
+    if values.size and (values.min() < 0 or values.max() > 65535):
+        raise ValueError(f"image {name} holds integers outside of 0..65535; save it as 8-bit RGB")
+    return np.round(values.astype(np.float32) * (255 / 65535)).astype(np.uint8)
