@@ -17,7 +17,7 @@ _LAZY = {
     "load_reid_dataset": "reid_hub.data",
 }
 
-__all__ = ["ReIDConfig", "ReIDImageProcessor", "ReIDModel", "ReIDOutput", "__version__", "list_variants", *_LAZY]  # noqa: PLE0604
+__all__ = ["ReIDConfig", "ReIDImageProcessor", "ReIDModel", "ReIDOutput", "__version__", "list_variants", *_LAZY]
 
 
 def __getattr__(name: str):

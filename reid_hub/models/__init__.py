@@ -15,7 +15,9 @@ def register() -> None:
     AutoConfig.register(ReIDConfig.model_type, ReIDConfig, exist_ok=True)
     AutoModel.register(ReIDConfig, ReIDModel, exist_ok=True)
     AutoImageProcessor.register(
-        ReIDConfig, image_processor_classes={"pil": ReIDImageProcessor, "torchvision": ReIDImageProcessor}, exist_ok=True
+        ReIDConfig,
+        image_processor_classes={"pil": ReIDImageProcessor, "torchvision": ReIDImageProcessor},
+        exist_ok=True,
     )
     ReIDConfig.register_for_auto_class()
     ReIDModel.register_for_auto_class("AutoModel")

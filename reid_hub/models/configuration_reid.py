@@ -112,7 +112,9 @@ class ReIDConfig(PreTrainedConfig):
         if len(self.image_size) != 2 or min(self.image_size) < 1:
             raise ValueError(f"image_size must be (height, width) in pixels, got {self.image_size}")
         if len(self.image_mean) != 3 or len(self.image_std) != 3 or min(self.image_std) <= 0:
-            raise ValueError(f"image_mean and image_std need 3 values, std above 0; got {self.image_mean}, {self.image_std}")
+            raise ValueError(
+                f"image_mean and image_std need 3 values, std above 0; got {self.image_mean}, {self.image_std}"
+            )
 
     def validate_head(self):
         if (self.head == "linear") != (self.embedding_dim is not None):
@@ -149,5 +151,7 @@ def _backbone_config(config: dict | PreTrainedConfig) -> PreTrainedConfig:
     if model_type in OWN_BACKBONES:
         return OWN_BACKBONES[model_type](**config)
     if model_type is None:
-        raise ValueError(f"backbone_config needs a model_type: one of {', '.join(OWN_BACKBONES)} or one of transformers'")
+        raise ValueError(
+            f"backbone_config needs a model_type: one of {', '.join(OWN_BACKBONES)} or one of transformers'"
+        )
     return AutoConfig.for_model(model_type, **config)

@@ -21,6 +21,18 @@ class ReIDImageProcessor(PilBackend):
     do_normalize = True
     do_convert_rgb = True
 
+    def to_dict(self) -> dict:
+        """The saved form; the class is named per backend.
+
+        A plain string would make transformers' pipelines look for a video processor of the same name, and ask the user
+        whether its code may run.
+        """
+        output = super().to_dict()
+        reference = output.get("auto_map", {}).get("AutoImageProcessor")
+        if isinstance(reference, str):
+            output["auto_map"] = {"AutoImageProcessor": {"pil": reference, "torchvision": reference}}
+        return output
+
     @classmethod
     def from_config(cls, config) -> "ReIDImageProcessor":
         """The processor that a `ReIDConfig` describes."""

@@ -22,12 +22,10 @@ from transformers.utils.generic import can_return_tuple
 from .backbone_library import LibraryBackbone
 from .backbone_osnet import OSNet
 from .backbone_squeezenet import SqueezeNet
-from .backbone_timm import TimmModel
 from .configuration_reid import ReIDConfig
 from .head_linear import LinearHead
 from .image_processing_reid import ReIDImageProcessor
 from .layers import BNNeck, GeMPool, build_pooling
-from .variants_reid import list_variants
 
 # Backbones of our own by the model_type of their configuration; everything else is a library's.
 BACKBONES: dict[str, Callable[[Any], nn.Module]] = {"reid_osnet": OSNet, "reid_squeezenet": SqueezeNet}
@@ -171,7 +169,9 @@ class ReIDModel(PreTrainedModel):
             self.train(was_training)
         return torch.cat(vectors).numpy() if vectors else np.empty((0, self.embedding_dim), np.float32)
 
-    def save_pretrained(self, save_directory, *, results: dict | list | None = None, push_to_hub=False, **kwargs) -> None:
+    def save_pretrained(
+        self, save_directory, *, results: dict | list | None = None, push_to_hub=False, **kwargs
+    ) -> None:
         """Write weights, configuration, code, image processor and card; `results` go beside them as results.json.
 
         Everything is written to a temporary folder first: a full disk leaves an earlier checkpoint as it was.
@@ -233,9 +233,7 @@ class ReIDModel(PreTrainedModel):
         Raises:
             ValueError: if tensors are missing or left over, naming them.
         """
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
-        )
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         if output_loading_info:
             return model, info
         missing, extra = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])

@@ -1,0 +1,207 @@
+"""Foreign checkpoints into ours: torchreid's OSNet, torchvision's, timm's and LUPerson's ResNet, SqueezeNet.
+
+A foreign file is never unpickled beyond tensors and plain containers. Every tensor of it is either used or named as
+ignored, and every tensor of the trunk must be found.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from reid_hub.models import ReIDConfig, ReIDModel
+from reid_hub.registry import lookup
+
+# Wrappers that training code leaves around a network, outermost first: data parallel, MoCo (LUPerson), BoT, fast-reid.
+PREFIXES = ("module.", "encoder_q.", "base.", "backbone.", "timm_model.")
+CONTAINERS = ("state_dict", "model", "model_state_dict")
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What became of a foreign checkpoint: our tensors filled, its tensors ignored, and ours left as initialised."""
+
+    used: list[str]
+    ignored: list[str]
+    fresh: list[str]
+
+    def __str__(self) -> str:
+        fresh = f"; left as initialised: {', '.join(self.fresh)}" if self.fresh else ""
+        ignored = f"; ignored: {', '.join(self.ignored)}" if self.ignored else ""
+        return f"{len(self.used)} tensors used{ignored}{fresh}"
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
+    """Tensors of a .safetensors or PyTorch file by name, without the wrappers of training code.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is damaged, holds more than tensors and plain containers, or no tensors at all.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint {path}: give the path of a .safetensors, .pth, .pt or .tar file")
+    try:
+        if path.suffix == ".safetensors":
+            content = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        if "Weights only load failed" not in str(error) and "weights_only" not in str(error):
+            raise ValueError(f"{path} is not a PyTorch checkpoint, or it is damaged: {error}") from None
+        raise ValueError(
+            f"{path} holds more than tensors and plain containers, and unpickling it could run code: refused. "
+            "Re-save it on a machine you trust with torch.save(model.state_dict(), path)"
+        ) from None
+    except (SafetensorError, RuntimeError, EOFError, OSError, KeyError) as error:
+        raise ValueError(f"{path} is damaged or no checkpoint: {error}; fetch the file again") from None
+    for name in CONTAINERS:
+        if isinstance(content, dict) and isinstance(content.get(name), dict):
+            content = content[name]
+    tensors = (
+        {key: value for key, value in content.items() if isinstance(value, Tensor)} if isinstance(content, dict) else {}
+    )
+    if not tensors:
+        raise ValueError(
+            f"{path} holds no named tensors; expected a state dict, possibly under {', '.join(CONTAINERS)}"
+        )
+    for prefix in PREFIXES:
+        # MoCo files also hold the momentum encoder and the queue: only what is behind the prefix is the network.
+        behind = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        tensors = (
+            behind if behind and (prefix == "encoder_q." or len(behind) == len(tensors)) else _strip(tensors, prefix)
+        )
+    return tensors
+
+
+def _strip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items()}
+
+
+def _resnet_name(name: str) -> str | None:
+    """torchvision's names (also timm's, LUPerson's) -> transformers' ResNet; BoT's BNNeck is called bottleneck."""
+    model = "backbone.model."
+    if match := re.fullmatch(r"(conv|bn)1\.(\w+)", name):
+        return f"{model}embedder.embedder.{_kind(match[1])}.{match[2]}"
+    if match := re.fullmatch(r"layer(\d)\.(\d+)\.(conv|bn)(\d)\.(\w+)", name):
+        stage, block, kind, number, tensor = match.groups()
+        return f"{model}encoder.stages.{int(stage) - 1}.layers.{block}.layer.{int(number) - 1}.{_kind(kind)}.{tensor}"
+    if match := re.fullmatch(r"layer(\d)\.(\d+)\.downsample\.([01])\.(\w+)", name):
+        stage, block, number, tensor = match.groups()
+        kind = "convolution" if number == "0" else "normalization"
+        return f"{model}encoder.stages.{int(stage) - 1}.layers.{block}.shortcut.{kind}.{tensor}"
+    if match := re.fullmatch(r"bottleneck\.(weight|running_mean|running_var|num_batches_tracked)", name):
+        return f"neck.{match[1]}"
+    return None
+
+
+def _kind(name: str) -> str:
+    return {"conv": "convolution", "bn": "normalization"}[name]
+
+
+def _osnet_name(name: str) -> str | None:
+    if name.startswith("classifier."):
+        return None
+    if name.startswith("fc."):
+        return name.replace("fc.0.", "head.fc.").replace("fc.1.", "head.bn.")
+    return f"backbone.{name}"
+
+
+def _squeezenet_name(name: str) -> str | None:
+    return f"backbone.{name}" if name.startswith("features.") else None
+
+
+def _timm_name(name: str) -> str | None:
+    return f"backbone.model.timm_model.{name}"
+
+
+NAMES: dict[str, Callable[[str], str | None]] = {
+    "resnet": _resnet_name,
+    "reid_osnet": _osnet_name,
+    "reid_squeezenet": _squeezenet_name,
+    "timm_wrapper": _timm_name,
+}
+# What a foreign checkpoint may hold beside the network we build: classifiers, projections, and batch norm's dead bias.
+IGNORABLE = re.compile(r"(fc|classifier|head|heads|last_linear|projector|bottleneck\.bias)(\.|$)")
+
+
+def load_foreign(model: ReIDModel, tensors: dict[str, Tensor]) -> Conversion:
+    """Fill `model` from a foreign state dict; the model is changed only if everything fits.
+
+    Raises:
+        ValueError: if a trunk tensor is missing, one is left over, or a shape differs; all are named.
+    """
+    rename = lookup(NAMES, model.config.backbone_config.model_type, "backbone that foreign checkpoints exist for")
+    ours = model.state_dict()
+    named = {name: (rename(name) or "", tensor) for name, tensor in tensors.items()}
+    used = {target: tensor for target, tensor in named.values() if target in ours}
+    ignored = [name for name, (target, _) in named.items() if target not in ours and IGNORABLE.match(name)]
+    strange = [name for name, (target, _) in named.items() if target not in ours and not IGNORABLE.match(name)]
+    misshaped = [
+        f"{name} {tuple(tensor.shape)} instead of {tuple(ours[name].shape)}"
+        for name, tensor in used.items()
+        if tensor.shape != ours[name].shape
+    ]
+    # Checkpoints from before PyTorch 0.4 have no batch counters; an ImageNet trunk has no head or neck.
+    absent = [name for name in ours if name not in used and not name.endswith("num_batches_tracked")]
+    missing = [name for name in absent if name.startswith("backbone.")]
+    if strange or misshaped or missing:
+        raise ValueError(
+            f"the checkpoint does not fit variant {model.config.variant or model.config.backbone_config.model_type!r}: "
+            f"missing {_some(missing)}; unknown {_some(strange)}; other shape {_some(misshaped)}. "
+            "Choose the variant that the file was trained as"
+        )
+    if not model.config.neck == "bnneck":
+        absent = [name for name in absent if not name.startswith("neck.")]
+    model.load_state_dict({**ours, **used})
+    return Conversion(sorted(used), sorted(ignored), sorted(absent))
+
+
+def _some(names: list[str]) -> str:
+    return f"{len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else "none"
+
+
+def convert_checkpoint(path: str | Path, variant: str, out: str | Path, **overrides) -> tuple[ReIDModel, Conversion]:
+    """Write a foreign checkpoint as a Hub checkpoint folder; returns the model and what became of each tensor.
+
+    Raises:
+        FileNotFoundError, ValueError: see `read_checkpoint` and `load_foreign`; nothing is written then.
+    """
+    model = ReIDModel(ReIDConfig.from_variant(variant, **overrides))
+    conversion = load_foreign(model, read_checkpoint(path))
+    model.eval().save_pretrained(out)
+    return model, conversion
+
+
+def load_weights(model: ReIDModel, source: str) -> Conversion:
+    """Initialise `model` by name: a file, "torchvision/NAME", "timm/NAME", or one of our checkpoints (folder or repo).
+
+    From one of our checkpoints everything of the same name and shape is taken, and the whole trunk must be.
+
+    Raises:
+        ValueError: if the weights do not fit.
+    """
+    if Path(source).is_file():
+        return load_foreign(model, read_checkpoint(source))
+    kind, _, name = source.partition("/")
+    if kind == "torchvision":
+        from torchvision.models import get_model_weights
+
+        return load_foreign(model, get_model_weights(name).DEFAULT.get_state_dict(check_hash=True))
+    if kind == "timm":
+        import timm
+
+        return load_foreign(model, timm.create_model(name, pretrained=True, num_classes=0).state_dict())
+    other, ours = ReIDModel.from_pretrained(source).state_dict(), model.state_dict()
+    used = {key: value for key, value in other.items() if key in ours and value.shape == ours[key].shape}
+    missing = [key for key in ours if key.startswith("backbone.") and key not in used]
+    if missing:
+        raise ValueError(f"{source} has another trunk: {_some(missing)} of this model's tensors are not in it")
+    model.load_state_dict({**ours, **used})
+    return Conversion(sorted(used), sorted(set(other) - set(used)), sorted(set(ours) - set(used)))
