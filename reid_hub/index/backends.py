@@ -17,7 +17,7 @@ Backend = Callable[[np.ndarray, np.ndarray, Codec, int], tuple[np.ndarray, np.nd
 
 
 def torch_candidates(queries: np.ndarray, codes: np.ndarray, codec: Codec, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Squared distances (Q, k) float32, ascending, and rows (Q, k) int64 of the block `codes`."""
+    """Squared distances (Q, k) float32 in any order and rows (Q, k) int64 of the block `codes`."""
     vectors = codec.decode(codes)
     squares = np.einsum("nd,nd->n", vectors, vectors)
     distances = codec.inner_products(queries, codes)
@@ -39,16 +39,13 @@ BACKENDS: dict[str, Backend] = {"torch": torch_candidates, "faiss": faiss_candid
 
 
 def find_backend(name: str) -> Backend:
-    """Look a backend up; "auto" is faiss where it is installed, else torch.
+    """Look a backend up.
 
     Raises:
         ValueError: if the name is unknown.
         RuntimeError: if faiss is asked for and not installed.
     """
-    installed = importlib.util.find_spec("faiss") is not None
-    if name == "auto":
-        return BACKENDS["faiss" if installed else "torch"]
-    backend = lookup(BACKENDS, name, "index backend (or 'auto')")
-    if name == "faiss" and not installed:
+    backend = lookup(BACKENDS, name, "index backend")
+    if backend is faiss_candidates and importlib.util.find_spec("faiss") is None:
         raise RuntimeError("backend='faiss' needs faiss: pip install 'reid-hub[faiss]', or use backend='torch'")
     return backend

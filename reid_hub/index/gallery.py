@@ -13,8 +13,8 @@ from .codecs import CODECS
 from .search import nearest
 from .storage import read_index, write_index
 
-METRICS = ("cosine", "euclidean")
-MAX_SQUARED_NORM = float(np.finfo(np.float32).max) / 16  # so that (|q| + |v|)^2 is still a float32
+METRICS = dict.fromkeys(("cosine", "euclidean"))
+MAX_NORM = 1e18  # (|q| + |v|)^2 must be a float32
 
 
 class GalleryIndex:
@@ -30,7 +30,7 @@ class GalleryIndex:
         metric: "cosine" or "euclidean".
         fingerprint: names what made the embeddings (model and revision, say). It is stored with the index, and
             `load` refuses an index whose fingerprint is not the one it is asked for.
-        backend: "torch", "faiss" (needs the extra `reid-hub[faiss]`) or "auto" (faiss where it is installed).
+        backend: "torch" or "faiss" (needs the extra `reid-hub[faiss]`); both give the same answer.
 
     Raises:
         ValueError: if `dim` is not positive or a name is unknown.
@@ -44,13 +44,14 @@ class GalleryIndex:
         metric: str = "cosine",
         *,
         fingerprint: str | None = None,
-        backend: str = "auto",
+        backend: str = "torch",
     ):
         if dim < 1:
             raise ValueError(f"dim must be at least 1, got {dim}")
         self.dim = dim
         self.codec = lookup(CODECS, codec, "index codec")
-        self.metric = lookup(dict.fromkeys(METRICS, metric), metric, "metric")
+        lookup(METRICS, metric, "metric")
+        self.metric = metric
         self.fingerprint = fingerprint
         self._backend = find_backend(backend)
         self._ids: list[str] = []
@@ -157,7 +158,7 @@ class GalleryIndex:
         """Write the index as a folder; an index that is already there is replaced only once this one is complete.
 
         Raises:
-            ValueError: if `folder` exists and is neither empty nor an index.
+            ValueError: if `folder` holds something that is not part of an index.
         """
         write_index(
             folder,
@@ -173,7 +174,7 @@ class GalleryIndex:
         )
 
     @classmethod
-    def load(cls, folder: str | Path, *, fingerprint: str | None = None, backend: str = "auto") -> "GalleryIndex":
+    def load(cls, folder: str | Path, *, fingerprint: str | None = None, backend: str = "torch") -> "GalleryIndex":
         """Read an index written by `save`, verifying it first.
 
         Args:
@@ -214,16 +215,18 @@ class GalleryIndex:
         """Check and copy to contiguous float32 (N, D), L2-normalised for cosine."""
         if isinstance(values, torch.Tensor):
             values = values.detach().cpu().float().numpy()
-        vectors = np.array(values, np.float64, ndmin=1)
+        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf and is refused below
+            vectors = np.array(values, np.float32, ndmin=1)
         if vectors.ndim != 2 or vectors.shape[1] != self.dim:
             raise ValueError(f"{what} must have the shape (N, {self.dim}), got {vectors.shape}")
-        squares = np.square(vectors).sum(1)
         self._refuse(~np.isfinite(vectors).all(1), what, "contain NaN or Inf", names)
-        self._refuse(squares > MAX_SQUARED_NORM, what, "are too large for float32 distances", names)
+        norms = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
         if self.metric == "cosine":
-            self._refuse(squares == 0, what, "are all zero, so they have no direction for cosine", names)
-            vectors /= np.sqrt(squares)[:, None]
-        return vectors.astype(np.float32)
+            self._refuse(norms == 0, what, "are all zero, so they have no direction for cosine", names)
+            vectors /= norms[:, None]
+        else:
+            self._refuse(norms > MAX_NORM, what, f"are too long for float32 distances (over {MAX_NORM:.0e})", names)
+        return vectors
 
     @staticmethod
     def _refuse(bad: np.ndarray, what: str, fault: str, names: Sequence[str] | None) -> None:

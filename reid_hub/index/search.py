@@ -40,7 +40,8 @@ def nearest(
         while len(pending):
             near, candidates = _screen(queries[pending], codes, codec, backend, width, keep)
             exact, candidates = _rescore(queries[pending], codes, codec, candidates)
-            sure = exact[:, k - 1] < near[:, -1] - _rounding(queries[pending], near[:, -1])
+            worst = near.max(1)
+            sure = exact[:, k - 1] < worst - _rounding(queries[pending], worst)
             sure |= width == size
             distances[pending[sure]] = exact[sure, :k]
             rows[pending[sure]] = candidates[sure, :k]
@@ -52,7 +53,7 @@ def nearest(
 def _screen(
     queries: np.ndarray, codes: np.ndarray, codec: Codec, backend: Backend, width: int, keep: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The `width` smallest float32 distances over all blocks, ascending, and their gallery rows."""
+    """The `width` smallest float32 distances over all blocks, in any order, and their gallery rows."""
     near = np.empty((len(queries), 0), np.float32)
     rows = np.empty((len(queries), 0), np.int64)
     for start in range(0, len(codes), GALLERY_BLOCK):

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load, save_file
+from safetensors.numpy import load_file, save_file
 
 from ..files import atomic_folder, inside
 from ..registry import lookup
@@ -25,11 +25,13 @@ def write_index(folder: str | Path, settings: dict, codes: np.ndarray, camids: n
     """Write the folder atomically.
 
     Raises:
-        ValueError: if `folder` holds something that is not an index.
+        ValueError: if `folder` holds something that is not part of an index.
     """
     folder = Path(folder)
-    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (folder / MANIFEST).is_file())):
-        raise ValueError(f"{folder} exists and is not an index: refused to replace it; choose another folder")
+    if folder.exists() and not (
+        folder.is_dir() and {file.name for file in folder.iterdir()} <= {MANIFEST, VECTORS, IDS}
+    ):
+        raise ValueError(f"{folder} holds other things than an index: refused to replace it; choose another folder")
     with atomic_folder(folder) as temporary:
         save_file({"codes": codes, "camids": camids}, temporary / VECTORS)
         (temporary / IDS).write_text(json.dumps(ids))
@@ -38,7 +40,7 @@ def write_index(folder: str | Path, settings: dict, codes: np.ndarray, camids: n
             "version": VERSION,
             **settings,
             "count": len(ids),
-            "files": {name: _stamp((temporary / name).read_bytes()) for name in (VECTORS, IDS)},
+            "files": {name: _stamp(temporary / name) for name in (VECTORS, IDS)},
         }
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
@@ -52,10 +54,10 @@ def read_index(folder: str | Path) -> tuple[dict, np.ndarray, np.ndarray, list[s
     """
     folder = Path(folder)
     manifest = _read_manifest(folder)
-    content = {name: _read_member(folder, name, stamp) for name, stamp in manifest["files"].items()}
+    members = {name: _verified(folder, name, stamp) for name, stamp in manifest["files"].items()}
     try:
-        tensors = load(content[VECTORS])
-        codes, camids, ids = tensors["codes"], tensors["camids"], json.loads(content[IDS])
+        tensors = load_file(members[VECTORS])
+        codes, camids, ids = tensors["codes"], tensors["camids"], json.loads(members[IDS].read_text())
     except Exception as error:  # whatever the parsers raise: the checksums were those of another program
         raise ValueError(f"{folder} is not a readable index: {error!r}") from error
     codec = lookup(CODECS, manifest["codec"], "index codec")
@@ -102,19 +104,19 @@ def _read_manifest(folder: Path) -> dict:
     return manifest
 
 
-def _read_member(folder: Path, name: str, stamp: dict) -> bytes:
+def _verified(folder: Path, name: str, stamp: dict) -> Path:
     path = inside(folder, name)
     if not path.is_file():
         raise FileNotFoundError(f"{folder / name} is missing: the index is not complete, copy the whole folder again")
-    content = path.read_bytes()
-    found = _stamp(content)
+    found = _stamp(path)
     if found != stamp:
         raise ValueError(
             f"{folder / name} is damaged: its size and checksum must be {stamp}, got {found}; "
             "copy the folder again or build the index again"
         )
-    return content
+    return path
 
 
-def _stamp(content: bytes) -> dict:
-    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+def _stamp(path: Path) -> dict:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

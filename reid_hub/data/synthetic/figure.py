@@ -1,18 +1,20 @@
 """Drawing a person from parts placed in the body's own space and seen under the pose's heading.
 
-Body space, in units of the stature: x to the person's left, y up from the ground, z forward. A heading h shows it at
-u = x cos h + z sin h to the image's right, nearer to the camera by d = z cos h - x sin h; parts are drawn from far to near.
+Body space, in units of the stature: x to the person's left, y up from the ground, z forward. Under a heading h
+a point is seen at u = x cos h + z sin h to the image's right and is nearer by d = z cos h - x sin h; parts are drawn
+from far to near.
 """
 
 from collections.abc import Callable
-from math import atan2, cos, hypot, pi, radians, sin
+from itertools import pairwise
+from math import cos, hypot, pi, radians, sin
 
 from PIL import Image, ImageDraw
 
 from .person import GARMENT_COLOURS, HAIR_COLOURS, RGB, SKIN_COLOURS, Person, Pose
+from .shapes import Pencil, Point, Surface, between, shade
 
 _SUPERSAMPLING = 2
-Point = tuple[float, float, float]
 
 
 def draw_person(
@@ -37,91 +39,15 @@ def draw_person(
         raise ValueError(f"image_size and stature must be positive, got {image_size} and {stature}")
     scale = _SUPERSAMPLING
     picture = Image.new("RGBA", (width * scale, height * scale))
-    pencil = _Pencil(
+    pencil = Pencil(
         ImageDraw.Draw(picture), centre * width * scale, feet * height * scale, stature * person.height * height * scale
     )
     _Figure(person, pose or Pose(), pencil).draw()
     return picture.reduce(scale)
 
 
-def _shade(colour: RGB, factor: float) -> RGB:
-    return tuple(min(255, round(channel * factor)) for channel in colour)
-
-
-def _between(start: Point, end: Point, share: float) -> Point:
-    return tuple(a + (b - a) * share for a, b in zip(start, end, strict=True))
-
-
-class _Pencil:
-    """Filled shapes with a darker rim, at (u, y) in statures."""
-
-    def __init__(self, draw: ImageDraw.ImageDraw, centre: float, ground: float, unit: float):
-        self.draw, self.centre, self.ground, self.unit = draw, centre, ground, unit
-
-    def at(self, u: float, y: float) -> tuple[float, float]:
-        return self.centre + u * self.unit, self.ground - y * self.unit
-
-    def polygon(self, points: list[tuple[float, float]], colour: RGB, rim: bool = False) -> None:
-        if len(points) > 2:
-            self.draw.polygon([self.at(*point) for point in points], colour, _shade(colour, 0.6) if rim else None)
-
-    def ball(self, u: float, y: float, radius: float, colour: RGB) -> None:
-        x, y = self.at(u, y)
-        radius *= self.unit
-        self.draw.ellipse((x - radius, y - radius, x + radius, y + radius), colour)
-
-    def limb(self, start: tuple[float, float], end: tuple[float, float], radii: tuple[float, float], colour: RGB) -> None:
-        """A tapered bar with round ends."""
-        along, up = end[0] - start[0], end[1] - start[1]
-        length = hypot(along, up) or 1.0
-        for grow, tone in ((0.006, _shade(colour, 0.6)), (0.0, colour)):
-            first, last = radii[0] + grow, radii[1] + grow
-            u, y = -up / length, along / length
-            self.ball(*start, first, tone)
-            self.ball(*end, last, tone)
-            self.polygon(
-                [
-                    (start[0] + u * first, start[1] + y * first),
-                    (end[0] + u * last, end[1] + y * last),
-                    (end[0] - u * last, end[1] - y * last),
-                    (start[0] - u * first, start[1] - y * first),
-                ],
-                tone,
-            )
-
-
-class _Surface:
-    """A body of elliptic sections about the vertical axis, as torso, skirt and head are.
-
-    `profile` lists (y, half breadth) from top to bottom; `depth` is front-to-back over breadth.
-    """
-
-    def __init__(self, profile: list[tuple[float, float]], depth: float, heading: float):
-        self.profile = profile
-        self.apparent = hypot(cos(heading), depth * sin(heading))
-        self.turn = atan2(depth * sin(heading), cos(heading))
-
-    def breadth(self, y: float) -> float:
-        for (top, wide), (low, narrow) in zip(self.profile, self.profile[1:], strict=False):
-            if y >= low:
-                return wide + (narrow - wide) * min(1.0, (top - y) / (top - low))
-        return self.profile[-1][1]
-
-    def patch(self, top: float, low: float, azimuth: float = 0, half_angle: float = 180) -> list[tuple[float, float]]:
-        """The visible outline of the patch between two heights, `half_angle` to both sides of `azimuth`, in degrees from
-        the front towards the person's left; empty if it is turned away."""
-        middle = (radians(azimuth) + self.turn + pi) % (2 * pi) - pi
-        left, right = max(middle - radians(half_angle), -pi / 2), min(middle + radians(half_angle), pi / 2)
-        if left >= right:
-            return []
-        heights = [top, *(y for y, _ in self.profile if low < y < top), low]
-        reach = [self.breadth(y) * self.apparent for y in heights]
-        edge = [(wide * sin(left), y) for wide, y in zip(reach, heights, strict=True)]
-        return edge + [(wide * sin(right), y) for wide, y in zip(reach, heights, strict=True)][::-1]
-
-
 class _Figure:
-    def __init__(self, person: Person, pose: Pose, pencil: _Pencil):
+    def __init__(self, person: Person, pose: Pose, pencil: Pencil):
         self.person, self.pose, self.pencil = person, pose, pencil
         self.heading = radians(pose.heading)
         self.cos, self.sin = cos(self.heading), sin(self.heading)
@@ -134,7 +60,7 @@ class _Figure:
         bulk = 1.1 if person.upper in ("jacket-open", "jacket-closed", "hoodie") else 1.0
         self.breadth = 0.104 * person.build * bulk
         hem = 0.27 if person.upper == "dress" else person.legs - 0.04
-        self.torso = _Surface(
+        self.torso = Surface(
             [
                 (0.85, 0.4 * self.breadth),
                 (0.825, 0.9 * self.breadth),
@@ -162,24 +88,39 @@ class _Figure:
     def depth(self, point: Point) -> float:
         return point[2] * self.cos - point[0] * self.sin
 
-    def limb(self, start: Point, end: Point, radii: tuple[float, float], colour: RGB) -> None:
-        self.pencil.limb(self.flat(start), self.flat(end), radii, colour)
+    def limb(self, *bars: tuple[Point, Point, float, float, RGB]) -> None:
+        """Joined bars (start, end, radius at either, colour) under one common rim."""
+        for grow, tone in ((0.006, 0.6), (0.0, 1.0)):
+            for start, end, first, last, colour in bars:
+                self.pencil.bar(self.flat(start), self.flat(end), (first + grow, last + grow), shade(colour, tone))
 
     def rings(self, start: Point, end: Point, radius: float, colour: RGB) -> None:
-        for share in (0.2, 0.55, 0.9):
-            band = _between(start, end, share - 0.07), _between(start, end, share + 0.07)
-            self.pencil.limb(*map(self.flat, band), (radius, radius), colour)
+        (u0, y0), (u1, y1) = self.flat(start), self.flat(end)
+        length = hypot(u1 - u0, y1 - y0) or 1.0
+        u, y = (y0 - y1) / length * radius, (u1 - u0) / length * radius
+        for share in (0.15, 0.5, 0.85):
+            band = [(u0 + (u1 - u0) * at, y0 + (y1 - y0) * at) for at in (share - 0.08, share + 0.08)]
+            corners = [(band[0][0] + u, band[0][1] + y), (band[1][0] + u, band[1][1] + y)]
+            self.pencil.polygon([*corners, (band[1][0] - u, band[1][1] - y), (band[0][0] - u, band[0][1] - y)], colour)
 
     def box(self, middle: Point, half: Point, colour: RGB) -> None:
         """An upright box; only its silhouette and a darker seam below the lid are drawn."""
         u, y = self.flat(middle)
         reach = half[0] * abs(self.cos) + half[2] * abs(self.sin)
         top, low, cut = y + half[1], y - half[1], 0.015
-        outline = [(-reach, low), (-reach, top - cut), (cut - reach, top), (reach - cut, top), (reach, top - cut), (reach, low)]
+        outline = [
+            (-reach, low),
+            (-reach, top - cut),
+            (cut - reach, top),
+            (reach - cut, top),
+            (reach, top - cut),
+            (reach, low),
+        ]
         self.pencil.polygon([(u + across, up) for across, up in outline], colour, rim=True)
         seam = y + 0.35 * half[1]
         self.pencil.polygon(
-            [(u - reach, seam), (u + reach, seam), (u + reach, seam - 0.008), (u - reach, seam - 0.008)], _shade(colour, 0.6)
+            [(u - reach, seam), (u + reach, seam), (u + reach, seam - 0.008), (u - reach, seam - 0.008)],
+            shade(colour, 0.6),
         )
 
     # Legs ------------------------------------------------------------------------------------------------------------
@@ -193,38 +134,37 @@ class _Figure:
         knee = (hip[0], hip[1] - length * cos(swing), length * sin(swing))
         ankle = (hip[0], knee[1] - length * cos(swing - bend), knee[2] + length * sin(swing - bend))
         # Always behind the torso's hem; the two legs among themselves by their distance.
-        order = -0.03 + 0.05 * self.depth(_between(hip, ankle, 0.7))
+        order = -0.03 + 0.05 * self.depth(between(hip, ankle, 0.7))
         self.parts.append((order, lambda: self.draw_leg(side, hip, knee, ankle)))
 
     def draw_leg(self, side: int, hip: Point, knee: Point, ankle: Point) -> None:
         person = self.person
         tone = 0.8 if self.depth(hip) < -0.02 else 1.0
-        skin, cloth, accent = (_shade(colour, tone) for colour in (self.skin, self.lower, self.lower_accent))
+        skin, cloth, accent = (shade(colour, tone) for colour in (self.skin, self.lower, self.lower_accent))
         covered = person.lower if person.upper != "dress" else "skirt"
-        thick = 0.05 * person.build, 0.038 * person.build, 0.03
         toe = (ankle[0], ankle[1] - 0.022, ankle[2] + 0.06)
-        self.limb((ankle[0], ankle[1] - 0.012, ankle[2] - 0.01), toe, (0.026, 0.02), _shade(GARMENT_COLOURS[person.shoes], tone))
-        bare = 0.037 * person.build, 0.033 * person.build, 0.022
-        if covered == "trousers":
-            self.limb(knee, ankle, thick[1:], accent if person.lower_pattern == "two-tone" else cloth)
-        else:
-            self.limb(knee, ankle, bare[1:], skin)
+        heel = (ankle[0], ankle[1] - 0.012, ankle[2] - 0.01)
+        self.limb((heel, toe, 0.026, 0.02, shade(GARMENT_COLOURS[person.shoes], tone)))
+        wide, middle, narrow = 0.05 * person.build, 0.038 * person.build, 0.03
         if covered == "skirt":
-            self.limb(hip, knee, bare[:2], skin)
+            self.limb((hip, knee, wide, middle, skin), (knee, ankle, middle * 0.9, 0.022, skin))
             return
-        self.limb(hip, knee, thick[:2], cloth)
         if covered == "shorts":
-            self.limb(knee, _between(knee, ankle, 0.12), (thick[1], thick[1]), cloth)
+            shin, below = (knee, ankle, middle * 0.85, 0.022, skin), between(knee, ankle, 0.15)
+            self.limb(shin)
+            self.limb((hip, knee, wide, middle, cloth), (knee, below, middle, middle, cloth))
+        else:
+            shin = accent if person.lower_pattern == "two-tone" else cloth
+            self.limb((knee, ankle, middle, narrow, shin), (hip, knee, wide, middle, cloth))
         end = ankle if covered == "trousers" else knee
         if person.lower_pattern == "checks":
             self.rings(hip, knee, 0.042 * person.build, accent)
             if covered == "trousers":
                 self.rings(knee, ankle, 0.034, accent)
         elif person.lower_pattern == "side-stripe" and -side * self.sin > -0.5:
-            outer = (side * 0.04 * person.build, 0.0, 0.0)
-            for start, stop in ((hip, knee), (knee, end)):
-                line = [tuple(map(sum, zip(point, outer, strict=True))) for point in (start, stop)]
-                self.limb(*line, (0.009, 0.009), accent)
+            line = [(x + side * 0.03 * person.build, y, z) for x, y, z in (hip, knee, end)]
+            for start, stop in pairwise(line):
+                self.pencil.bar(self.flat(start), self.flat(stop), (0.01, 0.008), accent)
 
     # Arms ------------------------------------------------------------------------------------------------------------
 
@@ -244,18 +184,16 @@ class _Figure:
     def draw_arm(self, shoulder: Point, elbow: Point, hand: Point) -> None:
         person = self.person
         tone = 0.8 if self.depth(shoulder) < -0.04 else 1.0
-        skin, cloth, accent = (_shade(colour, tone) for colour in (self.skin, self.upper, self.upper_accent))
+        skin, cloth, accent = (shade(colour, tone) for colour in (self.skin, self.upper, self.upper_accent))
         thick = 0.031 + 0.1 * (self.breadth - 0.1)
         self.pencil.ball(*self.flat(hand), 0.024, skin)
         if person.upper in ("t-shirt", "dress"):
-            self.limb(elbow, hand, (0.024, 0.02), skin)
-            self.limb(shoulder, elbow, (0.026, 0.024), skin)
-            sleeve = _between(shoulder, elbow, 0.6)
-            self.limb(shoulder, sleeve, (thick, thick), cloth)
+            sleeve = between(shoulder, elbow, 0.6)
+            self.limb((elbow, hand, 0.024, 0.02, skin), (shoulder, elbow, 0.026, 0.024, skin))
+            self.limb((shoulder, sleeve, thick, thick, cloth))
         else:
-            sleeve = elbow
-            self.limb(elbow, _between(elbow, hand, 0.9), (thick * 0.92, thick * 0.8), cloth)
-            self.limb(shoulder, elbow, (thick, thick * 0.92), cloth)
+            sleeve, cuff = elbow, between(elbow, hand, 0.9)
+            self.limb((elbow, cuff, thick * 0.92, thick * 0.8, cloth), (shoulder, elbow, thick, thick * 0.92, cloth))
         if person.upper_pattern in ("stripes", "checks"):
             self.rings(shoulder, sleeve, thick * 0.85, accent)
 
@@ -265,12 +203,16 @@ class _Figure:
         person, torso, pencil = self.person, self.torso, self.pencil
         low = torso.profile[-1][0]
         if person.lower == "skirt" and person.upper != "dress":
-            skirt = _Surface([(0.6, 0.8 * self.breadth), (person.legs, self.breadth), (0.28, 1.25 * self.breadth)], 0.75, self.heading)
+            skirt = Surface(
+                [(0.6, 0.8 * self.breadth), (person.legs, self.breadth), (0.28, 1.25 * self.breadth)],
+                0.75,
+                self.heading,
+            )
             pencil.polygon(skirt.patch(0.6, 0.28), self.lower, rim=True)
             self.decorate(skirt, person.legs, 0.28, person.lower_pattern, self.lower_accent)
         pencil.polygon(torso.patch(0.85, low), self.upper, rim=True)
         self.decorate(torso, 0.81, low, person.upper_pattern, self.upper_accent)
-        dark = _shade(self.upper, 0.55)
+        dark = shade(self.upper, 0.55)
         if person.upper == "jacket-open":
             pencil.polygon(torso.patch(0.83, low, 0, 30), dark)
             pencil.polygon(torso.patch(0.83, low, 0, 24), self.upper_accent)
@@ -278,14 +220,14 @@ class _Figure:
             pencil.polygon(torso.patch(0.83, low, 0, 4), dark)
             pencil.polygon(torso.patch(0.855, 0.815), dark)
         elif person.upper == "hoodie":
-            pencil.polygon(torso.patch(0.58, 0.5, 0, 42), _shade(self.upper, 0.75))
+            pencil.polygon(torso.patch(0.58, 0.5, 0, 42), shade(self.upper, 0.75))
         elif person.upper == "dress":
             pencil.polygon(torso.patch(0.6, 0.58), dark)
         if person.bag == "backpack":
             for azimuth in (-38, 38):
-                pencil.polygon(torso.patch(0.835, 0.6, azimuth, 8), _shade(self.bag, 0.85))
+                pencil.polygon(torso.patch(0.835, 0.6, azimuth, 8), shade(self.bag, 0.85))
 
-    def decorate(self, surface: _Surface, top: float, low: float, pattern: str, accent: RGB) -> None:
+    def decorate(self, surface: Surface, top: float, low: float, pattern: str, accent: RGB) -> None:
         if pattern in ("stripes", "checks"):
             step, thick = (0.075, 0.034) if pattern == "stripes" else (0.062, 0.016)
             for row in range(int((top - low) / step + 0.5)):
@@ -307,43 +249,46 @@ class _Figure:
         person = self.person
         self.parts.append((0.01, self.draw_head))
         hair = HAIR_COLOURS[person.hair_colour]
-        strands = {  # from, to, radii
-            "bob": ((0, 0.92, -0.02), (0, 0.86, -0.025), (0.06, 0.05)),
-            "long": ((0, 0.92, -0.03), (0, 0.74, -0.06), (0.058, 0.045)),
-            "ponytail": ((0, 0.95, -0.06), (0, 0.79, -0.1), (0.022, 0.016)),
-            "bun": ((0, 0.975, -0.045), (0, 0.985, -0.05), (0.03, 0.03)),
+        strands = {  # from, to, radius at either
+            "bob": ((0, 0.92, -0.02), (0, 0.86, -0.025), 0.062, 0.054),
+            "long": ((0, 0.92, -0.03), (0, 0.74, -0.06), 0.06, 0.048),
+            "ponytail": ((0, 0.95, -0.06), (0, 0.79, -0.1), 0.024, 0.018),
+            "bun": ((0, 0.975, -0.045), (0, 0.985, -0.05), 0.032, 0.032),
         }
         if person.hair in strands:
-            start, end, radii = strands[person.hair]
-            self.parts.append((self.depth(end), lambda: self.limb(start, end, radii, hair)))
+            strand = strands[person.hair]
+            self.parts.append((self.depth(strand[1]), lambda: self.limb((*strand, hair))))
         if person.upper == "hoodie":
             hood = (0, 0.84, -0.05)
-            self.parts.append((self.depth(hood), lambda: self.pencil.ball(*self.flat(hood), 0.06, _shade(self.upper, 0.8))))
+            self.parts.append(
+                (self.depth(hood), lambda: self.pencil.ball(*self.flat(hood), 0.06, shade(self.upper, 0.8)))
+            )
 
     def draw_head(self) -> None:
         person, pencil = self.person, self.pencil
         middle, half = 0.922, 0.072
         ring = [cos(pi * step / 10) for step in range(11)]
-        skull = _Surface([(middle + half * up, 0.056 * (1 - up * up) ** 0.5) for up in ring], 1.1, self.heading)
+        skull = Surface([(middle + half * up, 0.06 * (1 - up * up) ** 0.5) for up in ring], 1.1, self.heading)
         top, chin = middle + half, middle - half
-        self.limb((0, 0.82, 0), (0, 0.88, 0), (0.028, 0.026), _shade(self.skin, 0.85))
+        self.limb(((0, 0.82, 0), (0, 0.88, 0), 0.028, 0.026, shade(self.skin, 0.85)))
         pencil.polygon(skull.patch(top, chin), self.skin, rim=True)
         if person.hair != "bald":
             hair = HAIR_COLOURS[person.hair_colour]
             pencil.polygon(skull.patch(top, 0.955), hair)
-            pencil.polygon(skull.patch(0.956, 0.88, 180, 112), hair)
+            for azimuth in (-125, 125):
+                pencil.polygon(skull.patch(0.956, 0.88, azimuth, 56), hair)
         for azimuth in (-24, 24):
             pencil.polygon(skull.patch(0.925, 0.913, azimuth, 6), (40, 32, 30))
         if person.hat != "none":
             hat = GARMENT_COLOURS[person.hat_colour]
-            cover = _Surface([(y + 0.006, wide * 1.08) for y, wide in skull.profile], 1.1, self.heading)
+            cover = Surface([(y + 0.006, wide * 1.08) for y, wide in skull.profile], 1.1, self.heading)
             pencil.polygon(cover.patch(top + 0.006, 0.95), hat, rim=True)
             if person.hat == "beanie":
-                pencil.polygon(cover.patch(0.965, 0.94), _shade(hat, 0.7))
+                pencil.polygon(cover.patch(0.965, 0.94), shade(hat, 0.7))
             else:
                 corners = [(-0.05, 0.962, 0.02), (-0.03, 0.948, 0.115), (0.03, 0.948, 0.115), (0.05, 0.962, 0.02)]
                 if self.cos > -0.5:
-                    pencil.polygon([self.flat(corner) for corner in corners], _shade(hat, 0.7))
+                    pencil.polygon([self.flat(corner) for corner in corners], shade(hat, 0.7))
 
     # Bags ------------------------------------------------------------------------------------------------------------
 
@@ -367,13 +312,12 @@ class _Figure:
             self.parts.append((self.depth(middle), lambda: self.draw_trolley(hand, middle)))
 
     def draw_strap(self, points: list[Point]) -> None:
-        for start, end in zip(points, points[1:], strict=False):
-            self.limb(start, end, (0.01, 0.01), _shade(self.bag, 0.85))
+        self.limb(*((start, end, 0.01, 0.01, shade(self.bag, 0.85)) for start, end in pairwise(points)))
 
     def draw_handbag(self, hand: Point, middle: Point) -> None:
         self.box(middle, (0.03, 0.06, 0.075), self.bag)
-        self.limb(hand, (middle[0], middle[1] + 0.06, middle[2]), (0.012, 0.012), _shade(self.bag, 0.7))
+        self.limb((hand, (middle[0], middle[1] + 0.06, middle[2]), 0.01, 0.014, shade(self.bag, 0.75)))
 
     def draw_trolley(self, hand: Point, middle: Point) -> None:
-        self.limb(hand, (middle[0], 0.26, middle[2]), (0.006, 0.006), (90, 92, 96))
+        self.limb((hand, (middle[0], 0.26, middle[2]), 0.006, 0.006, (90, 92, 96)))
         self.box(middle, (0.08, 0.12, 0.05), self.bag)

@@ -9,7 +9,7 @@ from ...registry import lookup
 
 RGB = tuple[int, int, int]
 
-# A small palette on purpose: with few colours many identities share one, and only layout, pattern, bag and shape differ.
+# A small palette on purpose: many identities share a colour and differ in layout, pattern, bag and shape only.
 GARMENT_COLOURS: dict[str, RGB] = {
     "black": (34, 34, 40),
     "grey": (126, 128, 132),
@@ -75,7 +75,7 @@ _COMMON = {  # how often each choice is met in the street; a trait that is not l
 
 @dataclass(frozen=True)
 class Person:
-    """One identity. Everything an image shows besides it (pose, camera, place, light, occlusion) changes from image to image.
+    """One identity. All else an image shows (pose, camera, place, light, occlusion) changes from image to image.
 
     `height` and `build` are relative to the average stature and breadth, `waist` is waist over chest breadth and `legs`
     the hip's height over the stature (limits in `RANGES`); all else is a name out of `CHOICES`. `bag_side` is the
@@ -130,8 +130,10 @@ class Person:
 
 @dataclass(frozen=True)
 class Pose:
-    """How a person is met: `heading` in degrees (see `VIEWS`: 0 walks towards the camera, 90 towards the image's right),
-    `phase` of the step in [0, 1), `stride` from 0 (standing) to 1, and how far the right arm is `raised`, 0 to 1.
+    """How a person is met.
+
+    `heading` in degrees (see `VIEWS`: 0 walks towards the camera, 90 towards the image's right), `phase` of the step in
+    [0, 1], `stride` from 0 (standing) to 1, and how far the right arm is `raised`, from 0 to 1.
 
     Raises:
         ValueError: if a number lies outside of these limits.
