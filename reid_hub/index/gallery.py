@@ -185,16 +185,17 @@ class GalleryIndex:
             ValueError: if it is not an index, was cut short or changed, or has another fingerprint.
         """
         manifest, codes, camids, ids = read_index(folder)
-        if fingerprint is not None and manifest["fingerprint"] != fingerprint:
+        made_with = manifest.get("fingerprint")
+        if fingerprint is not None and made_with != fingerprint:
             raise ValueError(
-                f"the index in {folder} was made with {manifest['fingerprint']!r}, not with {fingerprint!r}: "
+                f"the index in {folder} was made with {made_with!r}, not with {fingerprint!r}: "
                 "distances between different models mean nothing; embed the gallery again, or load its own model"
             )
         index = cls(
             manifest["dim"],
             manifest["codec"],
             manifest["metric"],
-            fingerprint=manifest["fingerprint"],
+            fingerprint=made_with,
             backend=backend,
         )
         index._codes, index._camids, index._ids = codes, camids, ids

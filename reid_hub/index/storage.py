@@ -1,7 +1,7 @@
 """The folder of a saved index: `manifest.json`, `vectors.safetensors`, `ids.json`.
 
-The manifest says what the index is and holds the size and SHA-256 of the two other files, so that a folder that
-was cut short, altered or mixed from two indexes is refused instead of answering wrongly.
+The manifest says what the index is and holds the size and SHA-256 of the two other files and the SHA-256 of itself,
+so that a folder that was cut short, damaged or mixed from two indexes is refused instead of answering wrongly.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ def write_index(folder: str | Path, settings: dict, codes: np.ndarray, camids: n
             "count": len(ids),
             "files": {name: _stamp(temporary / name) for name in (VECTORS, IDS)},
         }
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        (temporary / MANIFEST).write_text(json.dumps({**manifest, "sha256": _digest(manifest)}, indent=2) + "\n")
 
 
 def read_index(folder: str | Path) -> tuple[dict, np.ndarray, np.ndarray, list[str]]:
@@ -95,8 +95,12 @@ def _read_manifest(folder: Path) -> dict:
     for key, kind in KEYS.items():
         if not isinstance(manifest.get(key), kind):
             raise ValueError(f"{path}: {key!r} must be of type {kind.__name__}, got {manifest.get(key)!r}")
-    if not isinstance(manifest.setdefault("fingerprint", None), str | None):
+    if not isinstance(manifest.get("fingerprint"), str | None):
         raise ValueError(f"{path}: 'fingerprint' must be a string or null, got {manifest['fingerprint']!r}")
+    if manifest.pop("sha256", None) != _digest(manifest):
+        raise ValueError(
+            f"{path} is damaged: it does not fit its own checksum; copy the folder or build the index again"
+        )
     for name in manifest["files"]:
         inside(folder, name)
     if set(manifest["files"]) != {VECTORS, IDS}:
@@ -115,6 +119,10 @@ def _verified(folder: Path, name: str, stamp: dict) -> Path:
             "copy the folder again or build the index again"
         )
     return path
+
+
+def _digest(manifest: dict) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _stamp(path: Path) -> dict:
