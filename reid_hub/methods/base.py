@@ -1,0 +1,45 @@
+"""What every training method is: a `ReIDModel` together with the parts that only training needs."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from reid_hub.models import ReIDModel
+
+
+class Method(nn.Module):
+    """A model being trained. Calling it gives a loss; `export` gives the model alone.
+
+    Works as the model of `transformers.Trainer` and in a plain Accelerate loop. It deliberately has no `config`
+    attribute: the Trainer would write its own settings into it, and the exported model would carry them.
+
+    Attributes:
+        model: the model being trained.
+        citation: BibTeX of the method, for the model card.
+    """
+
+    citation: str = ""
+
+    def __init__(self, model: ReIDModel):
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, pixel_values: Tensor, pids: Tensor, camids: Tensor | None = None, indices: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """One batch: (B, 3, H, W), (B,), (B,) and (B,) -> "loss" to minimise and its unweighted parts, all scalars."""
+        raise NotImplementedError
+
+    def export(self) -> ReIDModel:
+        """The trained model without anything that only training needed."""
+        return self.model
+
+
+@torch.no_grad()
+def gather_batch(tensor: Tensor) -> Tensor:
+    """The rows of all processes, one after another, (B, ...) -> (B * processes, ...), without gradient."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return tensor
+    rows = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(rows, tensor.contiguous())
+    return torch.cat(rows)

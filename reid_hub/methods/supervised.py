@@ -1,0 +1,88 @@
+"""Training with identity labels: a classifier on the neck's output, a metric loss on the features in front of it."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reid_hub.losses import METRIC_LOSSES, center_loss, identity_loss, move_centers
+from reid_hub.losses.distances import at_least_float32
+from reid_hub.methods.base import Method, gather_batch
+from reid_hub.models import ReIDModel
+from reid_hub.registry import lookup
+
+
+class SupervisedMethod(Method):
+    """Identity classification plus metric losses: "Bag of Tricks" (arXiv:1903.07071) and its relatives.
+
+    Args:
+        model: trained in place.
+        num_ids: identities of the training set; pids run over 0..num_ids-1.
+        label_smoothing: of the classification target.
+        metric: "triplet", "circle" or None; on the features in front of the neck, weight 1 like the classification.
+        metric_options: keyword arguments of that loss.
+        center_weight: of the center loss; 0 leaves it and its centers out.
+        center_lr: step of the centers, which follow the published rule after every training batch (all processes
+            together) and are no business of the optimiser.
+        classifier_bias: BoT's classifier has none, the plain softmax baselines have one.
+
+    Raises:
+        ValueError: for an unknown metric loss or option of it, or fewer than two identities.
+    """
+
+    citation = """@inproceedings{luo2019bag,
+  title={Bag of Tricks and a Strong Baseline for Deep Person Re-Identification},
+  author={Luo, Hao and Gu, Youzhi and Liao, Xingyu and Lai, Shenqi and Jiang, Wei},
+  booktitle={CVPR Workshops},
+  year={2019}
+}"""
+
+    def __init__(
+        self,
+        model: ReIDModel,
+        num_ids: int,
+        *,
+        label_smoothing: float = 0.1,
+        metric: str | None = "triplet",
+        metric_options: Mapping[str, Any] | None = None,
+        center_weight: float = 0.0,
+        center_lr: float = 0.5,
+        classifier_bias: bool = False,
+    ):
+        super().__init__(model)
+        if num_ids < 2:
+            raise ValueError(f"training needs at least 2 identities, got {num_ids}: check the training split")
+        if metric is not None:
+            parameters = inspect.signature(lookup(METRIC_LOSSES, metric, "metric loss")).parameters
+            for option in metric_options or {}:
+                lookup(parameters, option, f"option of the {metric} loss")
+        self.label_smoothing, self.metric, self.metric_options = label_smoothing, metric, dict(metric_options or {})
+        self.center_weight, self.center_lr = center_weight, center_lr
+        self.classifier = nn.Linear(model.embedding_dim, num_ids, bias=classifier_bias)
+        nn.init.normal_(self.classifier.weight, std=0.001)
+        if classifier_bias:
+            nn.init.zeros_(self.classifier.bias)
+        if center_weight:
+            self.register_buffer("centers", torch.randn(num_ids, model.feature_dim))
+
+    def forward(
+        self, pixel_values: Tensor, pids: Tensor, camids: Tensor | None = None, indices: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        output = self.model(pixel_values)
+        identity = identity_loss(self.classifier(output.embeddings), pids, self.label_smoothing)
+        loss, parts = identity, {"identity": identity}
+        if self.metric is not None:
+            parts[self.metric] = METRIC_LOSSES[self.metric](output.features, pids, **self.metric_options)
+            loss = loss + parts[self.metric]
+        if self.center_weight:
+            parts["center"] = center_loss(output.features, self.centers, pids)
+            loss = loss + self.center_weight * parts["center"]
+            if self.training:
+                self._move_centers(output.features.detach(), pids)
+        return {"loss": loss, **parts}
+
+    def _move_centers(self, features: Tensor, pids: Tensor) -> None:
+        features, pids = gather_batch(at_least_float32(features)), gather_batch(pids)
+        self.centers.copy_(move_centers(features, self.centers, pids, self.center_lr))

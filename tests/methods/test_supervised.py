@@ -1,0 +1,125 @@
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from reid_hub import ReIDConfig, ReIDModel
+from reid_hub.losses import batch_hard_triplet_loss, circle_loss
+from reid_hub.methods import METHODS, SupervisedMethod
+
+TINY = {
+    "backbone_config": {
+        "model_type": "resnet", "embedding_size": 4, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic",
+    },
+    "image_size": (32, 16),
+}  # fmt: skip
+PIDS = torch.tensor([0, 0, 1, 1, 3, 3])
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return ReIDModel(ReIDConfig(**TINY)).train()
+
+
+@pytest.fixture
+def pixels():
+    return torch.randn(6, 3, 32, 16, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_gives_a_loss_with_its_parts_and_exports_the_model_alone(name, model, pixels):
+    method = METHODS[name](model, 4)
+    outputs = method(pixels, PIDS, camids=PIDS, indices=PIDS)
+    assert outputs["loss"].requires_grad
+    assert all(value.ndim == 0 for value in outputs.values())
+    assert len(outputs) > 1
+    assert type(method.export()) is ReIDModel
+    assert "@" in method.citation
+    assert not hasattr(method, "config")  # the Trainer would write its settings into it
+
+
+def test_loss_is_the_published_sum(model, pixels):
+    method = SupervisedMethod(model, 4, label_smoothing=0.1, metric_options={"margin": 0.3}, center_weight=5e-4)
+    centers = method.centers.clone()
+    reference = copy.deepcopy(model)
+    outputs = method(pixels, PIDS)
+    features = reference.pooling(reference.backbone(pixels))
+    logits = F.batch_norm(features, None, None, reference.neck.weight, None, True) @ method.classifier.weight.T
+    target = F.one_hot(PIDS, 4) * 0.9 + 0.1 / 4
+    identity = -(target * logits.log_softmax(1)).sum(1).mean()
+    triplet = batch_hard_triplet_loss(features, PIDS, margin=0.3)
+    center = (features - centers[PIDS]).square().sum(1).mean()
+    torch.testing.assert_close(outputs["identity"], identity)
+    torch.testing.assert_close(outputs["triplet"], triplet)
+    torch.testing.assert_close(outputs["center"], center)
+    torch.testing.assert_close(outputs["loss"], identity + triplet + 5e-4 * center)
+
+
+def test_classifier_starts_small_and_biased_only_on_request(model):
+    plain, biased = SupervisedMethod(model, 500), SupervisedMethod(model, 500, classifier_bias=True)
+    assert plain.classifier.bias is None
+    assert torch.equal(biased.classifier.bias, torch.zeros(500))
+    assert plain.classifier.weight.std().item() == pytest.approx(0.001, rel=0.05)
+
+
+def test_metric_loss_is_the_named_one_or_none(model, pixels):
+    reference = copy.deepcopy(model)
+    outputs = SupervisedMethod(model, 4, metric="circle", metric_options={"gamma": 32.0})(pixels, PIDS)
+    expected = circle_loss(reference(pixels).features, PIDS, gamma=32.0)
+    torch.testing.assert_close(outputs["circle"], expected)
+    alone = SupervisedMethod(model, 4, metric=None)(pixels, PIDS)
+    assert set(alone) == {"loss", "identity"}
+    assert torch.equal(alone["loss"], alone["identity"])
+
+
+def test_centers_follow_sgd_on_the_unweighted_center_loss_over_training(model, pixels):
+    method = SupervisedMethod(model, 4, center_weight=5e-4)
+    centers = nn.Parameter(method.centers.clone())
+    center_sgd = torch.optim.SGD([centers], lr=0.5)
+    optimiser = torch.optim.SGD(method.parameters(), lr=0.1)
+    for step in range(4):
+        batch = pixels.roll(step, 0)
+        features = copy.deepcopy(method.model)(batch).features.detach()
+        center_sgd.zero_grad()
+        (features - centers[PIDS]).square().sum(1).mean().backward()
+        center_sgd.step()
+        optimiser.zero_grad()
+        method(batch, PIDS)["loss"].backward()
+        optimiser.step()
+        torch.testing.assert_close(method.centers, centers.detach(), rtol=1e-5, atol=1e-6)
+    assert "centers" in method.state_dict()
+    assert "centers" not in dict(method.named_parameters())
+
+
+def test_evaluation_leaves_the_training_state_alone(model, pixels):
+    method = SupervisedMethod(model, 4, center_weight=5e-4).eval()
+    before = copy.deepcopy(method.state_dict())
+    method(pixels, PIDS)
+    method.export()(pixels)
+    for name, tensor in method.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_bfloat16_autocast_trains_and_keeps_the_losses_in_float32(model, pixels):
+    method = SupervisedMethod(model, 4, center_weight=5e-4)
+    exact = copy.deepcopy(method)(pixels, PIDS)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = method(pixels, PIDS)
+    outputs["loss"].backward()
+    assert all(torch.isfinite(p.grad).all() for p in method.parameters())
+    assert method.centers.dtype == torch.float32
+    for name, value in outputs.items():
+        assert value.dtype == torch.float32
+        assert value.item() == pytest.approx(exact[name].item(), rel=0.1), name
+
+
+def test_wrong_options_stop_at_once(model):
+    with pytest.raises(ValueError, match="did you mean 'triplet'"):
+        SupervisedMethod(model, 4, metric="triple")
+    with pytest.raises(ValueError, match="did you mean 'margin'"):
+        SupervisedMethod(model, 4, metric_options={"margn": 1})
+    with pytest.raises(ValueError, match="at least 2 identities"):
+        SupervisedMethod(model, 1)
