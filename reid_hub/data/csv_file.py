@@ -1,0 +1,82 @@
+"""A user's own pictures, listed in a csv file."""
+
+import csv
+from pathlib import Path
+
+from reid_hub.data.layouts import check_pairs, number_pids, number_values, split_by_identity
+from reid_hub.data.records import NO_CAMERA, DatasetSpec, Record, Scan
+from reid_hub.files import inside
+
+SPLITS = ("train", "query", "gallery")
+COLUMNS = ("path", "pid", "camid", "split")
+
+
+def scan(data_dir: Path, *, root: str | Path | None = None, seed: int = 0) -> Scan:
+    """Read a csv file with a header: path and pid, and if known camid and split.
+
+    Args:
+        root: what the paths are relative to; the folder of the csv file if not given. No path may leave it.
+        seed: draws the split where there is no column split.
+    """
+    file = Path(data_dir).expanduser().resolve()
+    if not file.is_file():
+        raise FileNotFoundError(f"the data set 'csv' needs the path of a csv file as data_dir, got {file}")
+    base = Path(root).expanduser().resolve() if root else file.parent
+    rows = _rows(file)
+    pids = number_pids([row["pid"] for row in rows])
+    camids = _camids([row.get("camid") or "" for row in rows])
+    records = []
+    for row in rows:
+        path = inside(base, row["path"])
+        if not path.is_file():
+            raise FileNotFoundError(f"{file} lists {row['path']}, which is not in {base}; correct it or give root=")
+        records.append(Record(path.relative_to(base).as_posix(), pids[row["pid"]], camids[row.get("camid") or ""]))
+    if "split" not in rows[0]:
+        return Scan(base, split_by_identity(records, seed))
+    splits: dict[str, list[Record]] = {}
+    for split in SPLITS:
+        members = [record for record, row in zip(records, rows, strict=True) if row["split"] == split]
+        if members:
+            splits[split] = members
+    check_pairs(splits, file, {split: f"rows with split {split}" for split in SPLITS})
+    return Scan(base, splits)
+
+
+def _rows(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="", encoding="utf-8-sig") as stream:
+        reader = csv.DictReader(stream, skipinitialspace=True)
+        header = [name.strip() for name in reader.fieldnames or []]
+        reader.fieldnames = header
+        if not {"path", "pid"} <= set(header) or not set(header) <= set(COLUMNS):
+            raise ValueError(f"{file} must have the columns path, pid and may have camid, split; got {header}")
+        rows = [{key: (value or "").strip() for key, value in row.items() if key} for row in reader]
+    if not rows:
+        raise ValueError(f"{file} lists no pictures; add a row per picture below the header")
+    for number, row in enumerate(rows, start=2):
+        if not row["path"] or not row["pid"]:
+            raise ValueError(f"{file}, line {number}: path and pid must not be empty, got {row}")
+        if "split" in row and row["split"] not in SPLITS:
+            raise ValueError(f"{file}, line {number}: split must be train, query or gallery, got {row['split']!r}")
+    return rows
+
+
+def _camids(values: list[str]) -> dict[str, int]:
+    """Whole numbers are kept, other names are numbered from 0; an empty cell is an unknown camera."""
+    known = [value for value in values if value]
+    if all(value.lstrip("-").isdigit() for value in known):
+        return {"": NO_CAMERA, **{value: int(value) for value in known}}
+    return {"": NO_CAMERA, **number_values(known)}
+
+
+SPEC = DatasetSpec(
+    name="csv",
+    title="Own pictures listed in a csv file",
+    homepage="",
+    licence="yours to state",
+    citation="",
+    layout="a csv file with the columns path, pid and, if known, camid and split (train, query or gallery)",
+    scan=scan,
+    notes="Without a column split half of the people train and the others test, drawn with seed. Paths are relative to "
+    "the csv file's folder or to root=. pids and camids that are whole numbers are kept, other names are numbered.",
+    redistributable=True,
+)

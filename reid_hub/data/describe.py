@@ -1,0 +1,77 @@
+"""What a data set holds, and what in it cannot be trained on or scored."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from reid_hub.data.records import DISTRACTOR, JUNK, NO_CAMERA
+
+
+def camera_note(splits: Mapping[str, Any]) -> str | None:
+    """Say what missing camera ids mean for an evaluation on these splits; None where every camera is known.
+
+    `splits` maps split names to data sets with a column camid; only query and gallery matter.
+    """
+    camids = [np.asarray(splits[split]["camid"]) for split in ("query", "gallery") if split in splits]
+    unknown = sum(int((c == NO_CAMERA).sum()) for c in camids)
+    if unknown == 0:
+        return None
+    total = sum(map(len, camids))
+    some = "No test picture has" if unknown == total else f"{unknown:,} of {total:,} test pictures do not have"
+    return (
+        f"{some} a camera id: the rule that leaves out gallery pictures of the query's own person and camera cannot be "
+        "applied to them. Near-copies from the same camera count as hits, so the figures are higher than those of a "
+        "cross-camera protocol and not comparable with them."
+    )
+
+
+def describe_splits(splits: Mapping[str, Any]) -> dict[str, Any]:
+    """Count what there is, and what training or evaluation will have to skip.
+
+    For every split: images, identities (neither junk nor distractors), distractors (pictures of people that no query
+    shows), cameras, and single_image_ids / single_camera_ids, the identities with one picture / one known camera.
+    Beside them queries_without_true_match, which an evaluation leaves out, and camera_note.
+
+    `splits` maps split names to data sets with columns pid and camid.
+    """
+    columns = {name: (np.asarray(split["pid"]), np.asarray(split["camid"])) for name, split in splits.items()}
+    query_pids = columns["query"][0] if "query" in columns else np.empty(0, np.int64)
+    report: dict[str, Any] = {}
+    for name, (pids, camids) in columns.items():
+        people = pids != JUNK
+        if name == "gallery" and DISTRACTOR not in query_pids:
+            people &= pids != DISTRACTOR
+        report[name] = {
+            "images": len(pids),
+            "identities": len(np.unique(pids[people])),
+            "distractors": int((~np.isin(pids, query_pids)).sum()) if name == "gallery" else 0,
+            "cameras": len(np.unique(camids[camids != NO_CAMERA])),
+            **_singles(pids[people], camids[people]),
+        }
+    if {"query", "gallery"} <= columns.keys():
+        report["queries_without_true_match"] = _unmatched(*columns["query"], *columns["gallery"])
+    report["camera_note"] = camera_note(splits)
+    return report
+
+
+def _singles(pids: np.ndarray, camids: np.ndarray) -> dict[str, int]:
+    known = camids != NO_CAMERA
+    cameras_seen = np.unique(np.stack([pids[known], camids[known]]), axis=1)[0]
+    return {
+        "single_image_ids": int((np.unique(pids, return_counts=True)[1] == 1).sum()),
+        "single_camera_ids": int((np.unique(cameras_seen, return_counts=True)[1] == 1).sum()),
+    }
+
+
+def _unmatched(
+    query_pids: np.ndarray, query_camids: np.ndarray, gallery_pids: np.ndarray, gallery_camids: np.ndarray
+) -> int:
+    """Queries whose person is in the gallery nowhere, or only under the query's own (known) camera."""
+    codes = np.unique(np.concatenate([query_pids, gallery_pids]))
+    width = int(max(query_camids.max(initial=0), gallery_camids.max(initial=0))) + 2
+    query, gallery = np.searchsorted(codes, query_pids), np.searchsorted(codes, gallery_pids)
+    images = np.bincount(gallery, minlength=len(codes))
+    per_camera = np.bincount(gallery * width + gallery_camids + 1, minlength=len(codes) * width)
+    own_camera = np.where(query_camids == NO_CAMERA, 0, per_camera[query * width + query_camids + 1])
+    return int((images[query] - own_camera == 0).sum())

@@ -1,0 +1,138 @@
+"""Data sets in repositories of the Hub: pushing all splits with a card, loading them back."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import datasets
+
+SPLITS = ("train", "query", "gallery", "test")
+REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def push_reid_dataset(splits: "Mapping[str, datasets.Dataset]", repo_id: str, *, private: bool = True) -> str:
+    """Push all splits to a data set repository, with a card that names the licence, and return its address.
+
+    The pictures themselves are uploaded. Splits that the repository had before and that are not given are dropped.
+
+    Raises:
+        ValueError: if the data set's terms forbid what would be published, or the repository is public while
+            `private` is set.
+    """
+    import datasets
+    from huggingface_hub import DatasetCard, HfApi
+
+    from reid_hub.data.datasets import DATASETS
+
+    splits = datasets.DatasetDict(splits)
+    _check_columns(splits, "the splits")
+    info = next(iter(splits.values())).info
+    spec = DATASETS.get(info.dataset_name or "")
+    if not private and spec is not None and not spec.redistributable:
+        raise ValueError(f"{spec.title} must not be published (terms: {spec.licence}); push it with private=True")
+    api = HfApi()
+    url = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+    if private and not api.repo_info(url.repo_id, repo_type="dataset").private:
+        raise ValueError(f"{url.repo_id} exists and is public: make it private first, or push with private=False")
+    # The card goes first, so that the pictures are at no time there without their terms; the library then adds the
+    # list of splits to it.
+    DatasetCard(_card(splits, info, url.repo_id)).push_to_hub(url.repo_id, repo_type="dataset")
+    splits.push_to_hub(url.repo_id, private=private)
+    return str(url)
+
+
+def load_from_hub(
+    name: str,
+    data_dir: str | Path | None,
+    *,
+    streaming: bool,
+    cache_dir: str | Path | None,
+    **options: Any,
+) -> "datasets.DatasetDict | datasets.IterableDatasetDict":
+    """Load what `push_reid_dataset` wrote; see `load_reid_dataset`."""
+    import datasets
+    from datasets.exceptions import DatasetNotFoundError
+
+    from reid_hub.data.datasets import DATASETS, check_options
+
+    if Path(name).exists() or not REPO_ID.fullmatch(name):
+        raise ValueError(
+            f"a data set is named by one of {', '.join(sorted(DATASETS))}, or namespace/name on the Hub; got {name!r}. "
+            f"A folder is given as data_dir, e.g. load_reid_dataset('image_folder', {name!r})"
+        )
+    if data_dir is not None:
+        raise ValueError(f"{name!r} is a data set on the Hub, which takes no data_dir; got {str(data_dir)!r}")
+    check_options(name, options, ("revision", "token"))
+    try:
+        splits = datasets.load_dataset(
+            name, streaming=streaming, cache_dir=None if cache_dir is None else str(cache_dir), **options
+        )
+    except DatasetNotFoundError as error:
+        raise FileNotFoundError(
+            f"there is no data set {name!r} on the Hub that you may read; check the name, and for a private one log in "
+            f"(hf auth login) or pass token=. The Hub said: {error}"
+        ) from error
+    _check_columns(splits, name)
+    return splits
+
+
+def _check_columns(splits: "Mapping[str, Any]", name: str) -> None:
+    """Stop unless every split has the columns of a re-identification (or of a classification) set."""
+    from reid_hub.data.builder import REID_FEATURES
+
+    for split, dataset in splits.items():
+        if split not in SPLITS:
+            raise ValueError(f"{name} has a split {split!r}; a re-identification data set has {', '.join(SPLITS)}")
+        features = dict(dataset.features or {})
+        if set(features) == {"image", "label"}:
+            continue
+        wrong = [column for column, feature in REID_FEATURES.items() if features.get(column) != feature]
+        if wrong:
+            raise ValueError(
+                f"{name}, split {split}: the columns must be {dict(REID_FEATURES)}, got {features}; rename or cast "
+                f"{', '.join(wrong)} and push again with push_reid_dataset"
+            )
+
+
+def _card(splits: "datasets.DatasetDict", info: "datasets.DatasetInfo", repo_id: str) -> str:
+    rows = "\n".join(f"| {split} | {len(dataset):,} |" for split, dataset in splits.items())
+    citation = f"\n## Citation\n\n```bibtex\n{info.citation.strip()}\n```\n" if info.citation else ""
+    homepage = f"\nHome page: {info.homepage}\n" if info.homepage else ""
+    licence = info.license or "not stated"
+    known = "apache-2.0" if licence == "Apache-2.0" else "other"
+    name = f"\nlicense_name: {_slug(licence)}" if known == "other" else ""
+    return f"""---
+license: {known}{name}
+task_categories:
+- image-feature-extraction
+tags:
+- person-re-identification
+---
+
+# {info.dataset_name or "Person re-identification data"}
+
+{info.description}
+{homepage}
+## Licence and terms
+
+{licence}
+
+The pictures show people. Whoever loads them is bound by these terms, and by the law on personal data.
+
+| split | images |
+|---|---|
+{rows}
+
+```python
+from reid_hub import load_reid_dataset
+
+splits = load_reid_dataset("{repo_id}")
+```
+{citation}"""
+
+
+def _slug(text: str) -> str:
+    words = "".join(c if c.isalnum() else " " for c in text.lower()).split()
+    return "-".join(words)[:60]

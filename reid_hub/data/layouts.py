@@ -1,0 +1,176 @@
+"""Reading folders of pictures: finding the root, listing, parsing file names, splitting by identity."""
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from reid_hub.data.records import JUNK, NO_CAMERA, Record, Scan
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+SPLIT_FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
+
+
+def find_root(
+    data_dir: str | Path, nested: Sequence[str], required: Sequence[str] = (), any_of: Sequence[str] = ()
+) -> Path:
+    """Return `data_dir`, or the folder of one of the `nested` names below it, that has the layout.
+
+    That is all `required` entries and, where given, at least one of `any_of`.
+
+    Raises:
+        FileNotFoundError: naming what was expected and what was found.
+    """
+    data_dir = Path(data_dir).expanduser().resolve()
+    for root in (data_dir, *(data_dir / name for name in nested)):
+        complete = all((root / entry).exists() for entry in required)
+        if complete and (not any_of or any((root / entry).exists() for entry in any_of)):
+            return root
+    raise wrong_layout(data_dir, nested, [*required, *any_of])
+
+
+def wrong_layout(data_dir: Path, nested: Sequence[str], expected: Sequence[str]) -> FileNotFoundError:
+    """The error for a folder that is not what the data set needs, saying what was expected and what was found."""
+    if not data_dir.is_dir():
+        found = "which is a file" if data_dir.exists() else "which does not exist"
+    else:
+        entries = sorted(os.listdir(data_dir))
+        shown = ", ".join(entries[:10]) + (", ..." if len(entries) > 10 else "")
+        found = f"which holds {shown}" if entries else "which is empty"
+    below = f" (or in a folder {' or '.join(nested)} there)" if nested else ""
+    return FileNotFoundError(
+        f"expected {', '.join(expected)} in {data_dir}{below}, {found}; give the folder the data set was unpacked to"
+    )
+
+
+def list_images(folder: Path, recursive: bool = False) -> list[str]:
+    """Names of the pictures in a folder, or posix paths below it when recursive; sorted, hidden files left out.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    if recursive:
+        names = [
+            Path(parent, name).relative_to(folder).as_posix()
+            for parent, folders, files in os.walk(folder, followlinks=True)
+            for name in files
+        ]
+    else:
+        names = os.listdir(folder)
+    # macOS leaves "._name.jpg" beside every file it unpacks, Windows Thumbs.db.
+    images = sorted(n for n in names if Path(n).suffix.lower() in SUFFIXES and not Path(n).name.startswith("."))
+    if not images:
+        raise FileNotFoundError(f"no pictures ({', '.join(sorted(SUFFIXES))}) in {folder}; was it unpacked completely?")
+    return images
+
+
+MARKET_NAME = re.compile(r"^(-?\d+)_c(\d+)")
+
+
+def scan_market_layout(data_dir: str | Path, nested: Sequence[str]) -> Scan:
+    """Read the folders of Market-1501's layout that exist: bounding_box_train, query, bounding_box_test.
+
+    File names begin with person and camera, `0002_c1s1_000451_03.jpg`; cameras count from 1 there and from 0 here.
+
+    Raises:
+        FileNotFoundError: if there is neither a training set nor a query with its gallery.
+        ValueError: if a file name does not follow the rule.
+    """
+    root = find_root(data_dir, nested, any_of=list(SPLIT_FOLDERS.values()))
+    folders = {split: folder for split, folder in SPLIT_FOLDERS.items() if (root / folder).is_dir()}
+    check_pairs(folders, root, SPLIT_FOLDERS)
+    splits = {}
+    for split, folder in folders.items():
+        splits[split] = [_market_record(root, folder, name) for name in list_images(root / folder)]
+    return Scan(root, splits)
+
+
+def _market_record(root: Path, folder: str, name: str) -> Record:
+    match = MARKET_NAME.match(name)
+    if match is None:
+        raise ValueError(
+            f"{root / folder / name} does not begin with person and camera like 0002_c1s1_000451_03.jpg; "
+            "for your own pictures use the data set 'image_folder' or 'csv'"
+        )
+    return Record(f"{folder}/{name}", int(match[1]), int(match[2]) - 1)
+
+
+def check_pairs(found: Collection[str], root: Path, names: Mapping[str, str]) -> None:
+    """Stop if there is a query without a gallery or the other way round; `names` are the splits' folders or lists.
+
+    Raises:
+        FileNotFoundError: naming the missing one.
+    """
+    if ("query" in found) != ("gallery" in found):
+        missing = names["gallery" if "query" in found else "query"]
+        raise FileNotFoundError(f"{root} lacks {missing}: query and gallery are only useful together; add the missing")
+
+
+def number_values(values: Sequence[str]) -> dict[str, int]:
+    """Give each distinct value a number from 0, in the order of numbers where all are whole numbers, else of text."""
+    distinct = set(values)
+    whole = all(re.fullmatch(r"-?\d+", v) for v in distinct)
+    return {value: number for number, value in enumerate(sorted(distinct, key=int if whole else str))}
+
+
+def number_pids(names: Sequence[str]) -> dict[str, int]:
+    """Identity names -> pids: whole numbers keep their value (-1 junk, 0 distractors), other names count from 1."""
+    distinct = sorted(set(names))
+    if all(re.fullmatch(r"-?\d+", name) for name in distinct):
+        return {name: int(name) for name in distinct}
+    return {name: number for number, name in enumerate(distinct, start=1)}
+
+
+def split_by_identity(records: Sequence[Record], seed: int) -> dict[str, list[Record]]:
+    """Split pictures without an official split so that no person is in both training and test.
+
+    Half of the identities (drawn with `seed`) train. Of every other one, one picture per camera becomes a query as
+    long as each of its queries keeps a true match (of another camera, where cameras are known); the rest is the
+    gallery. An identity with a single picture, or a single known camera, is in the gallery only. Junk is no identity.
+
+    Raises:
+        ValueError: with fewer than four identities: two to train, two to test.
+    """
+    by_pid = defaultdict(list)
+    for record in records:
+        by_pid[record.pid].append(record)
+    junk = by_pid.pop(JUNK, [])
+    if len(by_pid) < 4:
+        raise ValueError(
+            f"a split by identity needs at least 4 identities (2 to train, 2 to test), got {len(by_pid)}; "
+            "add people, or make the split yourself with folders (or a csv column) train, query and gallery"
+        )
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(sorted(by_pid))
+    train_pids = set(order[: (len(order) + 1) // 2].tolist())
+    splits = {"train": [], "query": [], "gallery": list(junk)}
+    for pid in sorted(by_pid):
+        pictures = by_pid[pid]
+        if pid in train_pids:
+            splits["train"] += pictures
+            continue
+        queries = _draw_queries(pictures, rng)
+        splits["query"] += [pictures[i] for i in sorted(queries)]
+        splits["gallery"] += [picture for i, picture in enumerate(pictures) if i not in queries]
+    if not splits["query"]:
+        raise ValueError(
+            "no test identity has pictures to match: each has a single picture or a single camera; add pictures"
+        )
+    return splits
+
+
+def _draw_queries(pictures: Sequence[Record], rng: np.random.Generator) -> set[int]:
+    by_camera = defaultdict(list)
+    for index, record in enumerate(pictures):
+        by_camera[record.camid].append(index)
+    queries: set[int] = set()
+    for indices in by_camera.values():
+        drawn = queries | {int(rng.choice(indices))}
+        left = {record.camid for i, record in enumerate(pictures) if i not in drawn}
+        # A query's match must be in the gallery, and under another camera where its camera is known.
+        if all(left - {pictures[i].camid} or (left and pictures[i].camid == NO_CAMERA) for i in drawn):
+            queries = drawn
+    return queries

@@ -1,0 +1,52 @@
+"""Tiny real picture files for layouts on disk: each has a colour of its own, so that pixels tell the row."""
+
+from pathlib import Path
+
+from PIL import Image
+
+WIDTH, HEIGHT = 4, 8
+
+
+def write_picture(path: Path, number: int, size: tuple[int, int] = (WIDTH, HEIGHT)) -> None:
+    """A lossless picture in one colour; Pillow goes by the content, so any file name will do."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour(number)).save(path, "PNG")
+
+
+def colour(number: int) -> tuple[int, int, int]:
+    return (number // 256, number % 256, 77)
+
+
+def write_all(root: Path, names: list[str]) -> dict[str, int]:
+    """Write one picture per name below root; returns {name: its number}."""
+    numbers = {name: number for number, name in enumerate(names)}
+    for name, number in numbers.items():
+        write_picture(root / name, number)
+    return numbers
+
+
+def rows(split) -> list[tuple[str, int, int]]:
+    """(path, pid, camid) of every row."""
+    return list(zip(split["path"], split["pid"], split["camid"], strict=True))
+
+
+MARKET_FILES = [
+    "bounding_box_train/0002_c1s1_000451_03.jpg",
+    "bounding_box_train/0002_c2s1_000451_01.jpg",
+    "bounding_box_train/0007_c6s1_000451_01.jpg",
+    "bounding_box_train/0011_c3s1_000451_01.jpg",
+    "query/0003_c1s1_000001_00.jpg",
+    "query/0005_c2s1_000001_00.jpg",
+    "bounding_box_test/-1_c1s1_000401_03.jpg",
+    "bounding_box_test/0000_c4s1_000401_03.jpg",
+    "bounding_box_test/0003_c5s1_000401_03.jpg",
+    "bounding_box_test/0005_c1s1_000401_03.jpg",
+]
+
+
+def write_market(root: Path) -> dict[str, int]:
+    for folder in ("bounding_box_train", "bounding_box_test"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        (root / folder / "Thumbs.db").write_bytes(b"windows leaves this")
+        (root / folder / "._0002_c1s1_000451_03.jpg").write_bytes(b"macos leaves this")
+    return write_all(root, MARKET_FILES)
