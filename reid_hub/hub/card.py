@@ -1,0 +1,218 @@
+"""The model card: README.md of a checkpoint, rendered from its config.json and results.json and from nothing else."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from reid_hub.data import DATASETS
+from reid_hub.evaluation.results import check_results
+from reid_hub.files import atomic_file
+from reid_hub.hub.citations import cite
+from reid_hub.hub.folder import read_json
+from reid_hub.models import ReIDConfig, ReIDModel
+
+TEMPLATE = Path(__file__).with_name("card_template.md")
+REPO_ID = "NAMESPACE/NAME"  # stands in the examples until the folder is pushed and has a name
+TAGS = [
+    "person-reid",
+    "person-re-identification",
+    "re-identification",
+    "image-retrieval",
+    "metric-learning",
+    "reid-hub",
+]
+METRICS = {"mAP": "mAP", "rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "mINP": "mINP"}
+LABELS = {
+    "macs": "MACs per picture", "attention_macs": "MACs of attention", "latency_ms": "Latency, one picture",
+    "data_dir_counts": "Data found", "rerank": "Re-ranked", "flip": "Flip-averaged",
+}  # fmt: skip
+
+
+def write_card(folder: str | Path, **options) -> Path:
+    """Render `folder`/README.md from its config.json and results.json, if there is one; options as in `render_card`.
+
+    Raises:
+        FileNotFoundError: if there is no config.json.
+        ValueError: if either file cannot be read as what it should be.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} has no config.json: give the folder that model.save_pretrained wrote")
+    results = folder / "results.json"
+    card = render_card(read_json(folder / "config.json"), read_json(results) if results.is_file() else None, **options)
+    with atomic_file(folder / "README.md") as temporary:
+        temporary.write_text(card, encoding="utf-8")
+    return folder / "README.md"
+
+
+def render_card(
+    config: Mapping[str, Any],
+    results: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+    *,
+    repo_id: str = REPO_ID,
+    license: str | None = None,
+) -> str:
+    """A model card with valid Hub metadata, as text.
+
+    Args:
+        config: the content of config.json.
+        results: the content of results.json: one evaluation, or several of the same model.
+        repo_id: where the model will be found, for the examples.
+        license: Hub identifier of the weights' licence. By default "apache-2.0" after training on drawn people,
+            "other" after training on pictures that may not be passed on, and none if that is for the user to say.
+
+    Raises:
+        ValueError: if the configuration is not a ReIDConfig's, or a result is not what `check_results` asks for.
+    """
+    config = ReIDConfig.from_dict(dict(config))
+    results = [results] if isinstance(results, Mapping) else list(results or [])
+    for result in results:
+        check_results(result)
+    model_name = results[0]["model"] if results else config.variant or "person-reid"
+    training = results[0]["training"] if results else {}
+    trained_on = _training_sets(training)
+    license = license or _license(trained_on)
+    data = ModelCardData(
+        license=license,
+        license_name="training-data-terms" if license == "other" else None,
+        library_name="transformers",
+        pipeline_tag="image-feature-extraction",
+        tags=TAGS,
+        datasets=trained_on or None,
+        base_model=training.get("base_model"),
+        model_name=model_name,
+        eval_results=list(_eval_results(results)) or None,
+    )
+    used = [*trained_on, *(r["dataset"]["name"] for r in results)]
+    names = [config.backbone_config.model_type, training.get("method"), training.get("recipe")]
+    names += ["rerank" for r in results if r["protocol"].get("rerank")]
+    card = ModelCard.from_template(
+        data,
+        template_path=TEMPLATE,
+        repo_id=repo_id,
+        model_name=model_name,
+        facts=_facts(config),
+        metric_labels=METRICS.values(),
+        evaluations=[_evaluation(result) for result in results],
+        cost=_table(results[0]["cost"]) if results else {},
+        training=_table(training),
+        data_terms=_data_terms(trained_on, used),
+        trained_on=[_title(name) for name in trained_on],
+        drawn_only=trained_on == ["synthetic"],
+        citations=cite(names, [DATASETS[name].citation for name in used if name in DATASETS]),
+    )
+    return str(card)
+
+
+def _eval_results(results: Sequence[Mapping[str, Any]]) -> Iterator[EvalResult]:
+    for result in results:
+        for metric, label in METRICS.items():
+            yield EvalResult(
+                task_type="image-retrieval",
+                task_name="Person re-identification",
+                dataset_type=result["dataset"]["name"],
+                dataset_name=_title(result["dataset"]["name"]),
+                dataset_split=result["dataset"]["split"],
+                dataset_config=_setting(result),  # keeps two evaluations on one data set apart
+                metric_type=metric,
+                metric_name=label,
+                metric_value=result["metrics"][metric],
+            )
+
+
+def _facts(config: ReIDConfig) -> dict[str, str]:
+    """What the configuration alone says; sizes come from the model itself, built without memory."""
+    with torch.device("meta"):
+        model = ReIDModel(config)
+    height, width = config.image_size
+    facts = {
+        "Variant": config.variant or "not a named one",
+        "Backbone": config.backbone_config.model_type,
+        "Parameters": f"{sum(p.numel() for p in model.parameters()):,}",
+        "Input": f"{height} x {width} pixels (height x width)",
+        "Embedding": f"{model.embedding_dim} numbers",
+        "Pooling, head, neck": f"{config.pooling}, {config.head}, {config.neck}",
+    }
+    return facts
+
+
+def _evaluation(result: Mapping[str, Any]) -> dict[str, Any]:
+    dataset, protocol = result["dataset"], result["protocol"]
+    counts = dict(dataset["data_dir_counts"] or {})
+    camera_note = counts.pop("camera_note", None)
+    details = {"data_dir_counts": counts, **protocol, "rerank": protocol.get("rerank") or False}
+    return {
+        "title": _title(dataset["name"]),
+        "split": dataset["split"],
+        "metrics": [f"{100 * result['metrics'][name]:.1f}" for name in METRICS],
+        "wrong_first": f"{100 * (1 - result['metrics']['rank1']):.1f}",
+        "setting": _setting(result) or "-",
+        "camera_note": camera_note,
+        "details": _table({**details, "versions": result["versions"]}),
+        "command": result["command"],
+    }
+
+
+def _setting(result: Mapping[str, Any]) -> str | None:
+    protocol = result["protocol"]
+    parts = [protocol.get("metric"), *(LABELS[name].lower() for name in ("flip", "rerank") if protocol.get(name))]
+    return ", ".join(part for part in parts if part) or None
+
+
+def _table(values: Mapping[str, Any]) -> dict[str, str]:
+    """Rows of a table: what is None is not known and left out."""
+    return {LABELS.get(k, k.replace("_", " ").capitalize()): _text(k, v) for k, v in values.items() if v is not None}
+
+
+def _text(name: str, value: Any) -> str:
+    if isinstance(value, Mapping):
+        nested = any(isinstance(item, Mapping) for item in value.values())
+        rows = [(key.replace("_", " "), _text(key, item)) for key, item in value.items() if item is not None]
+        return "; ".join(f"{key}: {row}" for key, row in rows) if nested else ", ".join(f"{k} {row}" for k, row in rows)
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_text(name, item) for item in value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if name.endswith("macs"):
+        return f"{value / 1e9:.3f} G"
+    if name == "latency_ms":
+        return f"{value:.2f} ms"
+    if isinstance(value, int) and name != "seed":
+        return f"{value:,}"
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def _training_sets(training: Mapping[str, Any]) -> list[str]:
+    names = training.get("dataset") or []
+    return [names] if isinstance(names, str) else list(names)
+
+
+def _title(name: str) -> str:
+    return DATASETS[name].title if name in DATASETS else name
+
+
+def _license(trained_on: Sequence[str]) -> str | None:
+    specs = [DATASETS.get(name) for name in trained_on]
+    if not specs or None in specs:
+        return None
+    if all(spec.licence == "Apache-2.0" for spec in specs):
+        return "apache-2.0"
+    return None if all(spec.redistributable for spec in specs) else "other"
+
+
+def _data_terms(trained_on: Sequence[str], used: Sequence[str]) -> list[dict[str, str]]:
+    rows = []
+    for name in dict.fromkeys(used):
+        spec = DATASETS.get(name)
+        rows.append(
+            {
+                "title": f"[{spec.title}]({spec.homepage})" if spec and spec.homepage else _title(name),
+                "use": "training" if name in trained_on else "evaluation",
+                "terms": spec.licence if spec else "not known to reid_hub: ask whoever holds the data",
+                "notice": spec.notice if spec else "",
+            }
+        )
+    return rows

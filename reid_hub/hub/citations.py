@@ -1,0 +1,98 @@
+"""Who to cite, in BibTeX, by the name under which a configuration or a results.json mentions it.
+
+A new backbone or recipe adds its entry here; the card picks those that its model used. A `Method` class and a
+`DatasetSpec` bring their own.
+"""
+
+import re
+from collections.abc import Iterable
+
+from reid_hub.methods import METHODS
+
+CITATIONS: dict[str, str] = {
+    # backbones, by the model_type of their configuration
+    "resnet": """@inproceedings{he2016deep,
+  title     = {Deep Residual Learning for Image Recognition},
+  author    = {He, Kaiming and Zhang, Xiangyu and Ren, Shaoqing and Sun, Jian},
+  booktitle = {CVPR}, year = {2016}
+}""",
+    "reid_osnet": """@inproceedings{zhou2019osnet,
+  title     = {Omni-Scale Feature Learning for Person Re-Identification},
+  author    = {Zhou, Kaiyang and Yang, Yongxin and Cavallaro, Andrea and Xiang, Tao},
+  booktitle = {ICCV}, year = {2019}
+}""",
+    "reid_squeezenet": """@article{iandola2016squeezenet,
+  title   = {{SqueezeNet}: {AlexNet}-level accuracy with 50x fewer parameters and <0.5{MB} model size},
+  author  = {Iandola, Forrest N. and Han, Song and Moskewicz, Matthew W. and Ashraf, Khalid and Dally, William J. and
+             Keutzer, Kurt},
+  journal = {arXiv:1602.07360}, year = {2016}
+}""",
+    "vit": """@inproceedings{dosovitskiy2021image,
+  title     = {An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale},
+  author    = {Dosovitskiy, Alexey and Beyer, Lucas and Kolesnikov, Alexander and Weissenborn, Dirk and Zhai, Xiaohua
+               and Unterthiner, Thomas and Dehghani, Mostafa and Minderer, Matthias and Heigold, Georg and Gelly,
+               Sylvain and Uszkoreit, Jakob and Houlsby, Neil},
+  booktitle = {ICLR}, year = {2021}
+}""",
+    "timm_wrapper": """@misc{wightman2019timm,
+  title  = {PyTorch Image Models},
+  author = {Wightman, Ross},
+  year   = {2019}, howpublished = {https://github.com/huggingface/pytorch-image-models}
+}""",
+    # recipes and methods, by their name in results.json
+    "transreid": """@inproceedings{he2021transreid,
+  title     = {{TransReID}: Transformer-Based Object Re-Identification},
+  author    = {He, Shuting and Luo, Hao and Wang, Pichao and Wang, Fan and Li, Hao and Jiang, Wei},
+  booktitle = {ICCV}, year = {2021}
+}""",
+    "oskt": """@inproceedings{li2025oskt,
+  title     = {One-Shot Knowledge Transfer for Scalable Person Re-Identification},
+  author    = {Li, Longhua and Qi, Lei and Geng, Xin},
+  booktitle = {ICCV}, pages = {668--677}, year = {2025}
+}""",
+    "fd": """@article{ren2018factorized,
+  title   = {Factorized Distillation: Training Holistic Person Re-identification Model by Distilling an Ensemble of
+             Partial {ReID} Models},
+  author  = {Ren, Pengyuan and Li, Jianmin},
+  journal = {arXiv:1811.08073}, year = {2018}
+}""",
+    "ptl": """@inproceedings{yu2019progressive,
+  title     = {Progressive Transfer Learning for Person Re-identification},
+  author    = {Yu, Zhengxu and Jin, Zhongming and Wei, Long and Guo, Jishun and Huang, Jianqiang and Cai, Deng and
+               He, Xiaofei and Hua, Xian-Sheng},
+  booktitle = {IJCAI}, year = {2019}
+}""",
+    "kdep": """@inproceedings{he2022kdep,
+  title     = {Knowledge Distillation as Efficient Pre-training: Faster Convergence, Higher Data-efficiency, and Better
+               Transferability},
+  author    = {He, Ruifei and Sun, Shuyang and Yang, Jihan and Bai, Song and Qi, Xiaojuan},
+  booktitle = {CVPR}, year = {2022}
+}""",
+    "compression": """@article{mcdermott2024embedding,
+  title   = {Embedding Compression for Efficient Re-Identification},
+  author  = {McDermott, Luke},
+  journal = {arXiv:2405.14730}, year = {2024}
+}""",
+    # evaluation
+    "rerank": """@inproceedings{zhong2017rerank,
+  title     = {Re-ranking Person Re-identification with k-reciprocal Encoding},
+  author    = {Zhong, Zhun and Zheng, Liang and Cao, Donglin and Li, Shaozi},
+  booktitle = {CVPR}, year = {2017}
+}""",
+}
+
+
+def cite(names: Iterable[str | None], entries: Iterable[str] = ()) -> list[str]:
+    """BibTeX of everything that was used, each work once: what the names cite, then `entries`.
+
+    A name counts by its parts as well: "transreid-vit" cites "transreid", "oskt.refine" cites "oskt".
+    """
+    parts = {part for name in names if name for part in (name, *re.split(r"[-./ ]", name.lower()))}
+    named = [method.citation for name, method in METHODS.items() if name in parts]
+    named += [entry for name, entry in CITATIONS.items() if name in parts]
+    works = {}
+    for text in (*named, *entries):
+        for entry in re.split(r"\n(?=@)", text.strip()):
+            if entry:
+                works.setdefault(entry.partition(",")[0], entry)
+    return list(works.values())

@@ -1,0 +1,99 @@
+"""What a checkpoint folder must and must not hold before it is published."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard
+from safetensors import SafetensorError, safe_open
+
+from reid_hub.files import inside
+
+REQUIRED = {
+    "config.json": "save the model with model.save_pretrained",
+    "preprocessor_config.json": "save the model with model.save_pretrained, which writes its image processor too",
+    "README.md": "write the card with `reid-hub card FOLDER`",
+}
+# Everything else stays at home, pickles first of all: they run code on the machine that loads them.
+PUBLISHED = {".safetensors", ".json", ".py", ".md", ".txt", ".png", ".svg", ".onnx"}
+PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".pyc"}
+
+
+def read_json(path: Path) -> Any:
+    """Content of a JSON file.
+
+    Raises:
+        ValueError: naming the file, if it is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}): write it again, it may have been cut off") from error
+
+
+def checkpoint_files(folder: Path) -> dict[str, Path]:
+    """The files of a checkpoint by their path in the repository, after a look at each; hidden files are passed over.
+
+    Raises:
+        FileNotFoundError: if the folder or a file that belongs to every checkpoint is missing.
+        ValueError: if there are pickles or other strangers, links out of the folder, or damaged files.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {folder}: give the folder that model.save_pretrained wrote")
+    files = dict(_files(folder))
+    strangers = [name for name in files if Path(name).suffix not in PUBLISHED]
+    if strangers:
+        pickles = [name for name in strangers if Path(name).suffix in PICKLES]
+        reason = f"; {', '.join(pickles)} can run code on the machine that loads them" if pickles else ""
+        raise ValueError(
+            f"{folder} holds files that are no part of a checkpoint: {', '.join(strangers)}{reason}. Remove them, or "
+            "save the model alone into an empty folder with model.save_pretrained"
+        )
+    for name, remedy in REQUIRED.items():
+        if name not in files:
+            raise FileNotFoundError(f"{folder} has no {name}: {remedy}")
+    if not any(name.endswith(".safetensors") for name in files):
+        raise FileNotFoundError(f"{folder} has no .safetensors weights: save the model with model.save_pretrained")
+    for name, path in files.items():
+        _check(name, path)
+    _check_code(folder, files)
+    return files
+
+
+def _files(folder: Path) -> Iterator[tuple[str, Path]]:
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        if any(part.startswith(".") for part in relative.parts):
+            continue
+        inside(folder, str(relative))
+        if path.is_file():
+            yield relative.as_posix(), path
+
+
+def _check(name: str, path: Path) -> None:
+    if name.endswith(".json"):
+        read_json(path)
+    elif name.endswith(".safetensors"):
+        try:
+            with safe_open(path, framework="np"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} is not a whole safetensors file ({error}): save the model again") from error
+    elif name == "README.md":
+        try:
+            ModelCard.load(path)
+        except Exception as error:  # the YAML parser has many
+            raise ValueError(f"{path} has metadata that cannot be read ({error}): `reid-hub card FOLDER`") from error
+
+
+def _check_code(folder: Path, files: dict[str, Path]) -> None:
+    """Every module that config.json or another module names must be there, or nobody could load the checkpoint."""
+    wanted = {reference.partition(".")[0] for reference in read_json(files["config.json"]).get("auto_map", {}).values()}
+    for name, path in files.items():
+        if name.endswith(".py"):
+            wanted |= set(re.findall(r"^\s*from \.(\w+) import", path.read_text(encoding="utf-8"), re.MULTILINE))
+    missing = sorted(f"{module}.py" for module in wanted if f"{module}.py" not in files)
+    if missing:
+        raise FileNotFoundError(f"{folder} lacks code that it refers to: {', '.join(missing)}; save the model again")

@@ -1,0 +1,235 @@
+"""The model card says what config.json and results.json say, in a form that the Hub accepts."""
+
+import ast
+import copy
+import json
+import re
+
+import pytest
+from huggingface_hub import ModelCard
+
+from reid_hub.data import DATASETS
+from reid_hub.hub.card import render_card, write_card
+from reid_hub.hub.citations import CITATIONS, cite
+from reid_hub.models import ReIDConfig
+from reid_hub.models.variants_reid import VARIANTS
+
+from .minihub_store import card_errors
+
+RESULTS = {
+    "model": "res50-s1.bot-market1501",
+    "dataset": {
+        "name": "market1501",
+        "split": "test",
+        "data_dir_counts": {"query": {"images": 3368}, "gallery": {"images": 15913}, "camera_note": None},
+    },
+    "protocol": {"metric": "cosine", "flip": True, "rerank": None, "num_valid_queries": 3367},
+    "metrics": {"mAP": 0.81234, "rank1": 0.91287, "rank5": 0.96111, "rank10": 0.98765, "mINP": 0.50449},
+    "cost": {"parameters": 374408, "macs": 123456789, "bytes_per_vector": 1024, "latency_ms": 3.256,
+             "latency_device": "a machine"},
+    "training": {"method": "supervised", "recipe": "bot-cnn", "epochs": 120, "seed": 1234, "dataset": "market1501"},
+    "command": "reid-hub evaluate runs/a --dataset market1501",
+    "versions": {"python": "3.11.7", "torch": "2.15.0", "transformers": "5.23.0", "reid_hub": "0.1.0"},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def config() -> dict:
+    return ReIDConfig.from_variant("res50-s1").to_dict()
+
+
+def results(**changes) -> dict:
+    """RESULTS with parts of its mappings replaced."""
+    changed = copy.deepcopy(RESULTS)
+    for name, value in changes.items():
+        changed[name] = {**changed[name], **value} if isinstance(value, dict) else value
+    return changed
+
+
+def body(card: str) -> str:
+    return card.split("---\n", 2)[2]
+
+
+def row(card: str, *cells: str) -> str:
+    """The one table row that has all these cells."""
+    rows = [line for line in body(card).splitlines() if {*cells} <= {cell.strip() for cell in line.split("|")}]
+    assert len(rows) == 1, f"{cells} found in {len(rows)} rows"
+    return rows[0]
+
+
+def test_percent_in_print_fractions_in_metadata(config):
+    card = render_card(config, RESULTS)
+    assert row(card, "Market-1501", "81.2", "91.3", "96.1", "98.8", "50.4", "cosine, flip-averaged")
+    data = ModelCard(card).data
+    assert {entry.metric_type: entry.metric_value for entry in data.eval_results} == RESULTS["metrics"]
+    assert {(entry.dataset_type, entry.dataset_split) for entry in data.eval_results} == {("market1501", "test")}
+    assert data.model_name == RESULTS["model"]
+
+
+def test_what_was_recorded_is_shown(config):
+    card = render_card(config, RESULTS)
+    for cells in (
+        ("MACs per picture", "0.123 G"),
+        ("Bytes per vector", "1,024"),
+        ("Latency, one picture", "3.26 ms"),
+        ("Latency device", "a machine"),
+        ("Seed", "1234"),
+        ("Epochs", "120"),
+        ("Recipe", "bot-cnn"),
+        ("Num valid queries", "3,367"),
+        ("Re-ranked", "no"),
+        ("Data found", "query: images 3,368; gallery: images 15,913"),
+        ("Versions", "python 3.11.7, torch 2.15.0, transformers 5.23.0, reid hub 0.1.0"),
+        ("Input", "256 x 128 pixels (height x width)"),
+        ("Embedding", "256 numbers"),
+    ):
+        assert row(card, *cells)
+    assert "```bash\nreid-hub evaluate runs/a --dataset market1501\n```" in card
+    assert "wrong person for 8.7 % of the queries" in card
+    assert "not been evaluated" not in card
+
+
+def test_the_parameters_are_the_models_own(config):
+    # specs of the paper: 374,152 in the trunk; the BNNeck scales 256 values
+    assert row(render_card(config), "Parameters", f"{374_152 + 256:,}")
+
+
+def test_metadata_describes_the_model(config):
+    data = ModelCard(render_card(config, results(training={"base_model": "timm/resnet50.a1_in1k"}))).data
+    assert (data.pipeline_tag, data.library_name) == ("image-feature-extraction", "transformers")
+    assert data.datasets == ["market1501"]
+    assert data.base_model == "timm/resnet50.a1_in1k"
+    assert "person-reid" in data.tags
+
+
+def test_a_model_without_results_says_so(config):
+    card = render_card(config)
+    assert "**This model has not been evaluated.**" in card
+    assert ModelCard(card).data.eval_results is None
+    assert not re.search(r"\d\s*%", card)
+    assert "Unknown: this model has not been evaluated." in card
+    assert "No licence has been chosen" in card
+
+
+def test_several_evaluations_stay_apart(config):
+    reranked = results(protocol={"rerank": {"method": "k-reciprocal", "k1": 20}}, metrics={"mAP": 0.9})
+    foreign = results(dataset={"name": "my-own-set"}, metrics={"mAP": 0.1})
+    card = render_card(config, [RESULTS, reranked, foreign])
+    assert row(card, "Market-1501", "90.0", "cosine, flip-averaged, re-ranked")
+    assert row(card, "my-own-set", "10.0")
+    assert "method k-reciprocal, k1 20" in card
+    entries = [entry for entry in ModelCard(card).data.eval_results if entry.metric_type == "mAP"]
+    assert [entry.metric_value for entry in entries] == [0.81234, 0.9, 0.1]
+    assert len({entry.unique_identifier for entry in entries}) == 3
+    assert row(card, "my-own-set", "evaluation", "not known to reid_hub: ask whoever holds the data")
+
+
+def test_missing_cameras_are_told(config):
+    note = "No test picture has a camera id: the figures are higher than those of a cross-camera protocol."
+    assert f"> {note}" in render_card(config, results(dataset={"data_dir_counts": {"camera_note": note}}))
+    assert "> " not in body(render_card(config, RESULTS))
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_every_data_set_brings_its_terms(config, name):
+    card = render_card(config, results(training={"dataset": name}, dataset={"name": name}))
+    spec = DATASETS[name]
+    assert f"| training | {spec.licence} |" in card
+    assert spec.notice in card
+    for entry in re.findall(r"@\w+\{[^,]+,", spec.citation):
+        assert card.count(entry) == 1
+    license = {"synthetic": "apache-2.0"}.get(name, None if spec.redistributable else "other")
+    assert ModelCard(card).data.license == license
+    assert card_errors(card) == []
+
+
+def test_the_licence_can_be_chosen(config):
+    card = render_card(config, RESULTS, license="cc-by-nc-4.0")
+    assert ModelCard(card).data.license == "cc-by-nc-4.0"
+    assert "The weights are under cc-by-nc-4.0." in card
+
+
+@pytest.mark.parametrize("content", [None, RESULTS, [RESULTS, RESULTS]], ids=["none", "one", "two"])
+def test_the_hub_accepts_the_metadata(config, content):
+    assert card_errors(render_card(config, content)) == []
+
+
+def test_limits_are_stated_plainly(config):
+    for card in (render_card(config), render_card(config, RESULTS)):
+        for phrase in (
+            "Not to be used",
+            "legal basis",
+            "**Bias.** Not measured",
+            "never evidence",
+            "DukeMTMC was withdrawn",
+        ):
+            assert phrase in card.replace("\n", " ")
+    drawn = render_card(config, results(training={"dataset": "synthetic"}))
+    assert "must not be expected to recognise one" in drawn
+
+
+def test_examples_are_python_and_name_the_repository(config):
+    card = render_card(config, repo_id="alice/reid")
+    blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        assert '"alice/reid"' in block
+        ast.parse(block)
+
+
+def test_citations_of_what_was_used(config):
+    card = render_card(config, RESULTS)
+    for key in ("luo2019bag", "he2016deep", "zheng2015scalable"):
+        assert card.count(f"{{{key},") == 1
+    assert "zhong2017rerank" not in card
+    assert "zhong2017rerank" in render_card(config, results(protocol={"rerank": {"k1": 20}}))
+    assert "zhou2019osnet" in render_card(ReIDConfig.from_variant("osnet-x0.25").to_dict())
+    assert "li2025oskt" in render_card(config, results(training={"method": "oskt.refine"}))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_has_something_to_cite(name):
+    assert VARIANTS[name]["backbone_config"]["model_type"] in CITATIONS
+
+
+def test_citations_are_whole_entries():
+    entries = cite(CITATIONS)
+    assert len(entries) == len(CITATIONS)
+    for entry in entries:
+        assert re.match(r"@\w+\{\w+,\n", entry)
+        assert entry.count("{") == entry.count("}")
+        assert {"title", "author", "year"} <= set(re.findall(r"(\w+)\s*=", entry))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metrics": {"mAP": 81.2}}, "fraction"),
+        ({"command": ""}, "command"),
+        ({"cost": {"macs": float("nan")}}, "macs"),
+    ],
+)
+def test_results_that_cannot_be_are_refused(config, change, message):
+    with pytest.raises(ValueError, match=message):
+        render_card(config, results(**change))
+
+
+def test_write_card_reads_the_folder(config, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no config\.json"):
+        write_card(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    write_card(tmp_path)
+    assert (tmp_path / "README.md").read_text() == render_card(config)
+    (tmp_path / "results.json").write_text(json.dumps(RESULTS))
+    card = write_card(tmp_path, repo_id="alice/reid")
+    assert card.read_text() == render_card(config, RESULTS, repo_id="alice/reid")
+
+
+def test_a_card_that_cannot_be_written_leaves_the_old_one(config, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    old = write_card(tmp_path).read_text()
+    (tmp_path / "results.json").write_text(json.dumps(RESULTS)[:-100])
+    with pytest.raises(ValueError, match=r"results\.json is not valid JSON"):
+        write_card(tmp_path)
+    assert (tmp_path / "README.md").read_text() == old
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "config.json", "results.json"]

@@ -1,0 +1,91 @@
+"""Pushing a data set to a private repository and loading it by the same call, over HTTP with the real clients."""
+
+import json
+import shutil
+
+import pytest
+
+from ..data.pictures import MARKET_FILES, colour, write_all, write_market
+from .client import run_python
+
+WORK = """
+import json, shutil, sys, warnings
+from pathlib import Path
+from reid_hub.data import load_reid_dataset, push_reid_dataset
+warnings.simplefilter("ignore")
+root = Path(sys.argv[1])
+said = {}
+
+def attempt(name, call):
+    try:
+        call()
+        said[name] = "it worked"
+    except Exception as error:
+        said[name] = f"{type(error).__name__}: {error}"
+
+def rows(split):
+    return [[r["path"], r["pid"], r["camid"], r["image"].getpixel((0, 0))] for r in split]
+
+splits = load_reid_dataset("market1501", root / "market")
+attempt("public", lambda: push_reid_dataset(splits, "alice/market", private=False))
+said["url"] = push_reid_dataset(splits, "alice/market")
+said["local"] = {name: rows(split) for name, split in splits.items()}
+shutil.rmtree(root / "market")
+said["loaded"] = {name: rows(split) for name, split in load_reid_dataset("alice/market").items()}
+stream = load_reid_dataset("alice/market", streaming=True)
+said["streamed"] = {name: rows(split) for name, split in stream.items()}
+said["features"] = str(load_reid_dataset("alice/market")["train"].features)
+attempt("bob", lambda: load_reid_dataset("alice/market", token="hf_bob", cache_dir=root / "bob"))
+attempt("nobody", lambda: load_reid_dataset("alice/market", token=False, cache_dir=root / "nobody"))
+attempt("option", lambda: load_reid_dataset("alice/market", boxes="detected"))
+attempt("folder", lambda: load_reid_dataset("alice/market", root))
+attempt("columns", lambda: push_reid_dataset(splits.remove_columns("camid"), "alice/other"))
+attempt("split", lambda: push_reid_dataset({"dev": splits["query"]}, "alice/other"))
+
+own = load_reid_dataset("image_folder", root / "own")
+push_reid_dataset(own, "alice/own", private=False)
+attempt("private into public", lambda: push_reid_dataset(splits, "alice/own"))
+print("SAID", json.dumps(said))
+"""
+
+
+@pytest.fixture
+def said(hub, tmp_path):
+    write_market(tmp_path / "market")
+    write_all(tmp_path / "own", [f"{person}/{i}.jpg" for person in "abcd" for i in (1, 2)])
+    output = run_python(WORK, hub.environment(tmp_path / "home"), str(tmp_path))
+    shutil.rmtree(tmp_path / "home")
+    return json.loads(output.partition("SAID")[2])
+
+
+def test_a_private_data_set_goes_to_the_hub_and_comes_back(hub, said):
+    assert said["local"].keys() == {"train", "query", "gallery"}
+    assert said["local"]["query"][0] == ["query/0003_c1s1_000001_00.jpg", 3, 0, list(colour(MARKET_FILES.index("query/0003_c1s1_000001_00.jpg")))]
+    assert said["loaded"] == said["streamed"] == said["local"]
+    assert "'camid': Value('int64')" in said["features"]
+
+    repo = hub.repo("alice/market", "datasets")
+    assert repo.private
+    files = repo.commit().files
+    card = files["README.md"].decode()
+    assert "license: other" in card
+    assert "research only, no redistribution" in card
+    assert "@inproceedings{zheng2015scalable" in card
+    assert 'load_reid_dataset("alice/market")' in card
+    for split in ("train", "query", "gallery"):
+        assert f"split: {split}" in card
+    pushed = b"".join(content for name, content in files.items() if name.endswith(".parquet"))
+    assert b"bounding_box_test/0003_c5s1_000401_03.jpg" in pushed
+    assert b"/market/bounding_box" not in pushed  # nothing of the machine that pushed
+
+    assert said["public"].startswith("ValueError: Market-1501 must not be published")
+    assert "exists and is public" in said["private into public"]
+    for who in ("bob", "nobody"):
+        assert said[who].startswith("FileNotFoundError: there is no data set 'alice/market' on the Hub that you may read")
+        assert "token=" in said[who]
+    assert "has no option boxes; its options are: revision, token" in said["option"]
+    assert "takes no data_dir" in said["folder"]
+    assert "the columns must be" in said["columns"]
+    assert "camid" in said["columns"]
+    assert "has a split 'dev'" in said["split"]
+    assert not hub.repo("alice/own", "datasets").private
