@@ -6,6 +6,8 @@ os.environ.setdefault("HF_HUB_DISABLE_UPDATE_CHECK", "1")
 os.environ.setdefault("HF_HUB_DISABLE_XET", "1")  # the test Hub speaks the LFS protocol only
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "0")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# One thread a process: the tests run in as many processes as there are cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Iterator
 from pathlib import Path

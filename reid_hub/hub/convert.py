@@ -64,24 +64,18 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     for name in CONTAINERS:
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]
-    tensors = (
-        {key: value for key, value in content.items() if isinstance(value, Tensor)} if isinstance(content, dict) else {}
-    )
+    content = content if isinstance(content, dict) else {}
+    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise ValueError(
-            f"{path} holds no named tensors; expected a state dict, possibly under {', '.join(CONTAINERS)}"
-        )
+        raise ValueError(f"{path} holds no named tensors; needed is a state dict, bare or in {', '.join(CONTAINERS)}")
     for prefix in PREFIXES:
         # MoCo files also hold the momentum encoder and the queue: only what is behind the prefix is the network.
         behind = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-        tensors = (
-            behind if behind and (prefix == "encoder_q." or len(behind) == len(tensors)) else _strip(tensors, prefix)
-        )
+        if behind and prefix == "encoder_q.":
+            tensors = behind
+        else:
+            tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
     return tensors
-
-
-def _strip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in tensors.items()}
 
 
 def _resnet_name(name: str) -> str | None:
@@ -157,7 +151,7 @@ def load_foreign(model: ReIDModel, tensors: dict[str, Tensor]) -> Conversion:
             f"missing {_some(missing)}; unknown {_some(strange)}; other shape {_some(misshaped)}. "
             "Choose the variant that the file was trained as"
         )
-    if not model.config.neck == "bnneck":
+    if model.config.neck != "bnneck":
         absent = [name for name in absent if not name.startswith("neck.")]
     model.load_state_dict({**ours, **used})
     return Conversion(sorted(used), sorted(ignored), sorted(absent))

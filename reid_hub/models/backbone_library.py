@@ -58,3 +58,5 @@ def set_last_stride(model: nn.Module, stride: int) -> None:
         raise ValueError(f"last_stride={stride} needs a trunk with a strided last stage (a ResNet); leave it at None")
     for module in strided:
         module.stride = (stride, stride) if isinstance(module, nn.Conv2d) else stride
+        if isinstance(module, nn.AvgPool2d):  # ResNet-D halves its shortcut by averaging
+            module.kernel_size = stride

@@ -1,4 +1,4 @@
-"""Configuration of a re-identification model: a backbone's configuration, how its map becomes a vector, and the input."""
+"""Configuration of a re-identification model: its backbone, how a map becomes a vector, and the input."""
 
 import copy
 from dataclasses import fields
@@ -50,9 +50,9 @@ OWN_BACKBONES = {config.model_type: config for config in (OSNetConfig, SqueezeNe
 class ReIDConfig(PreTrainedConfig):
     """Everything that defines a `ReIDModel` and its input.
 
-    The picture goes through `backbone` to a map (or tokens), `pooling` to a vector, `head` to the *features* that metric
-    losses compare, and `neck` to the vector that is classified in training. `retrieve` says which of the two last is
-    the embedding at test time: BoT ranks by what leaves the BNNeck, TransReID by what enters it.
+    The picture goes through `backbone` to a map (or tokens), `pooling` to a vector, `head` to the *features* that
+    metric losses compare, and `neck` to the vector that is classified in training. `retrieve` says which of the two
+    last is the embedding at test time: BoT ranks by what leaves the BNNeck, TransReID by what enters it.
 
     Args:
         backbone_config: configuration of the trunk: one of ours (`model_type` "reid_osnet", "reid_squeezenet"),
@@ -98,6 +98,10 @@ class ReIDConfig(PreTrainedConfig):
         self.backbone_config = _backbone_config(self.backbone_config or find_variant("res50")["backbone_config"])
         for name in ("image_size", "image_mean", "image_std"):
             setattr(self, name, list(getattr(self, name)))
+        # @strict would run these too, but wraps what they raise in an error that is no ValueError.
+        self.validate_choices()
+        self.validate_input()
+        self.validate_head()
         super().__post_init__(**kwargs)
 
     def validate_choices(self):
@@ -119,7 +123,7 @@ class ReIDConfig(PreTrainedConfig):
     def validate_head(self):
         if (self.head == "linear") != (self.embedding_dim is not None):
             raise ValueError(
-                f"embedding_dim belongs to head='linear', got head={self.head!r} with embedding_dim={self.embedding_dim}"
+                f"embedding_dim belongs to head='linear', got head={self.head!r} and embedding_dim={self.embedding_dim}"
             )
 
     @classmethod

@@ -1,5 +1,7 @@
 """Pictures to model input: convert to RGB, resize to (height, width), scale to [0, 1], normalise."""
 
+from typing import ClassVar
+
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling
 
@@ -13,9 +15,10 @@ class ReIDImageProcessor(PilBackend):
     """
 
     resample = PILImageResampling.BILINEAR
-    image_mean = list(IMAGENET_MEAN)
-    image_std = list(IMAGENET_STD)
-    size = {"height": 256, "width": 128}  # noqa: RUF012  transformers' class attributes are the defaults
+    # Class attributes are the defaults of a processor in transformers.
+    image_mean = IMAGENET_MEAN
+    image_std = IMAGENET_STD
+    size: ClassVar[dict[str, int]] = {"height": 256, "width": 128}
     do_resize = True
     do_rescale = True
     do_normalize = True

@@ -60,7 +60,7 @@ class ReIDModel(PreTrainedModel):
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
     model_tags = ("person-reid",)
-    # The package plugs its card writer in here: a folder in, README.md out. A copy that travels with a checkpoint has none.
+    # The package plugs its card writer in here: folder in, README.md out. A copy in a checkpoint has none.
     card_writer: Callable[[Path], Any] | None = None
 
     def __init__(self, config: ReIDConfig):
@@ -116,7 +116,7 @@ class ReIDModel(PreTrainedModel):
         if isinstance(getattr(module, "bias", None), Tensor):
             init.zeros_(module.bias)
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
+    def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict | None = None, **kwargs) -> None:
         """Trade compute for memory in a transformer backbone.
 
         Raises:
@@ -125,14 +125,17 @@ class ReIDModel(PreTrainedModel):
         model = getattr(self.backbone, "model", None)
         if model is None or any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.backbone.modules()):
             raise ValueError(
-                "gradient checkpointing runs the forward twice, which would update batch norm's running statistics twice; "
-                f"it is offered for transformer backbones only, not for {self.config.backbone_config.model_type!r}"
+                "gradient checkpointing runs the forward twice, and batch norm would update its running statistics "
+                f"twice; only transformer backbones have it, not {self.config.backbone_config.model_type!r}"
             )
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
+        if hasattr(PreTrainedModel, "activation_checkpointing_enable"):
+            model.activation_checkpointing_enable(activation_checkpointing_kwargs, **kwargs)
+        else:  # its name until transformers 5.20
+            model.gradient_checkpointing_enable(activation_checkpointing_kwargs, **kwargs)
 
-    def gradient_checkpointing_disable(self) -> None:
-        """Undo `gradient_checkpointing_enable`."""
-        self.backbone.model.gradient_checkpointing_disable()
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **kwargs) -> None:
+        """The same under its former name, which older versions of transformers call."""
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
 
     @torch.inference_mode()
     def encode(
@@ -169,13 +172,13 @@ class ReIDModel(PreTrainedModel):
             self.train(was_training)
         return torch.cat(vectors).numpy() if vectors else np.empty((0, self.embedding_dim), np.float32)
 
-    def save_pretrained(
-        self, save_directory, *, results: dict | list | None = None, push_to_hub=False, **kwargs
-    ) -> None:
+    def save_pretrained(self, save_directory, *, results: dict | list | None = None, **kwargs) -> None:
         """Write weights, configuration, code, image processor and card; `results` go beside them as results.json.
 
         Everything is written to a temporary folder first: a full disk leaves an earlier checkpoint as it was.
         """
+        if kwargs.get("push_to_hub"):
+            raise ValueError("save_pretrained(push_to_hub=True) is not offered: call model.push_to_hub(repo_id)")
         if not kwargs.get("is_main_process", True):
             return
         target = Path(save_directory)
@@ -193,8 +196,6 @@ class ReIDModel(PreTrainedModel):
                 os.replace(file, target / file.name)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        if push_to_hub:
-            raise ValueError("save_pretrained(push_to_hub=True) is not offered: call model.push_to_hub(repo_id)")
 
     def push_to_hub(
         self,
@@ -233,14 +234,17 @@ class ReIDModel(PreTrainedModel):
         Raises:
             ValueError: if tensors are missing or left over, naming them.
         """
+        kwargs.setdefault("ignore_mismatched_sizes", not output_loading_info)
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         if output_loading_info:
             return model, info
+        misshaped = [f"{name} {tuple(got)} not {tuple(due)}" for name, got, due in sorted(info["mismatched_keys"])]
         missing, extra = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
-        if missing or extra:
+        if missing or extra or misshaped:
             raise ValueError(
                 f"{pretrained_model_name_or_path} does not fit its configuration: missing {_some(missing)}; not used "
-                f"{_some(extra)}. Convert foreign weights with `reid-hub convert`, or mend config.json"
+                f"{_some(extra)}; of another shape {_some(misshaped)}. Mend config.json, or convert foreign weights "
+                "with `reid-hub convert`"
             )
         return model
 

@@ -84,7 +84,7 @@ def find_variant(name: str) -> dict:
         ValueError: if there is no such variant; the nearest name is offered.
     """
     if name not in VARIANTS:
-        # The package has reid_hub.registry.lookup for this, but a file that travels with a checkpoint imports siblings only.
+        # The package has a look-up for this, but a file that travels with a checkpoint imports siblings only.
         near = get_close_matches(name, VARIANTS, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(f"unknown variant {name!r}: {hint}choices are {', '.join(list_variants())}")

@@ -1,0 +1,84 @@
+"""Exact sizes: published figures of the methods, and every variant against PyTorch's own count of its parts."""
+
+import pytest
+import torch
+
+from reid_hub import ReIDConfig, ReIDModel
+from reid_hub.models.variants_reid import VARIANTS
+
+
+def build_on_meta(variant: str, **overrides) -> ReIDModel:
+    with torch.device("meta"):
+        return ReIDModel(ReIDConfig.from_variant(variant, **overrides))
+
+
+def count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("variant", "published"),
+    [
+        ("res50-s1", 374_152), ("res50-s2", 611_088), ("res50-s3", 1_480_976), ("res50-s4", 2_421_280),
+        ("res50-s5", 5_892_640), ("res50-s6", 9_638_976), ("res50", 23_508_032),
+        ("osnet-x1.0", 1_905_828), ("osnet-x0.75", 1_087_610), ("osnet-x0.5", 497_426), ("osnet-x0.25", 134_792),
+        ("squeezenet", 735_424),
+    ],
+)  # fmt: skip
+def test_trunk_has_the_published_number_of_parameters(variant, published):
+    assert count(build_on_meta(variant).backbone) == published
+
+
+@pytest.mark.parametrize(
+    ("variant", "published"),
+    [
+        # Factorized Distillation, table 1: trunk, embedding FC without bias, and BN.
+        ("squeezenet", 998_592), ("res18a", 11_439_680), ("res50a", 24_557_632), ("res50b", 27_706_432),
+        ("res101a", 43_549_760), ("res152a", 59_193_408), ("res152b", 62_342_208),
+        # OSNet with its 512-d embedding.
+        ("osnet-x1.0", 2_169_508), ("osnet-x0.75", 1_285_754), ("osnet-x0.5", 630_034), ("osnet-x0.25", 201_864),
+    ],
+)  # fmt: skip
+def test_model_has_the_published_number_of_parameters(variant, published):
+    assert count(build_on_meta(variant)) == published
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"])
+def test_trunk_counts_what_torchvision_counts(name):
+    import torchvision
+
+    with torch.device("meta"):
+        reference = torchvision.models.get_model(name)
+    reference.fc = torch.nn.Identity()
+    assert count(build_on_meta(name.replace("resnet", "res")).backbone) == count(reference)
+
+
+def test_osnet_checkpoint_has_the_published_number_of_entries():
+    plain = build_on_meta("osnet-x0.25").state_dict()
+    with_ibn = build_on_meta("osnet-x0.25", backbone_config={"model_type": "reid_osnet", "ibn": True}).state_dict()
+    classifier = 2
+    assert len(plain) + classifier == 567
+    assert len(with_ibn) + classifier == 568
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_states_the_width_it_has(variant):
+    model = build_on_meta(variant)
+    with torch.device("meta"):
+        output = model.eval()(torch.empty(1, 3, *model.config.image_size))
+    assert output.feature_map.shape[1] == model.backbone.out_channels
+    assert output.features.shape == (1, model.feature_dim)
+    assert output.embeddings.shape == (1, model.embedding_dim)
+
+
+@pytest.mark.parametrize(
+    ("variant", "size", "expected"),
+    [
+        ("res50", (256, 128), (16, 8)), ("res50-s2", (256, 128), (16, 8)), ("res18", (224, 224), (14, 14)),
+        ("squeezenet", (256, 128), (15, 7)), ("squeezenet", (224, 224), (13, 13)), ("osnet-x0.5", (256, 128), (16, 8)),
+    ],
+)  # fmt: skip
+def test_map_has_stride_sixteen(variant, size, expected):
+    model = build_on_meta(variant)
+    with torch.device("meta"):
+        assert tuple(model.backbone(torch.empty(1, 3, *size)).shape[2:]) == expected
