@@ -54,6 +54,7 @@ def load_from_hub(
     """Load what `push_reid_dataset` wrote; see `load_reid_dataset`."""
     import datasets
     from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError
 
     from reid_hub.data.datasets import DATASETS, check_options
 
@@ -69,10 +70,12 @@ def load_from_hub(
         splits = datasets.load_dataset(
             name, streaming=streaming, cache_dir=None if cache_dir is None else str(cache_dir), **options
         )
-    except DatasetNotFoundError as error:
+    except (DatasetNotFoundError, HfHubHTTPError) as error:
+        if isinstance(error, HfHubHTTPError) and error.response.status_code not in (401, 403, 404):
+            raise
         raise FileNotFoundError(
-            f"there is no data set {name!r} on the Hub that you may read; check the name, and for a private one log in "
-            f"(hf auth login) or pass token=. The Hub said: {error}"
+            f"there is no data set {name!r} on the Hub that you may read; check the name, the revision and your token "
+            f"(log in with hf auth login, or pass token=). The Hub said: {error}"
         ) from error
     _check_columns(splits, name)
     return splits

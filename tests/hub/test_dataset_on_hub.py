@@ -2,10 +2,12 @@
 
 import json
 import shutil
+from io import BytesIO
 
+import pyarrow.parquet as pq
 import pytest
 
-from ..data.pictures import MARKET_FILES, colour, write_all, write_market
+from ..data.pictures import colour, write_all, write_market
 from .client import run_python
 
 WORK = """
@@ -37,6 +39,9 @@ said["streamed"] = {name: rows(split) for name, split in stream.items()}
 said["features"] = str(load_reid_dataset("alice/market")["train"].features)
 attempt("bob", lambda: load_reid_dataset("alice/market", token="hf_bob", cache_dir=root / "bob"))
 attempt("nobody", lambda: load_reid_dataset("alice/market", token=False, cache_dir=root / "nobody"))
+attempt("wrong", lambda: load_reid_dataset("alice/market", token="hf_wrong", cache_dir=root / "wrong"))
+attempt("none", lambda: load_reid_dataset("alice/nothing"))
+attempt("revision", lambda: load_reid_dataset("alice/market", revision="v9"))
 attempt("option", lambda: load_reid_dataset("alice/market", boxes="detected"))
 attempt("folder", lambda: load_reid_dataset("alice/market", root))
 attempt("columns", lambda: push_reid_dataset(splits.remove_columns("camid"), "alice/other"))
@@ -60,13 +65,13 @@ def said(hub, tmp_path):
 
 def test_a_private_data_set_goes_to_the_hub_and_comes_back(hub, said):
     assert said["local"].keys() == {"train", "query", "gallery"}
-    assert said["local"]["query"][0] == ["query/0003_c1s1_000001_00.jpg", 3, 0, list(colour(MARKET_FILES.index("query/0003_c1s1_000001_00.jpg")))]
+    assert said["local"]["query"][0] == ["query/0003_c1s1_000001_00.jpg", 3, 0, list(colour(4))]
     assert said["loaded"] == said["streamed"] == said["local"]
     assert "'camid': Value('int64')" in said["features"]
 
     repo = hub.repo("alice/market", "datasets")
     assert repo.private
-    files = repo.commit().files
+    files = {name: blob.content for name, blob in repo.commit().files.items()}
     card = files["README.md"].decode()
     assert "license: other" in card
     assert "research only, no redistribution" in card
@@ -74,15 +79,20 @@ def test_a_private_data_set_goes_to_the_hub_and_comes_back(hub, said):
     assert 'load_reid_dataset("alice/market")' in card
     for split in ("train", "query", "gallery"):
         assert f"split: {split}" in card
-    pushed = b"".join(content for name, content in files.items() if name.endswith(".parquet"))
-    assert b"bounding_box_test/0003_c5s1_000401_03.jpg" in pushed
-    assert b"/market/bounding_box" not in pushed  # nothing of the machine that pushed
+    (gallery,) = [content for name, content in files.items() if name.startswith("data/gallery")]
+    image, *_ = pq.read_table(BytesIO(gallery)).column("image").to_pylist()
+    assert image["path"] == "0000_c4s1_000401_03.jpg"  # nothing of the machine that pushed
 
     assert said["public"].startswith("ValueError: Market-1501 must not be published")
     assert "exists and is public" in said["private into public"]
-    for who in ("bob", "nobody"):
-        assert said[who].startswith("FileNotFoundError: there is no data set 'alice/market' on the Hub that you may read")
-        assert "token=" in said[who]
+    for who in ("bob", "nobody", "wrong", "revision"):
+        assert said[who].startswith(
+            "FileNotFoundError: there is no data set 'alice/market' on the Hub that you may read"
+        )
+        assert "check the name, the revision and your token" in said[who]
+    assert "Invalid credentials" in said["wrong"]
+    assert "'v9'" in said["revision"]
+    assert "'alice/nothing'" in said["none"]
     assert "has no option boxes; its options are: revision, token" in said["option"]
     assert "takes no data_dir" in said["folder"]
     assert "the columns must be" in said["columns"]
