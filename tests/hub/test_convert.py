@@ -1,0 +1,234 @@
+"""Foreign checkpoints: torchvision's own networks, and OSNet written a second time from its tensor names alone."""
+
+import io
+import pickle
+import zipfile
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from safetensors.torch import save_file
+from torch import nn
+from transformers import AutoModel
+
+from reid_hub import ReIDConfig, ReIDModel
+from reid_hub.hub.convert import convert_checkpoint, load_foreign, load_weights, read_checkpoint
+
+
+class FunctionalOSNet:
+    """OSNet's evaluation forward from a torchreid state dict, as plain function calls."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor]):
+        self.t = tensors
+
+    def norm(self, x, name):
+        t = self.t
+        return F.batch_norm(
+            x, t[f"{name}.running_mean"], t[f"{name}.running_var"], t[f"{name}.weight"], t[f"{name}.bias"]
+        )
+
+    def layer(self, x, name, stride=1, pad=0, relu=True):
+        x = self.norm(F.conv2d(x, self.t[f"{name}.conv.weight"], stride=stride, padding=pad), f"{name}.bn")
+        return F.relu(x) if relu else x
+
+    def lite(self, x, name):
+        depthwise = self.t[f"{name}.conv2.weight"]
+        x = F.conv2d(x, self.t[f"{name}.conv1.weight"])
+        return F.relu(self.norm(F.conv2d(x, depthwise, padding=1, groups=len(depthwise)), f"{name}.bn"))
+
+    def gate(self, x, name):
+        t, squeezed = self.t, F.adaptive_avg_pool2d(x, 1)
+        squeezed = F.relu(F.conv2d(squeezed, t[f"{name}.fc1.weight"], t[f"{name}.fc1.bias"]))
+        return x * torch.sigmoid(F.conv2d(squeezed, t[f"{name}.fc2.weight"], t[f"{name}.fc2.bias"]))
+
+    def block(self, x, name):
+        entry, joined = self.layer(x, f"{name}.conv1"), 0
+        for letter, depth in zip("abcd", (1, 2, 3, 4), strict=True):
+            stream = entry
+            for number in range(depth):
+                stream = self.lite(stream, f"{name}.conv2{letter}" + (f".{number}" if depth > 1 else ""))
+            joined = joined + self.gate(stream, f"{name}.gate")
+        out = self.layer(joined, f"{name}.conv3", relu=False)
+        has_downsample = f"{name}.downsample.conv.weight" in self.t
+        return F.relu(out + (self.layer(x, f"{name}.downsample", relu=False) if has_downsample else x))
+
+    def __call__(self, x):
+        x = F.max_pool2d(self.layer(x, "conv1", stride=2, pad=3), 3, 2, 1)
+        for stage in (2, 3, 4):
+            x = self.block(self.block(x, f"conv{stage}.0"), f"conv{stage}.1")
+            if stage < 4:
+                x = F.avg_pool2d(self.layer(x, f"conv{stage}.2.0"), 2)
+        v = self.layer(x, "conv5").mean((2, 3))
+        return F.relu(self.norm(F.linear(v, self.t["fc.0.weight"], self.t["fc.0.bias"]), "fc.1"))
+
+
+def torchreid_state(seed: int = 0) -> dict[str, torch.Tensor]:
+    """A state dict as torchreid writes it, with random statistics."""
+    generator = torch.Generator().manual_seed(seed)
+    state = {}
+    for name, tensor in ReIDModel(ReIDConfig.from_variant("osnet-x0.25")).state_dict().items():
+        name = name.removeprefix("backbone.").replace("head.fc.", "fc.0.").replace("head.bn.", "fc.1.")
+        noise = torch.rand(tensor.shape, generator=generator)
+        state[name] = (
+            noise + 0.5 if "running_var" in name else tensor + (noise - 0.5) * 0.2 * tensor.is_floating_point()
+        )
+    return {**state, "classifier.weight": torch.zeros(9, 512), "classifier.bias": torch.zeros(9)}
+
+
+def test_osnet_written_twice_agrees(tmp_path):
+    state = torchreid_state()
+    torch.save(
+        {"state_dict": {f"module.{key}": value for key, value in state.items()}, "epoch": 3}, tmp_path / "o.pth.tar"
+    )
+    model, conversion = convert_checkpoint(tmp_path / "o.pth.tar", "osnet-x0.25", tmp_path / "out")
+    assert conversion.ignored == ["classifier.bias", "classifier.weight"]
+    assert conversion.fresh == []
+    assert len(conversion.used) == len(state) - 2
+    x = torch.randn(2, 3, 128, 64)
+    with torch.no_grad():
+        expected = FunctionalOSNet(state)(x)
+        torch.testing.assert_close(model(x).embeddings, expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            AutoModel.from_pretrained(tmp_path / "out")(x).embeddings, expected, rtol=1e-4, atol=1e-5
+        )
+
+
+def test_real_torchreid_checkpoint_is_used_to_the_last_tensor(real_data, tmp_path):
+    path = real_data / "osnet_x0_25_msmt17.pth"
+    if not path.exists():
+        pytest.skip(f"{path.name} is not among the real data")
+    model, conversion = convert_checkpoint(path, "osnet-x0.25", tmp_path / "out")
+    assert (len(conversion.used), len(conversion.fresh)) == (565, 0)
+    assert conversion.ignored == ["classifier.bias", "classifier.weight"]
+    x = torch.randn(2, 3, 256, 128)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x).embeddings, FunctionalOSNet(read_checkpoint(path))(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_torchvision_resnet_gives_the_same_map(name, tmp_path):
+    torch.manual_seed(0)
+    reference = torchvision.models.get_model(name).eval()
+    save_file(reference.state_dict(), tmp_path / "weights.safetensors")
+    variant = name.replace("resnet", "res")
+    model = ReIDModel(ReIDConfig.from_variant(variant, last_stride=2))
+    conversion = load_weights(model, str(tmp_path / "weights.safetensors"))
+    assert conversion.ignored == ["fc.bias", "fc.weight"]
+    assert conversion.fresh == ["neck.running_mean", "neck.running_var", "neck.weight"]
+    x = torch.randn(2, 3, 64, 64)
+    trunk = nn.Sequential(*list(reference.children())[:-2])
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval().backbone(x), trunk(x), rtol=1e-4, atol=1e-5)
+
+
+def test_torchvision_squeezenet_gives_the_same_map():
+    reference = torchvision.models.squeezenet1_0().eval()
+    model = ReIDModel(ReIDConfig.from_variant("squeezenet")).eval()
+    load_foreign(model, reference.state_dict())
+    x = torch.randn(1, 3, 96, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(model.backbone(x), reference.features(x))
+
+
+def test_timm_checkpoint_loads_into_timm_and_into_resnet():
+    import timm
+
+    reference = timm.create_model("resnet18").eval()
+    for variant in ("timm/resnet18", "res18"):
+        model = ReIDModel(ReIDConfig.from_variant(variant, last_stride=2)).eval()
+        load_foreign(model, reference.state_dict())
+        x = torch.randn(1, 3, 64, 64)
+        with torch.no_grad():
+            torch.testing.assert_close(model.backbone(x), reference.forward_features(x), rtol=1e-4, atol=1e-5)
+
+
+def test_luperson_layout_takes_the_query_encoder_only(tmp_path):
+    """MoCo files hold the encoder twice and a queue, behind DataParallel's prefix."""
+    reference = torchvision.models.resnet18()
+    state = {f"module.encoder_q.{key}": value for key, value in reference.state_dict().items()}
+    state |= {f"module.encoder_k.{key}": value + 1 for key, value in reference.state_dict().items()}
+    state["module.queue"] = torch.zeros(4, 8)
+    torch.save({"state_dict": state}, tmp_path / "lup.pth")
+    model = ReIDModel(ReIDConfig.from_variant("res18"))
+    conversion = load_foreign(model, read_checkpoint(tmp_path / "lup.pth"))
+    assert conversion.ignored == ["fc.bias", "fc.weight"]
+    convolution = model.backbone.model.embedder.embedder.convolution.weight
+    assert torch.equal(convolution, reference.conv1.weight)
+
+
+def test_weights_of_one_of_our_checkpoints_start_another(tmp_path):
+    source = ReIDModel(ReIDConfig.from_variant("res50-s1"))
+    source.save_pretrained(tmp_path / "source")
+    model = ReIDModel(ReIDConfig.from_variant("res50-s1", head="linear", embedding_dim=64, neck="none"))
+    conversion = load_weights(model, str(tmp_path / "source"))
+    assert all(name.startswith("head.") for name in conversion.fresh)
+    assert all(
+        torch.equal(p, q) for p, q in zip(model.backbone.parameters(), source.backbone.parameters(), strict=True)
+    )
+    with pytest.raises(ValueError, match="another trunk"):
+        load_weights(ReIDModel(ReIDConfig.from_variant("res50-s2")), str(tmp_path / "source"))
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("code ran",))
+
+
+def damaged(kind: str) -> bytes:
+    if kind == "code":
+        buffer = io.BytesIO()
+        torch.save({"state_dict": {"a": torch.zeros(1)}, "extra": Evil()}, buffer)
+        return buffer.getvalue()
+    if kind == "bare pickle":
+        return pickle.dumps(Evil())
+    if kind == "truncated":
+        buffer = io.BytesIO()
+        torch.save(torchreid_state(), buffer)
+        return buffer.getvalue()[: buffer.tell() // 2]
+    if kind == "archive":
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as archive:
+            archive.writestr("../../evil.txt", "out of the folder")
+        return buffer.getvalue()
+    buffer = io.BytesIO()
+    torch.save({"epoch": 3}, buffer)
+    return {"empty": b"", "text": b"not a checkpoint", "no tensors": buffer.getvalue()}[kind]
+
+
+@pytest.mark.parametrize("kind", ["code", "bare pickle", "truncated", "archive", "empty", "text", "no tensors"])
+def test_damaged_or_dangerous_file_is_refused_and_nothing_is_written(tmp_path, capsys, kind):
+    path = tmp_path / "bad.pth"
+    path.write_bytes(damaged(kind))
+    with pytest.raises(ValueError, match=r"bad\.pth"):
+        convert_checkpoint(path, "osnet-x0.25", tmp_path / "out")
+    assert "code ran" not in capsys.readouterr().out
+    assert [entry.name for entry in tmp_path.iterdir()] == ["bad.pth"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("conv1.conv.weight"), r"missing 1 \(backbone.conv1.conv.weight\)"),
+        (lambda s: s.update({"stranger": torch.zeros(1)}), r"unknown 1 \(stranger\)"),
+        (
+            lambda s: s.update({"fc.0.weight": torch.zeros(512, 64)}),
+            r"head.fc.weight \(512, 64\) instead of \(512, 128\)",
+        ),
+    ],
+)
+def test_checkpoint_that_does_not_fit_is_refused_and_changes_nothing(change, message):
+    state = torchreid_state()
+    change(state)
+    model = ReIDModel(ReIDConfig.from_variant("osnet-x0.25"))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        load_foreign(model, state)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_missing_file_and_unknown_variant(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint .*nothing\.pth"):
+        convert_checkpoint(tmp_path / "nothing.pth", "osnet-x0.25", tmp_path / "out")
+    with pytest.raises(ValueError, match=r"did you mean 'osnet-x0\.25'"):
+        convert_checkpoint(tmp_path / "nothing.pth", "osnet-x0.2", tmp_path / "out")
