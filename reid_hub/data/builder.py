@@ -129,7 +129,7 @@ def _stats(scan: Scan) -> dict[str, os.stat_result]:
             missing.append(path)
     if missing:
         raise FileNotFoundError(
-            f"{len(missing)} listed pictures are not in {scan.root}: {_some(missing)}; unpack the data set again"
+            f"{len(missing)} listed pictures are not in {scan.root}: {_some(missing)}; correct the list or unpack again"
         )
     empty = [path for path, stat in stats.items() if stat.st_size == 0]
     if empty:

@@ -3,9 +3,8 @@
 import csv
 from pathlib import Path
 
-from reid_hub.data.layouts import check_pairs, number_pids, number_values, split_by_identity
+from reid_hub.data.layouts import check_pairs, number_pids, number_values, path_below, split_by_identity
 from reid_hub.data.records import NO_CAMERA, DatasetSpec, Record, Scan
-from reid_hub.files import inside
 
 SPLITS = ("train", "query", "gallery")
 COLUMNS = ("path", "pid", "camid", "split")
@@ -25,12 +24,7 @@ def scan(data_dir: Path, *, root: str | Path | None = None, seed: int = 0) -> Sc
     rows = _rows(file)
     pids = number_pids([row["pid"] for row in rows])
     camids = _camids([row.get("camid") or "" for row in rows])
-    records = []
-    for row in rows:
-        path = inside(base, row["path"])
-        if not path.is_file():
-            raise FileNotFoundError(f"{file} lists {row['path']}, which is not in {base}; correct it or give root=")
-        records.append(Record(path.relative_to(base).as_posix(), pids[row["pid"]], camids[row.get("camid") or ""]))
+    records = [Record(path_below(base, row["path"]), pids[row["pid"]], camids[row.get("camid") or ""]) for row in rows]
     if "split" not in rows[0]:
         return Scan(base, split_by_identity(records, seed))
     splits: dict[str, list[Record]] = {}

@@ -3,9 +3,8 @@
 import json
 from pathlib import Path
 
-from reid_hub.data.layouts import find_root, scan_market_layout, wrong_layout
+from reid_hub.data.layouts import find_root, path_below, scan_market_layout, wrong_layout
 from reid_hub.data.records import Counts, DatasetSpec, Record, Scan, one_of
-from reid_hub.files import inside
 
 # Every source spells the hand-drawn boxes "labeled" on disk.
 FOLDERS = {"detected": "detected", "labelled": "labeled"}
@@ -40,7 +39,7 @@ def _torchreid_splits(split_list: Path, folder: Path) -> dict[str, list[Record]]
 
 def _below(folder: Path, path: str) -> str:
     name = path.replace("\\", "/").rsplit("/", 1)[-1]
-    return inside(folder, name).name
+    return path_below(folder, name)
 
 
 SPEC = DatasetSpec(

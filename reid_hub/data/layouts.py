@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from reid_hub.data.records import JUNK, NO_CAMERA, Record, Scan
+from reid_hub.files import inside
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 SPLIT_FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
@@ -47,21 +48,20 @@ def wrong_layout(data_dir: Path, nested: Sequence[str], expected: Sequence[str])
 
 
 def list_images(folder: Path, recursive: bool = False) -> list[str]:
-    """Names of the pictures in a folder, or posix paths below it when recursive; sorted, hidden files left out.
+    """Names of the pictures in a folder, or posix paths below it when recursive; sorted.
+
+    Hidden files are left out: macOS leaves "._name.jpg" beside every file that it unpacks.
 
     Raises:
         FileNotFoundError: if there is none.
     """
-    if recursive:
-        names = [
-            Path(parent, name).relative_to(folder).as_posix()
-            for parent, folders, files in os.walk(folder, followlinks=True)
-            for name in files
-        ]
-    else:
-        names = os.listdir(folder)
-    # macOS leaves "._name.jpg" beside every file it unpacks, Windows Thumbs.db.
-    images = sorted(n for n in names if Path(n).suffix.lower() in SUFFIXES and not Path(n).name.startswith("."))
+    # Plain strings: a pre-training set has millions of files.
+    names = []
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        prefix = "" if parent == str(folder) else f"{Path(parent).relative_to(folder).as_posix()}/"
+        names += [prefix + name for name in files if not name.startswith(".")]
+        folders[:] = [name for name in folders if recursive and not name.startswith(".")]
+    images = sorted(name for name in names if os.path.splitext(name)[1].lower() in SUFFIXES)
     if not images:
         raise FileNotFoundError(f"no pictures ({', '.join(sorted(SUFFIXES))}) in {folder}; was it unpacked completely?")
     return images
@@ -96,6 +96,18 @@ def _market_record(root: Path, folder: str, name: str) -> Record:
             "for your own pictures use the data set 'image_folder' or 'csv'"
         )
     return Record(f"{folder}/{name}", int(match[1]), int(match[2]) - 1)
+
+
+def path_below(base: Path, path: str) -> str:
+    """A path that a list names, relative to the resolved folder `base`; one that would leave it is refused.
+
+    Raises:
+        ValueError: if it lies outside of `base`.
+    """
+    # Resolving every path of a long list takes seconds, and only such a path can leave the folder.
+    if ".." in path or os.path.isabs(path):
+        return inside(base, path).relative_to(base).as_posix()
+    return path
 
 
 def check_pairs(found: Collection[str], root: Path, names: Mapping[str, str]) -> None:

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from reid_hub.data.layouts import find_root
+from reid_hub.data.layouts import find_root, path_below
 from reid_hub.data.records import Counts, DatasetSpec, Record, Scan
 from reid_hub.data.safe_pickle import load_plain_pickle
-from reid_hub.files import inside
 
 NESTED = ("PRAI-1581", "prai1581", "PRAI")
 KEYS = ("trainval_im_names", "test_im_names", "test_marks")
@@ -31,13 +30,12 @@ def scan(data_dir: Path) -> Scan:
 
 
 def _record(base: Path, name: str) -> Record:
+    path = path_below(base, str(name))
     try:
-        pid, camera = str(name).rsplit("/", 1)[-1].split("_")[:2]
-        record = Record(str(name), int(pid), int(camera.split(".")[0]) - 1)
+        pid, camera = path.rsplit("/", 1)[-1].split("_")[:2]
+        return Record(path, int(pid), int(camera.split(".")[0]) - 1)
     except ValueError as error:
         raise ValueError(f"picture names must be like 0001_1_01.jpg (person, camera, number), got {name!r}") from error
-    inside(base, record.path)
-    return record
 
 
 SPEC = DatasetSpec(

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from reid_hub.data.decoding import decode_image
-from reid_hub.data.layouts import find_root
+from reid_hub.data.layouts import find_root, path_below
 from reid_hub.data.records import DISTRACTOR, Counts, DatasetSpec, Record, Scan, one_of
-from reid_hub.files import inside
 
 NESTED = ("PRW-v16.04.20", "prw", "prw/PRW-v16.04.20", "PRW")
 REQUIRED = ("frames", "annotations", "frame_train.mat", "frame_test.mat", "ID_train.mat", "query_info.txt")
@@ -79,7 +78,7 @@ def _frames(path: Path) -> list[str]:
 
 def _boxes(root: Path, frame: str) -> list[Record]:
     """Boxes of one frame: rows (id, x, y, w, h); negative numbers are set to 0 as the field's loaders do."""
-    rows = _mat(inside(root / "annotations", f"{frame}.jpg.mat"), *BOX_KEYS)
+    rows = _mat(root / "annotations" / path_below(root / "annotations", f"{frame}.jpg.mat"), *BOX_KEYS)
     camid = _camid(frame)
     records = []
     for row in rows.astype(float):
@@ -102,8 +101,8 @@ def _queries(path: Path) -> list[Record]:
         except (ValueError, IndexError) as error:
             raise ValueError(f"{path}, line {number} must be 'id x y w h frame', got {line!r}") from error
         box = tuple(np.clip(box, 0, None).astype(int).tolist())
-        inside(path.parent / "frames", f"{frame}.jpg")
-        records.append(Record(f"frames/{frame}.jpg", int(pid), _camid(frame), box))
+        name = path_below(path.parent / "frames", f"{frame}.jpg")
+        records.append(Record(f"frames/{name}", int(pid), _camid(frame), box))
     return records
 
 
