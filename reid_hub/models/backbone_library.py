@@ -5,8 +5,6 @@ import inspect
 from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoModel
 
-from .backbone_timm import TimmModel
-
 
 class LibraryBackbone(nn.Module):
     """A library's model as a map from pictures to features, (B, 3, H, W) -> (B, C, h, w) or tokens (B, N, C).
@@ -18,6 +16,8 @@ class LibraryBackbone(nn.Module):
     def __init__(self, config, last_stride: int | None = None):
         super().__init__()
         if config.model_type == "timm_wrapper":
+            from .backbone_timm import TimmModel  # timm takes a second to import, and few models need it
+
             self.model = TimmModel(config)
             self.out_channels = self.model.timm_model.num_features
         else:

@@ -1,0 +1,44 @@
+# Everything runs in .venv, which `make` builds from the pinned constraints; Python 3.11 or newer is all it needs.
+PYTHON ?= python3
+BIN := .venv/bin
+UV := $(BIN)/uv
+
+.DEFAULT_GOAL := install
+.PHONY: help install style quality test test-slow demo bench constraints
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: .venv/.installed  ## build .venv with all extras
+
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	  || { echo "reid_hub needs Python 3.11 to 3.13, got $$($(PYTHON) --version): run make PYTHON=python3.12"; exit 1; }
+	test -x $(UV) || { $(PYTHON) -m venv .venv && $(BIN)/python -m pip install --quiet $$(grep '^uv==' constraints.txt); }
+	$(UV) pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[all]' --group dev
+	@touch $@
+
+style: install  ## format the code
+	$(BIN)/ruff check --fix reid_hub examples benchmarks tests
+	$(BIN)/ruff format reid_hub examples benchmarks tests
+
+quality: install  ## check formatting and lint
+	$(BIN)/ruff check reid_hub examples benchmarks tests
+	$(BIN)/ruff format --check reid_hub examples benchmarks tests
+
+test: install  ## the fast tests, one process a core
+	$(BIN)/python -m pytest -n auto
+
+test-slow: install  ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+demo: install  ## train, evaluate, save, load back, index and search on synthetic people
+	$(BIN)/reid-hub demo
+
+bench: install  ## measure the input pipeline and the evaluation
+	$(BIN)/python benchmarks/input_pipeline.py
+	$(BIN)/python benchmarks/evaluation.py
+
+constraints:  ## pin every version anew (needs uv)
+	$(UV) export --quiet --no-hashes --no-emit-project --no-header --no-annotate --all-extras --all-groups -o constraints.txt
+	rm -f uv.lock

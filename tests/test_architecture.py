@@ -1,0 +1,98 @@
+"""The shape of the package: imports point down the pipeline, model files can travel, an import stays light."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "reid_hub"
+STAGES = [
+    "data", "models", "losses", "methods", "training", "evaluation", "hub", "index", "jobs", "app", "cli",
+]  # fmt: skip
+BELOW_ALL = {"registry", "files"}
+MODEL_FILES = sorted(path for path in (PACKAGE / "models").glob("*.py") if path.name != "__init__.py")
+
+
+def imported_stages(path: Path) -> set[str]:
+    """Names directly below reid_hub that a file imports, anywhere in it, absolute or relative."""
+    package = path.relative_to(PACKAGE.parent).parts[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            if node.level:
+                base = package[: len(package) - node.level + 1]
+                module = ".".join([*base, module] if module else base)
+            names = [module] if module.count(".") else [f"{module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        found |= {name.split(".")[1] for name in names if name.startswith("reid_hub.")}
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down_the_pipeline(path):
+    stage = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if stage == "__init__":
+        return
+    allowed = BELOW_ALL if stage in BELOW_ALL else BELOW_ALL | set(STAGES[: STAGES.index(stage) + 1])
+    if stage == "models":
+        allowed = allowed - {"data"}
+    # The version number is the package's own.
+    assert imported_stages(path) - allowed - {"__version__"} == set()
+
+
+@pytest.mark.parametrize("path", MODEL_FILES, ids=lambda path: path.name)
+def test_model_file_can_travel_with_a_checkpoint(path):
+    libraries = {"torch", "transformers", "huggingface_hub", "numpy", "PIL", "tqdm", *sys.stdlib_module_names}
+    siblings = {sibling.stem for sibling in MODEL_FILES}
+    tree = ast.parse(path.read_text())
+    guarded = {id(child) for node in ast.walk(tree) if isinstance(node, ast.Try) for child in node.body}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import) and id(node) not in guarded:
+            assert {alias.name.split(".")[0] for alias in node.names} <= libraries
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                assert node.level == 1
+                assert node.module in siblings
+            else:
+                assert node.module.split(".")[0] in libraries
+    # transformers finds relative imports by a pattern over the text, docstrings included.
+    written = set(re.findall(r"^\s*from\s+\.(\S+)\s+import", path.read_text(), flags=re.MULTILINE))
+    assert written <= siblings
+
+
+def test_every_model_file_is_reached_from_the_modeling_file():
+    reached, open_files = set(), {"modeling_reid"}
+    while open_files:
+        name = open_files.pop()
+        reached.add(name)
+        text = (PACKAGE / "models" / f"{name}.py").read_text()
+        open_files |= set(re.findall(r"^\s*from\s+\.(\S+)\s+import", text, flags=re.MULTILINE)) - reached
+    assert reached == {path.stem for path in MODEL_FILES}
+
+
+def test_import_is_light():
+    heavy = ["datasets", "sklearn", "faiss", "gradio", "matplotlib", "timm", "typer"]
+    code = f"import sys, reid_hub; print([name for name in {heavy!r} if name in sys.modules])"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
+
+
+def test_every_public_name_exists():
+    import reid_hub
+
+    for name in reid_hub.__all__:
+        assert getattr(reid_hub, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = reid_hub.nothing
+
+
+def test_files_stay_readable():
+    long = {path.name: lines for path in PACKAGE.rglob("*.py") if (lines := len(path.read_text().splitlines())) > 320}
+    assert long == {}
