@@ -1,0 +1,25 @@
+"""Training: published recipes as data, and a trainer that follows them."""
+
+from reid_hub.training.arguments import training_arguments
+from reid_hub.training.holdout import Holdout, TrainingSubset, split_identities
+from reid_hub.training.optimizers import OPTIMIZERS, build_optimizer
+from reid_hub.training.overrides import override, parse_override
+from reid_hub.training.recipes import RECIPES, Recipe
+from reid_hub.training.schedules import Schedule
+from reid_hub.training.trainer import ReIDTrainer, build_sampler
+
+__all__ = [
+    "OPTIMIZERS",
+    "RECIPES",
+    "Holdout",
+    "ReIDTrainer",
+    "Recipe",
+    "Schedule",
+    "TrainingSubset",
+    "build_optimizer",
+    "build_sampler",
+    "override",
+    "parse_override",
+    "split_identities",
+    "training_arguments",
+]

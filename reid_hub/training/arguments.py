@@ -1,0 +1,45 @@
+"""A recipe as `transformers.TrainingArguments`."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments
+
+from reid_hub.registry import lookup
+from reid_hub.training.recipes import Recipe
+
+
+def training_arguments(recipe: Recipe, output_dir: str | Path, **overrides: Any) -> TrainingArguments:
+    """Arguments for `ReIDTrainer`: what the recipe says, and defaults that suit this work where it is silent.
+
+    `learning_rate`, `weight_decay`, `num_train_epochs` and `per_device_train_batch_size` are the recipe's unless they
+    are overridden, and the trainer obeys the arguments. A run of another number of epochs walks through the recipe's
+    schedule in proportion (`Schedule.rate_at`).
+
+    Raises:
+        ValueError: for an unknown argument; the nearest name is offered.
+    """
+    known = {field.name: None for field in fields(TrainingArguments) if field.init}
+    for name in overrides:
+        lookup(known, name, "training argument")
+    values = {
+        "output_dir": str(output_dir),
+        "num_train_epochs": recipe.epochs,
+        "learning_rate": recipe.learning_rate,
+        "weight_decay": recipe.weight_decay,
+        "per_device_train_batch_size": recipe.batch_size,
+        "max_grad_norm": 0.0,  # no published recipe clips
+        "logging_strategy": "epoch",
+        "logging_nan_inf_filter": False,  # it would hide a diverged run; the trainer stops instead
+        "save_strategy": "epoch",
+        "save_total_limit": 2,
+        "metric_for_best_model": "mAP",
+        "greater_is_better": True,
+        "remove_unused_columns": False,
+        "report_to": "none",
+        "trackio_static_space_id": False,  # else Trackio makes a public Space when the model is pushed
+        "hub_strategy": "end",
+        **overrides,
+    }
+    return TrainingArguments(**values)

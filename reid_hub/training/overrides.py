@@ -1,0 +1,74 @@
+"""Changing values of a recipe by name."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass, replace
+from inspect import signature
+from typing import Any
+
+from reid_hub.methods import METHODS
+from reid_hub.registry import lookup
+from reid_hub.training.optimizers import OPTIMIZERS
+from reid_hub.training.recipes import Recipe
+
+
+def override(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """A copy of the recipe with some values changed.
+
+    A name is that of a field ("learning_rate") or goes one or two steps further down ("schedule.gamma",
+    "augmentation.flip", "options.metric_options.margin").
+
+    Raises:
+        ValueError: for a name that nothing answers to (the nearest is offered) or a value of another kind.
+    """
+    for name, value in changes.items():
+        recipe = _changed(recipe, name.split("."), value, name)
+    _check_options(METHODS, recipe.method, "method", recipe.options)
+    _check_options(OPTIMIZERS, recipe.optimizer, "optimizer", recipe.optimizer_options)
+    return recipe
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Read "name=value"; the value is JSON where it can be read as such, else a string.
+
+    Raises:
+        ValueError: without an equals sign.
+    """
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"an override must read name=value, got {text!r}")
+    try:
+        return name.strip(), json.loads(value)
+    except json.JSONDecodeError:
+        return name.strip(), value
+
+
+def _changed(holder: Any, path: list[str], value: Any, name: str) -> Any:
+    if is_dataclass(holder):
+        known = {field.name: getattr(holder, field.name) for field in fields(holder)}
+        old = lookup(known, path[0], "recipe value" if isinstance(holder, Recipe) else f"value of {name}")
+    else:
+        old = holder.get(path[0])
+    if path[1:]:
+        if not (is_dataclass(old) or isinstance(old, Mapping)):
+            raise ValueError(f"cannot set {name!r}: {path[0]!r} has nothing below it")
+        value = _changed(old, path[1:], value, name)
+    else:
+        value = _same_kind(old, value, name)
+    return replace(holder, **{path[0]: value}) if is_dataclass(holder) else {**holder, path[0]: value}
+
+
+def _same_kind(old: Any, value: Any, name: str) -> Any:
+    if isinstance(old, tuple) and isinstance(value, list):
+        return tuple(value)
+    numbers = isinstance(old, (int, float)) and isinstance(value, (int, float))
+    whole = not isinstance(old, int) or isinstance(value, int)
+    if old is None or value is None or (numbers and whole) or isinstance(value, type(old)):
+        return value
+    raise ValueError(f"{name} must be like {old!r}, got {value!r}")
+
+
+def _check_options(table: Mapping[str, Any], name: str, kind: str, options: Mapping[str, Any]) -> None:
+    parameters = signature(lookup(table, name, kind)).parameters
+    for option in options:
+        lookup(parameters, option, f"option of {kind} {name!r}")

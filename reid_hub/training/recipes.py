@@ -1,0 +1,132 @@
+"""Published training recipes as data."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from reid_hub.data.augmentation import Augmentation
+from reid_hub.training.schedules import Schedule
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained: plain values only, so that a recipe can be printed, changed and stored with a result.
+
+    Attributes:
+        source: where the values come from.
+        method, options: which entry of METHODS and its keyword arguments.
+        sampler: "identity" draws batches of `num_instances` images per identity, "shuffle" draws images.
+        batch_size: images per process and step.
+        optimizer, optimizer_options: an entry of OPTIMIZERS and its keyword arguments.
+        weight_decay: coupled L2 on all trainable parameters, as in the sources.
+        bias_lr_factor: rate of the biases relative to that of the weights.
+        config: fields of the model's `ReIDConfig` that the recipe prescribes.
+        interpolation: of the training images; the test images follow the model's own configuration.
+    """
+
+    source: str
+    learning_rate: float
+    schedule: Schedule
+    method: str = "supervised"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    sampler: str = "identity"
+    batch_size: int = 64
+    num_instances: int = 4
+    optimizer: str = "adam"
+    optimizer_options: Mapping[str, Any] = field(default_factory=dict)
+    weight_decay: float = 5e-4
+    bias_lr_factor: float = 1.0
+    augmentation: Augmentation = Augmentation()  # noqa: RUF009 - frozen
+    config: Mapping[str, Any] = field(default_factory=dict)
+    interpolation: str = "bilinear"
+
+    def __post_init__(self):
+        if self.sampler not in ("identity", "shuffle"):
+            raise ValueError(f"a recipe's sampler must be 'identity' or 'shuffle', got {self.sampler!r}")
+        if self.sampler == "identity" and self.batch_size % self.num_instances:
+            raise ValueError(
+                f"identity batches need batch_size divisible by num_instances, got {self.batch_size} and "
+                f"{self.num_instances}"
+            )
+
+    @property
+    def epochs(self) -> int:
+        return self.schedule.epochs
+
+
+_BOT = {
+    "options": {
+        "label_smoothing": 0.1,
+        "metric": "triplet",
+        "metric_options": {"margin": 0.3, "hard_factor": 0.2},
+        "center_weight": 5e-4,
+    },
+    "learning_rate": 3.5e-4,
+}
+_WARMUP = {"warmup_epochs": 10, "warmup_factor": 0.01}
+
+_VIT = {
+    "options": {"label_smoothing": 0.0, "metric": "triplet", "metric_options": {"margin": None}},
+    "optimizer": "sgd",
+    "optimizer_options": {"momentum": 0.9},
+    "weight_decay": 1e-4,
+    "bias_lr_factor": 2.0,
+    "augmentation": Augmentation(
+        erasing_area=(0.02, 1 / 3), erasing_aspect=(0.3, 1 / 0.3), erasing_aspect_scale="log", erasing_fill="noise"
+    ),
+    "config": {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)},
+    "interpolation": "bicubic",
+}
+
+RECIPES: dict[str, Recipe] = {
+    "bot": Recipe(
+        source="OSKT (arXiv:2511.06016), CNN students downstream: Bag of Tricks with a harder triplet",
+        schedule=Schedule("step", epochs=100, milestones=(40, 70, 90), **_WARMUP),
+        **_BOT,
+    ),
+    "bot-teacher": Recipe(
+        source="OSKT (arXiv:2511.06016), CNN teachers",
+        schedule=Schedule("step", epochs=200, milestones=(40, 70, 130), **_WARMUP),
+        **_BOT,
+    ),
+    "vit": Recipe(
+        source="OSKT (arXiv:2511.06016), ViT teachers and students",
+        learning_rate=4e-4,
+        schedule=Schedule("cosine", epochs=120, first_epoch=0, warmup_epochs=20),
+        **_VIT,
+    ),
+    "transreid": Recipe(
+        source="TransReID (arXiv:2102.04378), ViT baseline, as in arXiv:2405.14730",
+        learning_rate=0.008,
+        schedule=Schedule("cosine", epochs=120, first_epoch=1, warmup_epochs=5),
+        **_VIT,
+    ),
+    "osnet": Recipe(
+        source="torchreid, im_osnet_x1_0_softmax_256x128_amsgrad; its 10 epochs of a frozen trunk are left out",
+        options={"label_smoothing": 0.1, "metric": None, "classifier_bias": True},
+        sampler="shuffle",
+        learning_rate=0.0015,
+        optimizer_options={"amsgrad": True},
+        schedule=Schedule("step", epochs=150, first_epoch=0, milestones=(60,)),
+        augmentation=Augmentation(pad=0, erasing=0.0),
+    ),
+    "fd": Recipe(
+        source="Factorized Distillation (arXiv:1811.08073), initial student and whole-image teacher",
+        options={"label_smoothing": 0.0, "metric": None, "classifier_bias": True},
+        sampler="shuffle",
+        batch_size=32,
+        learning_rate=0.0025,
+        optimizer="sgd",
+        optimizer_options={"momentum": 0.9},
+        schedule=Schedule("step", epochs=80, first_epoch=0, milestones=(20, 40, 60), gamma=0.5),
+        augmentation=Augmentation(pad=0, crop_scale=9 / 8, erasing_aspect=(0.3, 3.33), erasing_fill="zero"),
+    ),
+    "demo": Recipe(
+        source="reid_hub: a small network on the synthetic people, minutes on two CPU cores",
+        options={"label_smoothing": 0.1, "metric": "triplet", "metric_options": {"margin": 0.3}},
+        batch_size=32,
+        learning_rate=1.5e-3,
+        schedule=Schedule("cosine", epochs=20, first_epoch=0, warmup_epochs=2, final_factor=0.01),
+        augmentation=Augmentation(pad=4),
+    ),
+}

@@ -1,0 +1,293 @@
+"""`transformers.Trainer` for re-identification methods: recipe, batches, exact resume, exported models."""
+
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import Sampler
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, IntervalStrategy, rotate_checkpoints
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from reid_hub.data.augmentation import BatchTransform
+from reid_hub.data.samplers import IdentitySampler, ShuffleSampler
+from reid_hub.methods import Method
+from reid_hub.models import ReIDModel
+from reid_hub.training.optimizers import build_optimizer
+from reid_hub.training.recipes import Recipe
+
+BEST = "best"
+
+
+def build_sampler(
+    recipe: Recipe, pids: Sequence[int], *, batch_size: int, seed: int, num_processes: int = 1
+) -> Sampler:
+    """The recipe's sampler over a training set; it yields whole batches of `batch_size` for every process in turn.
+
+    Raises:
+        ValueError: if an identity batch cannot be divided into identities.
+    """
+    if recipe.sampler == "shuffle":
+        return ShuffleSampler(len(pids), batch_size, seed=seed, num_processes=num_processes)
+    num_ids, rest = divmod(batch_size, recipe.num_instances)
+    if rest:
+        raise ValueError(
+            f"the batch size must be divisible by the recipe's {recipe.num_instances} images per identity, got "
+            f"{batch_size}"
+        )
+    return IdentitySampler(pids, num_ids, recipe.num_instances, seed=seed, num_processes=num_processes)
+
+
+class ReIDTrainer(Trainer):
+    """Trains a `Method` as a recipe says.
+
+    Writes to `args.output_dir`: the exported model (on `save_model`), the exported model of the best evaluation in
+    best/, and checkpoint-N to resume from. A resumed run continues the same sequence of batches, augmentations and
+    random numbers; on a CPU its weights equal those of an uninterrupted run bit for bit.
+
+    Args:
+        method: what is trained.
+        recipe: optimiser, schedule, sampler and augmentation.
+        args: see `training_arguments`; they decide the learning rate, decay, epochs and batch size.
+        train_dataset: `pids`, a length, `__getitems__` and `collate`, which gives uint8 batches (see `ImageDataset`).
+        evaluator: called with the exported model in evaluation mode on every process; gives metrics, "mAP" among them.
+        publisher: called with the exported model by `push_to_hub`.
+        channels_last: memory format of pictures and convolutions; faster for CNNs in half precision.
+
+    Raises:
+        ValueError: if the arguments ask for an evaluation or a push that nobody can do.
+    """
+
+    loss_is_scaled_for_ga = False  # the loss is a mean over the batch; the Trainer divides it by the accumulated steps
+
+    def __init__(
+        self,
+        method: Method,
+        recipe: Recipe,
+        args: TrainingArguments,
+        train_dataset: Any,
+        *,
+        evaluator: Callable[[ReIDModel], Mapping[str, float]] | None = None,
+        publisher: Callable[[ReIDModel], Any] | None = None,
+        channels_last: bool = False,
+        callbacks: Sequence[TrainerCallback] = (),
+    ):
+        _check(args, evaluator, publisher)
+        if args.n_gpu > 1:
+            args._n_gpu = 1  # else torch's DataParallel would cut every batch; several GPUs need accelerate launch
+        config = method.model.config
+        self.recipe, self.evaluator, self.publisher = recipe, evaluator, publisher
+        self.transform = BatchTransform(recipe.augmentation, config.image_mean, config.image_std)
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.sampler: Sampler | None = None
+        self._parts: dict[str, Tensor] = {}
+        self._parts_count = 0
+        self._run_dir: Path | None = None
+        super().__init__(
+            model=method.to(memory_format=self.memory_format),
+            args=args,
+            data_collator=train_dataset.collate,
+            train_dataset=train_dataset,
+            eval_dataset=evaluator,  # only so that the Trainer sees that there is something to evaluate with
+            callbacks=[_SamplerEpoch(self), *callbacks],
+        )
+
+    # Batches
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        processes = {"seed": self.args.seed, "num_processes": self.args.world_size}
+        self.sampler = build_sampler(self.recipe, dataset.pids, batch_size=self.args.train_batch_size, **processes)
+        return self.sampler
+
+    def _prepare_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Move the bytes to the device and augment them there, as a function of the seed and the step alone."""
+        inputs = super()._prepare_inputs(inputs)
+        counters = {"seed": self.args.seed, "step": self.state.global_step}
+        pixel_values = self.transform(inputs["pixel_values"], inputs["indices"], **counters)
+        return {**inputs, "pixel_values": pixel_values.contiguous(memory_format=self.memory_format)}
+
+    # Loss and optimisation
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **kwargs: Any):
+        outputs = model(**inputs)
+        for name, value in outputs.items():
+            if name != "loss":
+                self._parts[name] = self._parts.get(name, 0) + value.detach()
+        self._parts_count += 1
+        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            self.optimizer = build_optimizer(
+                self.model if model is None else model,
+                self.recipe.optimizer,
+                lr=self.args.learning_rate,
+                weight_decay=self.args.weight_decay,
+                bias_lr_factor=self.recipe.bias_lr_factor,
+                options=self.recipe.optimizer_options,
+            )
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
+        if self.lr_scheduler is None:
+            optimizer, schedule = optimizer or self.optimizer, self.recipe.schedule
+            base = self.args.learning_rate
+
+            def factor(group: float) -> Callable[[int], float]:
+                return lambda step: schedule.rate_at(step, num_training_steps, base, group) / group
+
+            rates = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
+            self.lr_scheduler = LambdaLR(optimizer, [factor(rate) for rate in rates])
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with the mean of each part of the loss since the last time.
+
+        Raises:
+            RuntimeError: if the loss is not finite any more.
+        """
+        if "loss" in logs and self._parts:
+            means = torch.stack([value.float() for value in self._parts.values()]) / self._parts_count
+            means = self.accelerator.reduce(means, reduction="mean").tolist()
+            logs = {**logs, **{f"loss_{name}": mean for name, mean in zip(self._parts, means, strict=True)}}
+            self._parts, self._parts_count = {}, 0
+        super().log(logs, start_time)
+        if not math.isfinite(logs.get("loss", 0.0)):
+            raise RuntimeError(
+                f"the loss is {logs['loss']} at step {self.state.global_step}: lower the learning rate, or train in "
+                f"float32 if this was half precision; the checkpoints in {self.args.output_dir} are from before"
+            )
+
+    # Evaluation
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Metrics of the exported model, by the evaluator; the training's weights and random state are left alone."""
+        if self.evaluator is None:
+            raise ValueError("there is nothing to evaluate with: give ReIDTrainer an evaluator")
+        self._share_buffers()
+        start, was_training = time.perf_counter(), self.model.training
+        self.model.eval()
+        try:
+            with torch.random.fork_rng([self.args.device] if self.args.device.type == "cuda" else []), torch.no_grad():
+                metrics = self.evaluator(self.model.export().eval())
+        finally:
+            self.model.train(was_training)
+        metrics = {f"{metric_key_prefix}_{name}": float(value) for name, value in metrics.items()}
+        metrics[f"{metric_key_prefix}_runtime"] = round(time.perf_counter() - start, 4)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _share_buffers(self) -> None:
+        """Give every process the running statistics of the first: between two steps they differ, each has its own."""
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            for buffer in self.model.buffers():
+                dist.broadcast(buffer, 0)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        is_best = super()._determine_best_metric(metrics, trial)
+        # The best model is exported now; the Trainer would keep, and look for, its whole checkpoint.
+        self.state.best_global_step = None
+        if is_best:
+            self._export(Path(self.args.output_dir, BEST))
+        return is_best
+
+    # Writing
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the exported model as a Hub checkpoint, by default to `args.output_dir`."""
+        if _internal_call and output_dir is not None:
+            self._save(output_dir)
+        else:
+            self._export(Path(output_dir or self.args.output_dir))
+
+    def _export(self, folder: Path) -> None:
+        if self.args.should_save:
+            self.model.export().save_pretrained(folder)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Write the method's whole state for resuming; without training_args.bin, which is a pickle."""
+        if self.args.should_save:
+            os.makedirs(output_dir, exist_ok=True)
+            state = {name: tensor.contiguous() for name, tensor in self.model.state_dict().items()}
+            save_file(state, Path(output_dir, SAFE_WEIGHTS_NAME), metadata={"format": "pt"})
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._run_dir or self.args.output_dir)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """As the Trainer does, except that a folder checkpoint-N is complete or absent, whenever the run is killed."""
+        output_dir = Path(self.args.output_dir)
+        final = output_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.args.should_save:
+            shutil.rmtree(output_dir / ".incomplete", ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self._run_dir = output_dir / ".incomplete"
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                shutil.rmtree(final, ignore_errors=True)
+                os.replace(self._run_dir / final.name, final)
+                shutil.rmtree(self._run_dir)
+                rotate_checkpoints(str(output_dir), save_total_limit=self.args.save_total_limit)
+            self.accelerator.wait_for_everyone()
+        finally:
+            self._run_dir = None
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        if load_result.missing_keys or load_result.unexpected_keys:
+            raise RuntimeError(
+                f"the checkpoint is of another method or model: missing {load_result.missing_keys[:4]}, not used "
+                f"{load_result.unexpected_keys[:4]}; resume with the arguments it was made with"
+            )
+
+    # Publishing
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """Hand the exported model to the publisher; weights, code, card and results go in one commit."""
+        if self.publisher is None:
+            raise ValueError("there is nobody to publish with: give ReIDTrainer a publisher")
+        return self.publisher(self.model.export()) if self.is_world_process_zero() else None
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the card is written with the model, from results.json."""
+
+
+class _SamplerEpoch(TrainerCallback):
+    """Tell the sampler its epoch: on several processes accelerate does not reach it in the epoch that was resumed."""
+
+    def __init__(self, trainer: ReIDTrainer):
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.sampler.set_epoch(int(state.epoch or 0))
+
+
+def _check(args: TrainingArguments, evaluator: Any, publisher: Any) -> None:
+    if args.eval_strategy != IntervalStrategy.NO and evaluator is None:
+        raise ValueError(
+            f"eval_strategy={args.eval_strategy.value!r} needs an evaluator, a callable (ReIDModel) -> metrics"
+        )
+    if args.load_best_model_at_end:
+        raise ValueError(f"load_best_model_at_end is not offered: the best model is exported to output_dir/{BEST}")
+    if args.push_to_hub and publisher is None:
+        raise ValueError("push_to_hub needs a publisher, a callable (ReIDModel) -> commit")
+    if args.push_to_hub and args.hub_strategy != HubStrategy.END:
+        raise ValueError(
+            f"hub_strategy must be 'end', got {args.hub_strategy.value!r}: a push in mid-training would leave out the "
+            "model's code"
+        )
