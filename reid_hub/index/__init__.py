@@ -1,6 +1,6 @@
 """Gallery search: vectors with string ids, exact nearest neighbours, one folder on disk."""
 
-from .codecs import CODECS
-from .gallery import GalleryIndex
+from reid_hub.index.codecs import CODECS
+from reid_hub.index.gallery import GalleryIndex
 
 __all__ = ["CODECS", "GalleryIndex"]

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from ..registry import lookup
-from .codecs import Codec
+from reid_hub.index.codecs import Codec
+from reid_hub.registry import lookup
 
 Backend = Callable[[np.ndarray, np.ndarray, Codec, int], tuple[np.ndarray, np.ndarray]]
 

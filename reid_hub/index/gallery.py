@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..registry import lookup
-from .backends import find_backend
-from .codecs import CODECS
-from .search import nearest
-from .storage import read_index, write_index
+from reid_hub.index.backends import find_backend
+from reid_hub.index.codecs import CODECS
+from reid_hub.index.search import nearest
+from reid_hub.index.storage import read_index, write_index
+from reid_hub.registry import lookup
 
 METRICS = dict.fromkeys(("cosine", "euclidean"))
 MAX_NORM = 1e18  # (|q| + |v|)^2 must be a float32
@@ -141,7 +141,6 @@ class GalleryIndex:
         k = min(k, len(self))
         squared = np.full((len(vectors), k), np.inf)
         ids = np.full((len(vectors), k), None, object)
-        names = np.array(self._ids, object)
         for camid in np.unique(excluded):
             asked = np.flatnonzero(excluded == camid)
             keep = None if camid == -1 else self._camids[: len(self)] != camid
@@ -149,7 +148,7 @@ class GalleryIndex:
             if found:
                 near, rows = nearest(vectors[asked], self._codes[: len(self)], self.codec, self._backend, found, keep)
                 squared[asked, :found] = near
-                ids[asked, :found] = names[rows]
+                ids[asked, :found] = np.reshape([self._ids[row] for row in rows.ravel()], rows.shape)
         # For unit vectors |q - v|^2 = 2 - 2 cos; unlike 1 - cos it is exactly 0 for equal vectors and never negative.
         distances = squared / 2 if self.metric == "cosine" else np.sqrt(squared)
         return distances.astype(np.float32), ids

@@ -9,8 +9,8 @@ error of the screening cannot have hidden a nearer row; other queries are screen
 import numpy as np
 import torch
 
-from .backends import Backend
-from .codecs import Codec
+from reid_hub.index.backends import Backend
+from reid_hub.index.codecs import Codec
 
 GALLERY_BLOCK = 65_536  # rows; long blocks make the selection cheap
 QUERY_BLOCK = 256  # with GALLERY_BLOCK: 64 MiB of float32 distances at a time

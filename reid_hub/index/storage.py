@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from ..files import atomic_folder, inside
-from ..registry import lookup
-from .codecs import CODECS
+from reid_hub.files import atomic_folder, inside
+from reid_hub.index.codecs import CODECS
+from reid_hub.registry import lookup
 
 VERSION = 1
 FORMAT = "reid_hub gallery index"
