@@ -1,0 +1,259 @@
+"""Pictures of an evaluation: rank lists, CMC curves, a map of the embeddings."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from reid_hub.evaluation.metrics import JUNK, UNKNOWN_CAMERA, RetrievalResults
+from reid_hub.evaluation.similarity import comparable, to_numpy
+from reid_hub.files import atomic_file
+from reid_hub.registry import lookup
+
+RIGHT, WRONG, QUERY = "#12813d", "#d1242f", "#3b4252"
+# Okabe and Ito's colours, which stay apart for colour-blind readers, and four more.
+COLOURS = (
+    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9",
+    "#7f3c8d", "#8c564b", "#4d4d4d", "#b5bd00", "#e7298a", "#1b4965",
+)  # fmt: skip
+MARKERS = "o^sDvP*X<>hp8d"
+CELL_WIDTH = 0.78  # inches
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "savefig.dpi": 160,
+    "savefig.bbox": "tight",
+}
+
+
+def plot_rank_lists(
+    path: str | Path,
+    query_images: Sequence,
+    gallery_images: Sequence,
+    query_embeddings,
+    gallery_embeddings,
+    query_pids,
+    gallery_pids,
+    query_camids,
+    gallery_camids,
+    *,
+    k: int = 10,
+    metric: str = "cosine",
+) -> Path:
+    """Draw one row per query: the query and the `k` nearest gallery images, right ones green, wrong ones red.
+
+    As in `evaluate_retrieval`, junk (pid -1) and gallery images of the query's own person and camera are left out,
+    and equal distances keep the gallery's order. Under each image: identity, camera and distance (1 - cosine, or
+    Euclidean).
+
+    Args:
+        query_images, gallery_images: anything that gives a PIL image, a uint8 array (H, W, 3) or a path for an
+            index, so that only the images shown are read. All are drawn in the shape of the first query.
+        query_embeddings, gallery_embeddings: (Q, D) and (G, D); a page has room for some ten queries.
+        query_pids, gallery_pids, query_camids, gallery_camids: (Q,), (G,), (Q,), (G,) integers.
+
+    Raises:
+        ValueError: if the numbers of rows differ, or an embedding is not comparable (see `evaluate_retrieval`).
+    """
+    query_pids, query_camids = to_numpy(query_pids), to_numpy(query_camids)
+    gallery_pids, gallery_camids = to_numpy(gallery_pids), to_numpy(gallery_camids)
+    _same_length(queries=(query_images, query_embeddings, query_pids, query_camids))
+    _same_length(gallery=(gallery_images, gallery_embeddings, gallery_pids, gallery_camids))
+    distances = _distances(query_embeddings, gallery_embeddings, metric)
+    same_person = query_pids[:, None] == gallery_pids
+    same_camera = (query_camids[:, None] == gallery_camids) & (query_camids[:, None] != UNKNOWN_CAMERA)
+    distances[(same_person & same_camera) | (gallery_pids == JUNK)] = np.inf
+
+    first = _image(query_images[0])
+    aspect = first.height / first.width
+    rows, gap = len(query_pids), 0.3
+    with _figure(path, (CELL_WIDTH * (k + 1 + gap), (CELL_WIDTH * aspect + 0.55) * rows + 0.4)) as figure:
+        grid = figure.add_gridspec(rows, k + 2, width_ratios=[1, gap, *[1] * k], wspace=0.12, hspace=0.44 / aspect)
+        for row in range(rows):
+            cell = figure.add_subplot(grid[row, 0])
+            _draw_cell(cell, query_images[row], aspect, QUERY, _caption(query_pids[row], query_camids[row]), "query")
+            nearest = np.argsort(distances[row], kind="stable")[:k]
+            for column, item in enumerate(nearest[np.isfinite(distances[row, nearest])]):
+                right = same_person[row, item]
+                cell = figure.add_subplot(grid[row, column + 2])
+                caption = _caption(gallery_pids[item], gallery_camids[item], f"{distances[row, item]:.3f}")
+                mark = f"{column + 1} {'✓' if right else '✗'}"
+                _draw_cell(cell, gallery_images[int(item)], aspect, RIGHT if right else WRONG, caption, mark)
+    return Path(path)
+
+
+def plot_cmc(path: str | Path, results: Mapping[str, RetrievalResults]) -> Path:
+    """Draw the CMC curve of each named result, with mAP and rank-1 in the legend.
+
+    Raises:
+        ValueError: if there is no result, or more than can be told apart.
+    """
+    if not 1 <= len(results) <= len(COLOURS):
+        raise ValueError(f"between 1 and {len(COLOURS)} curves fit into a picture, got {len(results)}")
+    with _figure(path, (5.2, 3.6)) as figure:
+        axes = figure.add_subplot()
+        for number, (name, result) in enumerate(results.items()):
+            ranks = np.arange(1, len(result.cmc) + 1)
+            label = f"{name} (mAP {100 * result.mAP:.1f}, rank-1 {100 * result.rank1:.1f})"
+            marker = MARKERS[number % len(MARKERS)]
+            style = {"color": COLOURS[number], "marker": marker, "markersize": 4, "linewidth": 1.5, "clip_on": False}
+            axes.plot(ranks, 100 * result.cmc, label=label, markevery=_marked(len(ranks), number), **style)
+        lowest = min(100 * result.cmc[0] for result in results.values())
+        axes.set_ylim(max(0, 10 * np.floor((lowest - 3) / 10)), 100)
+        axes.set_xlim(1, max(2, *(len(result.cmc) for result in results.values())))
+        axes.set_xticks(sorted({1, *range(5, int(axes.get_xlim()[1]) + 1, 5)}))
+        axes.grid(alpha=0.25, linewidth=0.6)
+        axes.set(xlabel="rank", ylabel="queries with a true match by then (%)", title="Cumulative match characteristic")
+        axes.legend(loc="lower right", fontsize=8)
+    return Path(path)
+
+
+def plot_embedding_map(
+    path: str | Path,
+    embeddings,
+    pids,
+    camids,
+    *,
+    method: str = "tsne",
+    max_ids: int = len(COLOURS),
+    seed: int = 0,
+) -> Path:
+    """Draw the L2-normalised embeddings in two dimensions: colour is the identity, the marker is the camera.
+
+    Shown are the `max_ids` identities with most images (the smaller pid first among equals); junk is left out.
+
+    Args:
+        embeddings: (N, D).
+        pids, camids: (N,) integers.
+        method: "tsne" (neighbourhoods, van der Maaten & Hinton 2008) or "pca" (directions of largest variance).
+        max_ids: at most as many as there are colours, 12.
+        seed: of t-SNE.
+
+    Raises:
+        ValueError: for an unknown method, `max_ids` out of range, or fewer than 4 images to show.
+    """
+    if not 1 <= max_ids <= len(COLOURS):
+        raise ValueError(f"max_ids must be between 1 and {len(COLOURS)}, got {max_ids}: more colours look alike")
+    project = lookup(PROJECTIONS, method, "projection")
+    pids, camids = to_numpy(pids), to_numpy(camids)
+    _same_length(images=(embeddings, pids, camids))
+    unit, _ = comparable(embeddings, embeddings, "cosine")
+    ids, counts = np.unique(pids[pids != JUNK], return_counts=True)
+    ids = np.sort(ids[np.argsort(-counts, kind="stable")[:max_ids]])
+    shown = np.isin(pids, ids)
+    if shown.sum() < 4:
+        raise ValueError(f"a map needs at least 4 images that are not junk, got {shown.sum()}")
+    points, pids, camids = project(unit[shown], seed), pids[shown], camids[shown]
+    cameras = np.unique(camids)
+
+    with _figure(path, (6.4, 4.8)) as figure:
+        axes = figure.add_subplot()
+        for number, pid in enumerate(ids):
+            for camera, camid in enumerate(cameras):
+                chosen = (pids == pid) & (camids == camid)
+                style = {"marker": MARKERS[camera % len(MARKERS)], "color": COLOURS[number]}
+                axes.scatter(*points[chosen].T, s=26, alpha=0.8, edgecolors="white", linewidths=0.4, **style)
+        axes.set(xticks=[], yticks=[], title=f"{METHOD_TITLES[method]}: {len(points)} images of {len(ids)} people")
+        for side in ("left", "bottom"):
+            axes.spines[side].set_alpha(0.3)
+        _legend(axes, "person", [(f"{pid}", "o", COLOURS[number]) for number, pid in enumerate(ids)], top=1.0)
+        marks = [(_camera(camid), MARKERS[number % len(MARKERS)], "#777777") for number, camid in enumerate(cameras)]
+        _legend(axes, "camera", marks, top=0.0)
+    return Path(path)
+
+
+def _tsne(vectors: np.ndarray, seed: int) -> np.ndarray:
+    from sklearn.manifold import TSNE
+
+    perplexity = min(30, (len(vectors) - 1) / 3)
+    return TSNE(init="pca", perplexity=perplexity, random_state=seed).fit_transform(vectors)
+
+
+def _pca(vectors: np.ndarray, seed: int) -> np.ndarray:
+    centred = vectors - vectors.mean(0)
+    _, _, directions = np.linalg.svd(centred, full_matrices=False)
+    return centred @ directions[:2].T
+
+
+PROJECTIONS = {"tsne": _tsne, "pca": _pca}
+METHOD_TITLES = {"tsne": "t-SNE of the embeddings", "pca": "Principal components of the embeddings"}
+
+
+@contextmanager
+def _figure(path: str | Path, size: tuple[float, float]) -> Iterator:
+    """A matplotlib figure that is written to `path` when the block ends well; no global state of pyplot is touched."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=size)
+        yield figure
+        with atomic_file(path) as temporary:
+            figure.savefig(temporary, format=Path(path).suffix[1:] or "png")
+
+
+def _draw_cell(axes, image, aspect: float, colour: str, caption: str, mark: str) -> None:
+    axes.imshow(np.asarray(_image(image)), extent=(0, 1, 0, aspect), aspect="equal", interpolation="antialiased")
+    axes.set(xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set(visible=True, color=colour, linewidth=2.5)
+    axes.set_xlabel(caption, fontsize=6.5, labelpad=3, linespacing=1.2)
+    axes.set_title(mark, fontsize=8, color=colour, pad=3, loc="center", fontweight="bold")
+
+
+def _image(image) -> Image.Image:
+    if isinstance(image, str | Path):
+        image = Image.open(image)
+    elif not isinstance(image, Image.Image):
+        image = Image.fromarray(np.asarray(image))
+    return image.convert("RGB")
+
+
+def _distances(query_embeddings, gallery_embeddings, metric: str) -> np.ndarray:
+    """(Q, G) float64: 1 - cosine, or Euclidean."""
+    query, gallery = comparable(query_embeddings, gallery_embeddings, metric)
+    if metric == "cosine":
+        return 1 - query.astype(np.float64) @ gallery.astype(np.float64).T
+    # `comparable` has checked them; its own shift and scale would change the distances that are printed.
+    query, gallery = (to_numpy(values).astype(np.float64) for values in (query_embeddings, gallery_embeddings))
+    return np.stack([np.linalg.norm(gallery - row, axis=1) for row in query])
+
+
+def _caption(pid: int, camid: int, *facts: str) -> str:
+    camera = [] if camid == UNKNOWN_CAMERA else [f"cam {camid}"]
+    return "\n".join([f"id {pid}", *camera, *facts])
+
+
+def _camera(camid: int) -> str:
+    return "unknown" if camid == UNKNOWN_CAMERA else str(camid)
+
+
+def _marked(count: int, number: int) -> list[int]:
+    """Where a curve has markers: at rank 1, then every five, shifted so that curves which meet stay visible."""
+    return [0, *range(4 + number % 5, count, 5)]
+
+
+def _legend(axes, title: str, entries: Sequence[tuple[str, str, str]], top: float) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], linestyle="", marker=marker, color=colour, label=label, markersize=5)
+        for label, marker, colour in entries
+    ]
+    corner = "upper left" if top else "lower left"
+    place = {"loc": corner, "bbox_to_anchor": (1.01, top), "bbox_transform": axes.transAxes, "borderaxespad": 0}
+    look = {"fontsize": 8, "title_fontsize": 9, "labelspacing": 0.3, "handletextpad": 0.2, "alignment": "left"}
+    axes.figure.legend(handles=handles, title=title, **place, **look)  # a figure may have two legends, axes only one
+
+
+def _same_length(**groups: Sequence) -> None:
+    for name, values in groups.items():
+        lengths = [len(value) for value in values]
+        if len(set(lengths)) > 1 or not lengths[0]:
+            raise ValueError(f"{name}: needs as many images, embeddings, pids as camids, got {lengths}")
