@@ -1,0 +1,35 @@
+"""From embeddings to numbers and pictures; each name is imported when it is first used."""
+
+from importlib import import_module
+
+_PLACES = {
+    "Embedded": "embedding",
+    "Rerank": "rerank",
+    "RetrievalResults": "metrics",
+    "build_results": "results",
+    "check_results": "results",
+    "embed": "embedding",
+    "evaluate_embedded": "protocol",
+    "evaluate_model": "protocol",
+    "evaluate_retrieval": "metrics",
+    "measure_cost": "cost",
+    "plot_cmc": "plots",
+    "plot_embedding_map": "plots",
+    "plot_rank_lists": "plots",
+    "read_results": "results",
+    "write_results": "results",
+}
+
+__all__ = list(_PLACES)
+
+
+def __getattr__(name: str):
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

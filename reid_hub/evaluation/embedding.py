@@ -1,0 +1,106 @@
+"""A split of pictures to embeddings, on one process or shared between several."""
+
+import os
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from reid_hub.data.augmentation import BatchTransform
+from reid_hub.data.images import ImageDataset
+from reid_hub.evaluation.cost import evaluation_mode
+from reid_hub.models import ReIDModel
+
+
+class Embedded(NamedTuple):
+    """Embeddings (N, D) float32 with pids (N,) and camids (N,) int64, in the order of the data set."""
+
+    embeddings: np.ndarray
+    pids: np.ndarray
+    camids: np.ndarray
+
+
+def embed(model: ReIDModel, split, *, batch_size: int = 64, flip: bool = False, progress: bool = True) -> Embedded:
+    """Embed every picture of a split on the model's device, in evaluation mode; the vectors are not normalised.
+
+    Under `accelerate launch` each process embeds one contiguous share, and all of them get the whole result. The
+    model is left in the mode in which it was found.
+
+    Args:
+        split: one split of `load_reid_dataset`, or an `ImageDataset` of the model's image size.
+        flip: average the embeddings of a picture and of its mirror image.
+
+    Raises:
+        ValueError: if the sizes do not fit, or the model gives NaN or Inf; the message names the pictures.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    images = _image_dataset(split, model.config, progress)
+    rank, processes = _place()
+    share = -(-len(images) // processes)
+    indices = range(len(images))[rank * share : (rank + 1) * share]
+    transform = BatchTransform(None, model.config.image_mean, model.config.image_std)
+    vectors = torch.zeros(share, model.embedding_dim)
+    with (
+        evaluation_mode(model),
+        torch.inference_mode(),
+        tqdm(total=len(indices), desc="embed", unit="img", disable=not progress or rank > 0) as bar,
+    ):
+        for start in range(0, len(indices), batch_size):
+            batch = images.__getitems__(indices[start : start + batch_size])
+            pixels = transform(batch["pixel_values"].to(model.device)).to(model.dtype)
+            embeddings = model(pixels).embeddings
+            if flip:
+                embeddings = (embeddings + model(pixels.flip(3)).embeddings) / 2
+            vectors[start : start + len(embeddings)] = embeddings
+            bar.update(len(embeddings))
+    # Only the last shares can be short, so what they lack lies behind the last picture.
+    embeddings = _gather(vectors)[: len(images)].numpy()
+    _refuse_non_finite(embeddings, images)
+    return Embedded(embeddings, images.pids, images.camids)
+
+
+def _image_dataset(split, config, progress: bool) -> ImageDataset:
+    size = tuple(config.image_size)
+    if not isinstance(split, ImageDataset):
+        return ImageDataset(split, size, interpolation=config.interpolation, progress=progress)
+    if (tuple(split.image_size), split.interpolation) != (size, config.interpolation):
+        raise ValueError(
+            f"the model wants images of {size} pixels (height, width), {config.interpolation}; the ImageDataset gives "
+            f"{split.image_size}, {split.interpolation}: pass the split itself, or an ImageDataset of that size"
+        )
+    return split
+
+
+def _place() -> tuple[int, int]:
+    """Rank and number of processes."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:  # a PartialState made here would fix the device for a later Trainer
+        return 0, 1
+    from accelerate import PartialState
+
+    state = PartialState()
+    return state.process_index, state.num_processes
+
+
+def _gather(rows: Tensor) -> Tensor:
+    """The rows of all processes, in their order, on the CPU."""
+    if _place()[1] == 1:
+        return rows
+    from accelerate import PartialState
+    from accelerate.utils import gather
+
+    return gather(rows.to(PartialState().device)).cpu()
+
+
+def _refuse_non_finite(embeddings: np.ndarray, images: ImageDataset) -> None:
+    bad = np.flatnonzero(~np.isfinite(embeddings).all(1)).tolist()
+    if not bad:
+        return
+    paths = images.dataset["path"] if "path" in images.dataset.column_names else range(len(images))
+    named = ", ".join(str(paths[row]) for row in bad[:5]) + (" and others" if len(bad) > 5 else "")
+    raise ValueError(
+        f"the model gives NaN or Inf for {len(bad)} of {len(images)} images ({named}): its weights are broken (did "
+        "training diverge?) or its precision is too low; evaluate another checkpoint, or in float32"
+    )

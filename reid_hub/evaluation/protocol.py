@@ -1,0 +1,52 @@
+"""A model and the splits of a data set to `RetrievalResults`."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from reid_hub.evaluation.embedding import Embedded, embed
+from reid_hub.evaluation.metrics import UNKNOWN_CAMERA, RetrievalResults, evaluate_retrieval
+from reid_hub.evaluation.rerank import Rerank
+from reid_hub.models import ReIDModel
+
+
+def evaluate_model(
+    model: ReIDModel,
+    splits: Mapping,
+    *,
+    flip: bool = False,
+    batch_size: int = 64,
+    metric: str = "cosine",
+    max_rank: int = 50,
+    rerank: bool | Rerank = False,
+    per_query: bool = False,
+    progress: bool = True,
+) -> RetrievalResults:
+    """Embed query and gallery and measure the retrieval, by the rules of `evaluate_retrieval`.
+
+    Args:
+        splits: `load_reid_dataset(...)`, or any mapping with the splits (or `ImageDataset`s) "query" and "gallery".
+        flip: average the embeddings of each picture and of its mirror image.
+        metric, max_rank, rerank, per_query: as in `evaluate_retrieval`.
+
+    Raises:
+        ValueError: if a split is missing, the model gives NaN or Inf, or no query has a true match.
+    """
+    missing = {"query", "gallery"} - set(splits)
+    if missing:
+        raise ValueError(f"splits must hold query and gallery, got {', '.join(splits) or 'none'}: load a test set")
+    query, gallery = (
+        embed(model, splits[name], batch_size=batch_size, flip=flip, progress=progress) for name in ("query", "gallery")
+    )
+    options = {"metric": metric, "max_rank": max_rank, "rerank": rerank, "per_query": per_query, "progress": progress}
+    return evaluate_embedded(query, gallery, flip=flip, **options)
+
+
+def evaluate_embedded(query: Embedded, gallery: Embedded, *, flip: bool, **options) -> RetrievalResults:
+    """`evaluate_retrieval` of two embedded splits; the protocol also says if they were flip-averaged, and if cameras
+    are known ("cameras" False: the same-camera rule could not be applied).
+    """
+    results = evaluate_retrieval(
+        query.embeddings, gallery.embeddings, query.pids, gallery.pids, query.camids, gallery.camids, **options
+    )
+    cameras = all(bool((split.camids != UNKNOWN_CAMERA).any()) for split in (query, gallery))
+    return replace(results, protocol={**results.protocol, "flip": flip, "cameras": cameras})
