@@ -1,0 +1,305 @@
+"""Training augmentation of whole batches, on the device they are on, with random numbers drawn from counters."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from enum import IntEnum
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from reid_hub.data.draws import Draws
+
+_TRIES = 100
+_ASPECTS = 4096
+_NOISE_OFFSETS = 1 << 22
+_CACHED_PIXELS = 1 << 19
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What happens to a training image, as plain values; the defaults are those of "Bag of Tricks" (arXiv:1903.07071).
+
+    In this order: flip, enlarge, pad and crop, rotate, colour jitter, normalise, erase.
+
+    Attributes:
+        flip: probability of a horizontal flip.
+        pad: zero pixels put on every side before a crop of the original size is taken at random.
+        crop_scale: enlarge by this factor before that crop (9/8 in Feature Distillation); 1 is off.
+        rotation: largest angle in degrees, drawn from U(-rotation, rotation); bilinear, what comes in is zero.
+        brightness, contrast, saturation: torchvision's ColorJitter factors, U(max(0, 1 - x), 1 + x), in random order.
+        erasing: probability of erasing one box (Random Erasing, arXiv:1708.04896), after normalisation.
+        erasing_area: range of the box's share of the image, drawn uniformly.
+        erasing_aspect: range of the box's height / width.
+        erasing_aspect_scale: "linear" draws the aspect uniformly (the paper's code), "log" draws its logarithm
+            uniformly (timm).
+        erasing_fill: "zero", "noise" (N(0, 1) per pixel and channel, timm's mode "pixel"), or one normalised value
+            per channel. The default triple is the published code's: CIFAR-10's mean, used without normalising it.
+    """
+
+    flip: float = 0.5
+    pad: int = 10
+    crop_scale: float = 1.0
+    rotation: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    erasing: float = 0.5
+    erasing_area: tuple[float, float] = (0.02, 0.4)
+    erasing_aspect: tuple[float, float] = (0.3, 1 / 0.3)
+    erasing_aspect_scale: str = "linear"
+    erasing_fill: str | tuple[float, ...] = (0.4914, 0.4822, 0.4465)
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if isinstance(getattr(self, field.name), list):  # recipes are read back from JSON
+                object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
+        for name in ("flip", "erasing"):
+            self._require(name, 0 <= getattr(self, name) <= 1, "a probability in [0, 1]")
+        self._require("pad", isinstance(self.pad, int) and self.pad >= 0, "a whole number of pixels, at least 0")
+        self._require("crop_scale", 1 <= self.crop_scale < math.inf, "at least 1")
+        self._require("rotation", 0 <= self.rotation <= 180, "degrees in [0, 180]")
+        for name in ("brightness", "contrast", "saturation"):
+            self._require(name, 0 <= getattr(self, name) < math.inf, "at least 0")
+        low, high = self.erasing_area
+        self._require("erasing_area", 0 < low <= high <= 1, "(low, high) with 0 < low <= high <= 1")
+        low, high = self.erasing_aspect
+        self._require("erasing_aspect", 0 < low <= high < math.inf, "(low, high) with 0 < low <= high")
+        self._require("erasing_aspect_scale", self.erasing_aspect_scale in ("linear", "log"), "'linear' or 'log'")
+        fill = self.erasing_fill
+        known = fill in ("zero", "noise") if isinstance(fill, str) else all(math.isfinite(value) for value in fill)
+        self._require("erasing_fill", known, "'zero', 'noise' or one finite number per channel")
+
+    def _require(self, name: str, condition: bool, wanted: str) -> None:
+        if not condition:
+            raise ValueError(f"Augmentation.{name} must be {wanted}, got {getattr(self, name)!r}")
+
+
+class BatchTransform:
+    """Augment and normalise a whole batch: uint8 (B, C, H, W) in 0..255 -> float32 (B, C, H, W), same device.
+
+    Args:
+        augmentation: None normalises only (evaluation).
+        mean, std: per channel, of values scaled to [0, 1].
+    """
+
+    def __init__(self, augmentation: Augmentation | None, mean: Sequence[float], std: Sequence[float]):
+        mean, std = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
+        if mean.ndim != 1 or mean.shape != std.shape or not (std > 0).all():
+            raise ValueError(f"mean and std must have one value per channel, std above 0, got {mean} and {std}")
+        self.augmentation = augmentation
+        # (x / 255 - mean) / std as one multiplication and one addition
+        self._scale = (1 / (255 * std)).float().view(-1, 1, 1)
+        self._shift = (-mean / std).float().view(-1, 1, 1)
+        if augmentation is not None:
+            self._aspects = _aspects(augmentation)
+            fill = augmentation.erasing_fill
+            self._fill = torch.zeros(len(mean)) if isinstance(fill, str) else torch.tensor(fill, dtype=torch.float32)
+            if len(self._fill) != len(mean):
+                raise ValueError(f"erasing_fill must have {len(mean)} values like the mean, got {fill}")
+
+    def __call__(
+        self,
+        pixel_values: Tensor,
+        indices: Tensor | None = None,
+        *,
+        seed: int | None = None,
+        step: int | None = None,
+        return_boxes: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Transform a batch; the draws depend only on (seed, step, index, position in the batch).
+
+        Args:
+            pixel_values: uint8 (B, C, H, W).
+            indices: (B,) rows of the data set; with `seed` and `step`, needed only when there is an augmentation.
+            step: must differ between the visits to an image, e.g. the trainer's global step.
+            return_boxes: also return the erased boxes, int64 (B, 4) as y0, x0, y1, x1 with ends exclusive, in
+                coordinates of the returned image; rows of -1 where nothing was erased.
+
+        Raises:
+            ValueError: if the pixels are not uint8 (B, C, H, W), or an augmentation lacks its counters.
+        """
+        channels = len(self._scale)
+        if pixel_values.dtype != torch.uint8 or pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
+            got = f"{pixel_values.dtype} {tuple(pixel_values.shape)}"
+            raise ValueError(f"pixel_values must be uint8 (B, {channels}, H, W), got {got}")
+        x = torch.empty(pixel_values.shape, device=pixel_values.device)
+        boxes = torch.full((len(x), 4), -1, device=x.device)
+        if self.augmentation is None:
+            self._normalise(x.copy_(pixel_values))
+            return (x, boxes) if return_boxes else x
+        draws = self._draws(pixel_values, indices, seed, step)
+        if self.augmentation.erasing > 0:
+            boxes = self._boxes(*x.shape[-2:], draws)
+        # On the CPU a part that stays in the cache from step to step goes through twice as fast as the batch.
+        size = len(x) if x.device.type != "cpu" else max(1, _CACHED_PIXELS // x[0, 0].numel())
+        for start in range(0, len(x), max(1, size)):
+            part = slice(start, start + size)
+            self._augment(pixel_values[part], draws[part], boxes[part], out=x[part])
+        return (x, boxes) if return_boxes else x
+
+    def _augment(self, pixel_values: Tensor, draws: Draws, boxes: Tensor, out: Tensor) -> None:
+        x = self._jitter(self._rotate(self._flip_and_crop(pixel_values, draws), draws), draws)
+        self._normalise(out.copy_(x))
+        if self.augmentation.erasing > 0:
+            self._erase(out, boxes, draws)
+
+    def _normalise(self, x: Tensor) -> None:
+        scale, shift = (constant.to(x.device, non_blocking=True) for constant in (self._scale, self._shift))
+        x.mul_(scale).add_(shift)
+
+    def _draws(self, pixel_values: Tensor, indices: Tensor | None, seed: int | None, step: int | None) -> Draws:
+        if indices is None or seed is None or step is None:
+            raise ValueError("augmentation needs indices, seed and step: they decide what is drawn for each image")
+        if indices.shape != pixel_values.shape[:1]:
+            raise ValueError(f"indices must be ({len(pixel_values)},), one per image, got {tuple(indices.shape)}")
+        return Draws(indices.to(pixel_values.device, non_blocking=True), seed, step, _ASPECT_ROWS.stop)
+
+    def _flip_and_crop(self, x: Tensor, draws: Draws) -> Tensor:
+        """uint8 (B, C, H, W) -> the same, possibly a view with strides."""
+        options = self.augmentation
+        height, width = x.shape[-2:]
+        if options.flip:
+            # a ^ ((a ^ b) & mask) picks a or b; on the CPU bit operations are vectorised where `where` is not.
+            mask = (draws.uniform(_Draw.FLIP) < options.flip).byte().mul_(255).view(-1, 1, 1, 1)
+            x = x.flip(-1).bitwise_xor_(x).bitwise_and_(mask).bitwise_xor_(x)
+        if options.crop_scale > 1:
+            size = (round(height * options.crop_scale), round(width * options.crop_scale))
+            x = F.interpolate(x.float(), size=size, mode="bilinear", align_corners=False).round_().byte()
+        if options.pad or options.crop_scale > 1:
+            padded_height, padded_width = x.shape[-2] + 2 * options.pad, x.shape[-1] + 2 * options.pad
+            top = draws.below(_Draw.TOP, padded_height - height + 1)
+            left = draws.below(_Draw.LEFT, padded_width - width + 1)
+            x = _pad_and_crop(x, options.pad, (height, width), top, left)
+        return x
+
+    def _rotate(self, x: Tensor, draws: Draws) -> Tensor:
+        """Turn about the centre, counter-clockwise for positive angles; float (B, C, H, W) -> the same."""
+        if not self.augmentation.rotation:
+            return x
+        height, width = x.shape[-2:]
+        angle = torch.deg2rad(draws.between(_Draw.ANGLE, -self.augmentation.rotation, self.augmentation.rotation))
+        cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+        # Coordinates run over [-1, 1] on both axes, whose lengths in pixels differ.
+        rows = [cos, -sin * height / width, zero, sin * width / height, cos, zero]
+        x = x.float()
+        grid = F.affine_grid(torch.stack(rows, dim=1).view(-1, 2, 3), list(x.shape), align_corners=False)
+        return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+    def _jitter(self, x: Tensor, draws: Draws) -> Tensor:
+        """Brightness, contrast and saturation, each a blend with black, the mean grey or the grey image.
+
+        (B, 3, H, W) in [0, 255] -> the same.
+        """
+        options = self.augmentation
+        strengths = (options.brightness, options.contrast, options.saturation)
+        if not any(strengths):
+            return x
+        shape = x.shape
+        if shape[1] != 3:
+            raise ValueError(f"colour jitter needs RGB images, got {shape[1]} channels")
+        drawn = zip((_Draw.BRIGHTNESS, _Draw.CONTRAST, _Draw.SATURATION), strengths, strict=True)
+        factors = torch.stack([draws.between(draw, max(0.0, 1 - s), 1 + s) for draw, s in drawn], dim=1)
+        orders = torch.tensor([[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]], device=x.device)
+        weights = torch.tensor([0.2989, 0.587, 0.114], device=x.device)
+        x = x.float().flatten(2)
+        for operation in orders[draws.below(_Draw.ORDER, len(orders))].T:
+            factor = factors.gather(1, operation[:, None]).view(-1, 1, 1)
+            is_contrast, is_saturation = (operation == 1).view(-1, 1, 1), (operation == 2).view(-1, 1, 1)
+            grey = weights.expand(len(x), 1, 3) @ x
+            other = is_contrast * grey.mean(dim=2, keepdim=True) + is_saturation * grey
+            x = x.mul_(factor).add_((1 - factor) * other).clamp_(0, 255)
+        return x.view(shape)
+
+    def _boxes(self, height: int, width: int, draws: Draws) -> Tensor:
+        """Draw the boxes to erase: the first of 100 candidates that is smaller than the image on both sides. (B, 4)"""
+        options = self.augmentation
+        area = draws.between(_AREAS, *options.erasing_area) * (height * width)
+        aspect = self._aspects.to(area.device, non_blocking=True)[draws.below(_ASPECT_ROWS, _ASPECTS)]
+        heights, widths = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
+        fits = (heights > 0) & (heights < height) & (widths > 0) & (widths < width)
+        first = fits.byte().argmax(dim=1, keepdim=True)
+        box_height, box_width = heights.gather(1, first).squeeze(1), widths.gather(1, first).squeeze(1)
+        top = draws.below(_Draw.ERASE_TOP, height - box_height + 1)
+        left = draws.below(_Draw.ERASE_LEFT, width - box_width + 1)
+        boxes = torch.stack([top, left, top + box_height, left + box_width], dim=1)
+        erased = (draws.uniform(_Draw.ERASE) < options.erasing) & fits.any(dim=1)
+        return torch.where(erased[:, None], boxes, -1)
+
+    def _erase(self, x: Tensor, boxes: Tensor, draws: Draws) -> None:
+        y0, x0, y1, x1 = (side[:, None] for side in boxes.unbind(dim=1))
+        rows, columns = (torch.arange(size, device=x.device) for size in x.shape[-2:])
+        inside_rows, inside_columns = (rows >= y0) & (rows < y1), (columns >= x0) & (columns < x1)
+        # A weight of exactly 0 or 1: on the CPU lerp is vectorised where `where` is not, four times as fast.
+        mask = inside_rows.float()[:, None, :, None] * inside_columns.float()[:, None, None, :]
+        if self.augmentation.erasing_fill == "noise":
+            # A stretch of a fixed bank of normal numbers, at an offset drawn per image: hashing every pixel would cost
+            # more than everything else together. Two images may share a stretch, but not at the same pixels.
+            windows = _noise(x[0].numel() + _NOISE_OFFSETS, x.device).unfold(0, x[0].numel(), 1)
+            fill = windows[draws.below(_Draw.NOISE, len(windows))].view_as(x)
+        else:
+            fill = self._fill.to(x.device, non_blocking=True).view(-1, 1, 1)
+        x.lerp_(fill, mask)
+
+
+def _pad_and_crop(x: Tensor, pad: int, size: tuple[int, int], top: Tensor, left: Tensor) -> Tensor:
+    """Cut `size` out of every zero-padded image at (top, left) (B,), measured in the padded image, in one gather.
+
+    Gathering costs the same per element whatever its width, so bytes are gathered four at a time: a window is one run
+    of the flat batch that begins at any byte, and four copies, each moved by one byte, make every beginning whole.
+    """
+    batch, channels, height, width = x.shape
+    height, width = height + 2 * pad, width + 2 * pad
+    plane = height * width
+    flat = x.new_zeros(_multiple_of_four(batch * channels * plane) + 8)
+    canvas = flat[: batch * channels * plane].view(batch, channels, height, width)
+    canvas[..., pad : height - pad, pad : width - pad] = x
+    words = flat[: len(flat) - 1].unfold(0, len(flat) - 4, 1).contiguous().view(torch.int32)
+    start = torch.arange(batch, device=x.device) * (channels * plane) + top * width + left
+    run = _multiple_of_four((channels - 1) * plane + (size[0] - 1) * width + size[1])
+    runs = words.unfold(1, run // 4, 1)[start % 4, start // 4].view(torch.uint8)
+    return runs.as_strided((batch, channels, *size), (run, plane, width, 1))
+
+
+def _multiple_of_four(count: int) -> int:
+    return -(-count // 4) * 4
+
+
+class _Draw(IntEnum):
+    """The number of each draw. Append only: another order gives every seed another meaning."""
+
+    FLIP = 0
+    TOP = 1
+    LEFT = 2
+    ANGLE = 3
+    BRIGHTNESS = 4
+    CONTRAST = 5
+    SATURATION = 6
+    ORDER = 7
+    ERASE = 8
+    ERASE_TOP = 9
+    ERASE_LEFT = 10
+    NOISE = 11
+
+
+_AREAS = slice(16, 16 + _TRIES)
+_ASPECT_ROWS = slice(_AREAS.stop, _AREAS.stop + _TRIES)
+
+
+def _aspects(options: Augmentation) -> Tensor:
+    """Aspect ratios to choose from, (4096,): a table, because exp() differs in the last bit between devices."""
+    low, high = options.erasing_aspect
+    steps = (np.arange(_ASPECTS) + 0.5) / _ASPECTS
+    linear = low + steps * (high - low)
+    logarithmic = low * (high / low) ** steps
+    return torch.from_numpy(linear if options.erasing_aspect_scale == "linear" else logarithmic).float()
+
+
+@lru_cache(maxsize=4)
+def _noise(length: int, device: torch.device) -> Tensor:
+    """The bank of N(0, 1) numbers, (length,) float32, the same on every device."""
+    bank = np.random.Generator(np.random.Philox(0)).standard_normal(length, dtype=np.float32)
+    return torch.from_numpy(bank).to(device)

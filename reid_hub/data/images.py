@@ -1,0 +1,242 @@
+"""Pictures decoded once, kept as uint8 in a memory map, and read in batches."""
+
+import json
+import os
+import shutil
+import warnings
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from reid_hub.data.decoding import decode_image
+from reid_hub.files import atomic_folder
+from reid_hub.registry import lookup
+
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_CHUNK = 64
+_WORKERS = min(8, os.cpu_count() or 1)
+
+
+class ImageDataset(torch.utils.data.Dataset):
+    """One split of `load_reid_dataset` as batches of uint8 pixels.
+
+    The first use decodes and resizes every picture with Pillow, bit-equal to torchvision's `Resize` on Pillow images,
+    into a file below `cache_dir`; later ones map that file. It is named by the data set's fingerprint, the size and
+    the filter, so pictures that are overwritten behind a fingerprint are not noticed. Several processes may open the
+    same set at once: one decodes, the others wait.
+
+    Give a DataLoader `collate_fn=ImageDataset.collate`: a whole batch is read in one gather, so there is nothing left
+    to collate.
+
+    Attributes:
+        dataset: the rows that can be read; row i of it is item i here.
+        pids, camids: int64 arrays (N,).
+    """
+
+    def __init__(
+        self,
+        dataset,
+        image_size: tuple[int, int],
+        *,
+        interpolation: str = "bilinear",
+        cache_dir: str | Path | None = None,
+        max_bytes: int = 32 << 30,
+        on_error: str = "raise",
+        progress: bool = True,
+    ):
+        """Decode the split, or open what was decoded before.
+
+        Args:
+            dataset: a `datasets.Dataset` with the columns image, pid and camid.
+            image_size: (height, width) in pixels.
+            interpolation: "bilinear" or "bicubic".
+            cache_dir: default: `reid_hub` below the cache folder of `datasets`.
+            max_bytes: a set that would take more is decoded anew for every batch, and nothing is stored.
+            on_error: what to do with a picture that cannot be read: "raise", or "skip" it, with one warning for all.
+
+        Raises:
+            ValueError: if an argument is not as above or a picture is damaged.
+            FileNotFoundError: if a picture is missing.
+            RuntimeError: if the disk is too full.
+        """
+        _check_rows(dataset)
+        self.image_size = _check_size(image_size)
+        self.interpolation = interpolation
+        self._filter = lookup(FILTERS, interpolation, "interpolation")
+        self._skip = lookup({"raise": False, "skip": True}, on_error, "value of on_error")
+        self._source = _undecoded(dataset)
+        self._file = self._pixels = None
+
+        stored = len(dataset) * int(np.prod(self._shape)) <= max_bytes
+        errors = {}
+        if stored or self._skip:
+            folder = _cache_root(cache_dir) / f"{dataset._fingerprint}-{'x'.join(map(str, image_size))}-{interpolation}"
+            errors = self._prepare(folder, stored, progress)
+            self._file = folder / "images.npy" if stored else None
+        self._rows = np.setdiff1d(np.arange(len(dataset)), list(errors)).astype(np.int64)
+        self.dataset = dataset.select(self._rows) if errors else dataset
+        labels = self.dataset.select_columns(["pid", "camid"]).with_format("numpy")[:]
+        self.pids, self.camids = (np.asarray(labels[name], dtype=np.int64) for name in ("pid", "camid"))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """One item, without the batch dimension."""
+        return {name: values[0] for name, values in self.__getitems__([index]).items()}
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """A batch: pixel_values uint8 (B, 3, H, W); pids, camids and indices int64 (B,)."""
+        indices = np.asarray(indices, dtype=np.int64)
+        rows = self._rows[indices]
+        if self._file is None:
+            pixels, _ = self._decode(rows)
+        else:
+            if self._pixels is None:
+                self._pixels = np.load(self._file, mmap_mode="r")
+            pixels = np.take(self._pixels, rows, axis=0)
+        arrays = {"pixel_values": pixels, "pids": self.pids[indices], "camids": self.camids[indices]}
+        return {name: torch.from_numpy(np.asarray(array)) for name, array in (arrays | {"indices": indices}).items()}
+
+    @staticmethod
+    def collate(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return what `__getitems__` gave."""
+        return batch
+
+    def __getstate__(self) -> dict:
+        # A memory map pickles as all of its bytes; a worker process opens the file itself.
+        return self.__dict__ | {"_pixels": None}
+
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        return (3, *self.image_size)
+
+    def _prepare(self, folder: Path, stored: bool, progress: bool) -> dict[int, str]:
+        """See that `folder` is complete and return the rows that cannot be read, with the reasons."""
+        from filelock import FileLock
+
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not self._is_complete(folder, stored):
+                for leftover in folder.parent.glob(f".{folder.name}.*"):  # of a process that was killed
+                    shutil.rmtree(leftover)
+                self._build(folder, stored, progress)
+        errors = {int(row): reason for row, reason in json.loads((folder / "errors.json").read_text()).items()}
+        if not errors:
+            return errors
+        reasons = "\n".join(list(errors.values())[:5])
+        count = f"{len(errors):,} of {len(self._source):,} images cannot be read"
+        if len(errors) == len(self._source):
+            raise ValueError(f"{count}, so nothing is left; the first reasons:\n{reasons}")
+        if not self._skip:
+            raise ValueError(f"{count}: mend them or pass on_error='skip'; the first reasons:\n{reasons}")
+        warnings.warn(f"{count} and are left out; the first reasons:\n{reasons}", stacklevel=3)
+        return errors
+
+    def _is_complete(self, folder: Path, stored: bool) -> bool:
+        if not (folder / "errors.json").is_file():
+            return False
+        if not stored:
+            return True
+        try:
+            pixels = np.load(folder / "images.npy", mmap_mode="r")  # refuses a file shorter than its header says
+        except (OSError, ValueError, EOFError):  # numpy's for a missing, a cut-off and an empty file
+            return False
+        return pixels.dtype == np.uint8 and pixels.shape == (len(self._source), *self._shape)
+
+    def _build(self, folder: Path, stored: bool, progress: bool) -> None:
+        count = len(self._source)
+        needed, free = count * int(np.prod(self._shape)), shutil.disk_usage(folder.parent).free
+        if stored and needed > free:
+            raise RuntimeError(
+                f"{count:,} decoded images take {needed / 1e9:.1f} GB, {folder.parent} has {free / 1e9:.1f} GB; "
+                "make room, pass another cache_dir, or max_bytes=0 to decode for every batch (slower)"
+            )
+        bar = tqdm(
+            total=count, desc=f"decode images ({'x'.join(map(str, self.image_size))})", unit="img", disable=not progress
+        )
+        errors: dict[int, str] = {}
+        with atomic_folder(folder) as temporary, (temporary / "images.npy").open("wb") as file, bar:
+            # Written in order, not through a memory map: a full disk is then an error and not a bus error.
+            header = {"descr": "|u1", "fortran_order": False, "shape": (count, *self._shape)}
+            np.lib.format.write_array_header_1_0(file, header)
+            for pixels, problems in self._decode_all():
+                errors |= problems
+                if stored:
+                    file.write(pixels.data)
+                bar.update(len(pixels))
+            if not stored:
+                (temporary / "images.npy").unlink()
+            (temporary / "errors.json").write_text(json.dumps(errors))
+
+    def _decode_all(self) -> Iterator[tuple[np.ndarray, dict[int, str]]]:
+        """Decode in threads (Pillow works outside of the interpreter lock), in order, a bounded number ahead."""
+        pending = deque()
+        with ThreadPoolExecutor(_WORKERS) as pool:
+            for start in range(0, len(self._source), _CHUNK):
+                rows = np.arange(start, min(start + _CHUNK, len(self._source)))
+                pending.append(pool.submit(self._decode, rows))
+                if len(pending) > 2 * _WORKERS:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+
+    def _decode(self, rows: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
+        """Read rows of the source: uint8 (n, 3, H, W), and {row: reason} for those left at zero."""
+        pixels, errors = np.zeros((len(rows), *self._shape), dtype=np.uint8), {}
+        batch = self._source[rows]
+        names = batch.get("path", [None] * len(rows))
+        height, width = self.image_size
+        for out, row, source, name in zip(pixels, rows, batch["image"], names, strict=True):
+            try:
+                image = decode_image(source, name)
+            except (ValueError, FileNotFoundError) as error:
+                if not self._skip:
+                    raise type(error)(f"{error} (or pass on_error='skip' to leave such images out)") from error
+                errors[int(row)] = str(error)
+            else:
+                out[:] = np.asarray(image.resize((width, height), self._filter)).transpose(2, 0, 1)
+        return pixels, errors
+
+
+def _check_rows(dataset) -> None:
+    from datasets import Dataset
+
+    if not isinstance(dataset, Dataset):
+        raise ValueError(
+            f"dataset must be one split, a datasets.Dataset, got {type(dataset).__name__}; take one: splits['train']"
+        )
+    missing = {"image", "pid", "camid"} - set(dataset.column_names)
+    if missing:
+        raise ValueError(f"dataset must have the columns image, pid and camid; {sorted(missing)} missing: {dataset}")
+    if not len(dataset):
+        raise ValueError("dataset has no images; check the folder it was loaded from")
+
+
+def _check_size(image_size: Sequence[int]) -> tuple[int, int]:
+    size = tuple(image_size) if isinstance(image_size, Sequence) else ()
+    if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+        raise ValueError(f"image_size must be (height, width) in whole pixels, got {image_size}")
+    return size
+
+
+def _undecoded(dataset):
+    from datasets import Image as ImageFeature
+
+    columns = [name for name in ("image", "path") if name in dataset.column_names]
+    return dataset.select_columns(columns).with_format(None).cast_column("image", ImageFeature(decode=False))
+
+
+def _cache_root(cache_dir: str | Path | None) -> Path:
+    if cache_dir is not None:
+        return Path(cache_dir)
+    from datasets import config
+
+    return Path(config.HF_DATASETS_CACHE) / "reid_hub"
