@@ -2,11 +2,12 @@
 
 from reid_hub.training.arguments import training_arguments
 from reid_hub.training.holdout import Holdout, TrainingSubset, split_identities
-from reid_hub.training.optimizers import OPTIMIZERS, build_optimizer
+from reid_hub.training.optimizers import OPTIMIZERS, build_optimizer, build_scheduler
 from reid_hub.training.overrides import override, parse_override
 from reid_hub.training.recipes import RECIPES, Recipe
+from reid_hub.training.sampling import build_sampler
 from reid_hub.training.schedules import Schedule
-from reid_hub.training.trainer import ReIDTrainer, build_sampler
+from reid_hub.training.trainer import ReIDTrainer
 
 __all__ = [
     "OPTIMIZERS",
@@ -18,6 +19,7 @@ __all__ = [
     "TrainingSubset",
     "build_optimizer",
     "build_sampler",
+    "build_scheduler",
     "override",
     "parse_override",
     "split_identities",

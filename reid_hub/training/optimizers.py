@@ -1,12 +1,14 @@
-"""Optimisers by name and their parameter groups."""
+"""Optimisers by name, their parameter groups and their rates."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from reid_hub.registry import lookup
+from reid_hub.training.schedules import Schedule
 
 # Both add weight_decay * weight to the gradient (coupled L2), as the recipes' sources do.
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
@@ -36,3 +38,18 @@ def build_optimizer(
     if not groups:
         raise ValueError("nothing to train: no parameter of the model requires a gradient")
     return lookup(OPTIMIZERS, name, "optimizer")(groups, lr=lr, weight_decay=weight_decay, **(options or {}))
+
+
+def build_scheduler(optimizer: torch.optim.Optimizer, schedule: Schedule, total_steps: int, lr: float) -> LambdaLR:
+    """A scheduler to be stepped after every optimiser step, over the rates that `build_optimizer` gave the groups.
+
+    Args:
+        total_steps: optimiser steps of the whole run.
+        lr: the recipe's learning rate, on which warm-up and end of a cosine depend for all groups.
+    """
+
+    def factor(group: float) -> Callable[[int], float]:
+        return lambda step: schedule.rate_at(step, total_steps, lr, group) / group
+
+    rates = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
+    return LambdaLR(optimizer, [factor(rate) for rate in rates])

@@ -1,5 +1,6 @@
 """`transformers.Trainer` for re-identification methods: recipe, batches, exact resume, exported models."""
 
+import json
 import math
 import os
 import shutil
@@ -19,32 +20,14 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, Inter
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from reid_hub.data.augmentation import BatchTransform
-from reid_hub.data.samplers import IdentitySampler, ShuffleSampler
 from reid_hub.methods import Method
 from reid_hub.models import ReIDModel
-from reid_hub.training.optimizers import build_optimizer
+from reid_hub.training.optimizers import build_optimizer, build_scheduler
 from reid_hub.training.recipes import Recipe
+from reid_hub.training.resume import RUN_FILE, check_fresh, check_same_run, describe_run
+from reid_hub.training.sampling import build_sampler
 
 BEST = "best"
-
-
-def build_sampler(
-    recipe: Recipe, pids: Sequence[int], *, batch_size: int, seed: int, num_processes: int = 1
-) -> Sampler:
-    """The recipe's sampler over a training set; it yields whole batches of `batch_size` for every process in turn.
-
-    Raises:
-        ValueError: if an identity batch cannot be divided into identities.
-    """
-    if recipe.sampler == "shuffle":
-        return ShuffleSampler(len(pids), batch_size, seed=seed, num_processes=num_processes)
-    num_ids, rest = divmod(batch_size, recipe.num_instances)
-    if rest:
-        raise ValueError(
-            f"the batch size must be divisible by the recipe's {recipe.num_instances} images per identity, got "
-            f"{batch_size}"
-        )
-    return IdentitySampler(pids, num_ids, recipe.num_instances, seed=seed, num_processes=num_processes)
 
 
 class ReIDTrainer(Trainer):
@@ -60,6 +43,7 @@ class ReIDTrainer(Trainer):
         args: see `training_arguments`; they decide the learning rate, decay, epochs and batch size.
         train_dataset: `pids`, a length, `__getitems__` and `collate`, which gives uint8 batches (see `ImageDataset`).
         evaluator: called with the exported model in evaluation mode on every process; gives metrics, "mAP" among them.
+        evaluate_every: with eval_strategy="epoch", epochs between two evaluations; the last epoch always has one.
         publisher: called with the exported model by `push_to_hub`.
         channels_last: memory format of pictures and convolutions; faster for CNNs in half precision.
 
@@ -77,6 +61,7 @@ class ReIDTrainer(Trainer):
         train_dataset: Any,
         *,
         evaluator: Callable[[ReIDModel], Mapping[str, float]] | None = None,
+        evaluate_every: int = 1,
         publisher: Callable[[ReIDModel], Any] | None = None,
         channels_last: bool = False,
         callbacks: Sequence[TrainerCallback] = (),
@@ -98,8 +83,18 @@ class ReIDTrainer(Trainer):
             data_collator=train_dataset.collate,
             train_dataset=train_dataset,
             eval_dataset=evaluator,  # only so that the Trainer sees that there is something to evaluate with
-            callbacks=[_SamplerEpoch(self), *callbacks],
+            callbacks=[_Epochs(self, evaluate_every), *callbacks],
         )
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Train, or with `resume_from_checkpoint` (a checkpoint, or True for the last one) go on.
+
+        Raises:
+            ValueError: if the checkpoint is of a run with other settings, or the folder has one and none is to be used.
+        """
+        if not resume_from_checkpoint:
+            check_fresh(self.args.output_dir)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     # Batches
 
@@ -140,14 +135,8 @@ class ReIDTrainer(Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
         if self.lr_scheduler is None:
-            optimizer, schedule = optimizer or self.optimizer, self.recipe.schedule
-            base = self.args.learning_rate
-
-            def factor(group: float) -> Callable[[int], float]:
-                return lambda step: schedule.rate_at(step, num_training_steps, base, group) / group
-
-            rates = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
-            self.lr_scheduler = LambdaLR(optimizer, [factor(rate) for rate in rates])
+            rates = {"total_steps": num_training_steps, "lr": self.args.learning_rate}
+            self.lr_scheduler = build_scheduler(optimizer or self.optimizer, self.recipe.schedule, **rates)
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
@@ -224,6 +213,14 @@ class ReIDTrainer(Trainer):
             os.makedirs(output_dir, exist_ok=True)
             state = {name: tensor.contiguous() for name, tensor in self.model.state_dict().items()}
             save_file(state, Path(output_dir, SAFE_WEIGHTS_NAME), metadata={"format": "pt"})
+            Path(output_dir, RUN_FILE).write_text(json.dumps(self._run(), indent=2))
+
+    def _run(self) -> dict[str, Any]:
+        return describe_run(self.recipe, self.args, len(self.train_dataset))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        check_same_run(resume_from_checkpoint, self._run())
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._run_dir or self.args.output_dir)
@@ -267,14 +264,21 @@ class ReIDTrainer(Trainer):
         """Nothing: the card is written with the model, from results.json."""
 
 
-class _SamplerEpoch(TrainerCallback):
-    """Tell the sampler its epoch: on several processes accelerate does not reach it in the epoch that was resumed."""
+class _Epochs(TrainerCallback):
+    """What the Trainer does not do by the epoch: reach the sampler for certain, and evaluate only every so often.
 
-    def __init__(self, trainer: ReIDTrainer):
-        self.trainer = trainer
+    On several processes accelerate does not tell the sampler which epoch it is when an epoch is resumed in its middle.
+    """
+
+    def __init__(self, trainer: ReIDTrainer, evaluate_every: int):
+        self.trainer, self.evaluate_every = trainer, evaluate_every
 
     def on_epoch_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.sampler.set_epoch(int(state.epoch or 0))
+
+    def on_epoch_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        if round(state.epoch) % self.evaluate_every and state.global_step < state.max_steps:
+            control.should_evaluate = False
 
 
 def _check(args: TrainingArguments, evaluator: Any, publisher: Any) -> None:

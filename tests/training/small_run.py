@@ -55,7 +55,7 @@ def small_model() -> ReIDModel:
 
 def small_trainer(output_dir, dataset, *, recipe=RECIPE, method=NoisyMethod, **options) -> ReIDTrainer:
     """A trainer of `RECIPE`; options go to the arguments, except those that the trainer itself takes."""
-    for_trainer = ("evaluator", "publisher", "channels_last", "callbacks")
+    for_trainer = ("evaluator", "evaluate_every", "publisher", "channels_last", "callbacks")
     trainer_options = {name: options.pop(name) for name in for_trainer if name in options}
     options = {"use_cpu": True, "seed": SEED, "disable_tqdm": True, "save_strategy": "no", **options}
     args = training_arguments(recipe, output_dir, **options)

@@ -9,7 +9,7 @@ from torch import nn
 
 from reid_hub.methods import METHODS
 from reid_hub.registry import lookup
-from reid_hub.training import RECIPES, Schedule, build_optimizer, override, parse_override
+from reid_hub.training import RECIPES, Schedule, build_optimizer, build_scheduler, override, parse_override
 
 
 def epoch_rate(recipe, epoch, group=None):
@@ -180,6 +180,20 @@ def test_weight_decay_is_coupled(name):
     first.step()
     second.step()
     assert torch.equal(decayed, plain)
+
+
+def test_the_scheduler_gives_every_group_its_published_rate():
+    recipe = RECIPES["vit"]
+    model, total = nn.Linear(2, 3), 120 * 3
+    options = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, "bias_lr_factor": 2.0}
+    optimiser = build_optimizer(model, recipe.optimizer, **options, options=recipe.optimizer_options)
+    scheduler = build_scheduler(optimiser, recipe.schedule, total, recipe.learning_rate)
+    for step in range(total):
+        weights, biases = (group["lr"] for group in optimiser.param_groups)
+        assert weights == pytest.approx(epoch_rate(recipe, step // 3 + 1), rel=1e-12)
+        assert biases == pytest.approx(epoch_rate(recipe, step // 3 + 1, 8e-4), rel=1e-12)
+        optimiser.step()
+        scheduler.step()
 
 
 def test_nothing_to_train_is_said():

@@ -96,6 +96,13 @@ def test_evaluation_changes_neither_weights_nor_random_numbers(small_dataset, tm
     assert all(entry["eval_rank1"] == 0.5 for entry in entries)
 
 
+def test_evaluations_can_be_epochs_apart_and_the_last_epoch_has_one(small_dataset, tmp_path):
+    options = {"evaluator": lambda model: {"mAP": 0.5}, "eval_strategy": "epoch", "evaluate_every": 2}
+    trainer = small_trainer(tmp_path, small_dataset, num_train_epochs=5, **options)
+    trainer.train()
+    assert [entry["epoch"] for entry in trainer.state.log_history if "eval_mAP" in entry] == [2, 4, 5]
+
+
 def test_best_and_last_models_are_exported_as_hub_checkpoints(small_dataset, tmp_path):
     scores = iter([0.2, 0.9, 0.4])
     states = []
@@ -164,11 +171,19 @@ def test_interrupted_by_the_user_the_last_checkpoint_resumes(small_dataset, tmp_
     assert_equal_weights(weights_of(whole.model), weights_of(resumed.model), rtol=0, atol=0)
 
 
-def test_a_checkpoint_of_another_method_is_refused(small_dataset, tmp_path):
+def test_only_the_run_that_made_a_checkpoint_goes_on_from_it(small_dataset, tmp_path):
     small_trainer(tmp_path, small_dataset, num_train_epochs=1, save_strategy="epoch").train()
     other = override(RECIPE, {"options.center_weight": 0.0})
+    with pytest.raises(ValueError, match=r"another run: options was .*center_weight"):
+        small_trainer(tmp_path, small_dataset, recipe=other, num_train_epochs=1).train(resume_from_checkpoint=True)
+    with pytest.raises(ValueError, match="num_train_epochs was 1 and is 2"):
+        small_trainer(tmp_path, small_dataset, num_train_epochs=2).train(resume_from_checkpoint=True)
+    with pytest.raises(ValueError, match="earlier run, up to checkpoint-6: resume it"):
+        small_trainer(tmp_path, small_dataset, num_train_epochs=1).train()
+    trainer = small_trainer(tmp_path, small_dataset, num_train_epochs=1)
+    trainer.model.extra = nn.Linear(1, 1)
     with pytest.raises(RuntimeError, match="another method or model"):
-        small_trainer(tmp_path, small_dataset, recipe=other).train(resume_from_checkpoint=True)
+        trainer.train(resume_from_checkpoint=True)
 
 
 def test_a_run_that_diverges_stops_and_says_so(small_dataset, tmp_path):

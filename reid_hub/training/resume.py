@@ -1,0 +1,52 @@
+"""Which run a checkpoint belongs to, so that only that run goes on from it."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from reid_hub.training.recipes import Recipe
+
+RUN_FILE = "run.json"
+_ARGUMENTS = (
+    "learning_rate", "weight_decay", "num_train_epochs", "max_steps", "per_device_train_batch_size",
+    "gradient_accumulation_steps", "seed", "bf16", "fp16",
+)  # fmt: skip
+
+
+def describe_run(recipe: Recipe, args: TrainingArguments, num_images: int) -> dict[str, Any]:
+    """All that decides the weights of a run, besides the data and the model themselves, as JSON reads it back."""
+    arguments = {name: getattr(args, name) for name in _ARGUMENTS}
+    return json.loads(json.dumps({**asdict(recipe), **arguments, "num_images": num_images}))
+
+
+def check_same_run(checkpoint: str | Path, run: dict[str, Any]) -> None:
+    """Refuse to go on from a checkpoint of a run with other settings.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    before = json.loads(Path(checkpoint, RUN_FILE).read_text())
+    changed = [f"{key} was {before.get(key)!r} and is {run[key]!r}" for key in run if before.get(key) != run[key]]
+    if changed:
+        raise ValueError(
+            f"{checkpoint} belongs to another run: {'; '.join(changed)}. Resume with the settings it was started with, "
+            "or train into another folder"
+        )
+
+
+def check_fresh(output_dir: str | Path) -> None:
+    """Refuse to start anew among the checkpoints of an earlier run, which a later resume would take for its own.
+
+    Raises:
+        ValueError: if there are any.
+    """
+    last = get_last_checkpoint(str(output_dir)) if Path(output_dir).is_dir() else None
+    if last is not None:
+        raise ValueError(
+            f"{output_dir} holds the checkpoints of an earlier run, up to {Path(last).name}: resume it, train into "
+            "another folder, or remove them"
+        )
