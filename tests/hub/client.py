@@ -16,16 +16,17 @@ sys.meta_path.insert(0, Absent())
 
 
 def start_python(code: str, environment: dict[str, str], *arguments: str, package: bool = True) -> subprocess.Popen:
-    """Start `python -c code` in an empty folder with no HF_* variable but those given.
+    """Start `python -c code` outside of the project with no HF_* variable but those given.
 
     With `package=False` reid_hub cannot be imported there, however it was installed.
     """
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING", "PYTHON"))}
     settings = {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_UPDATE_CHECK": "1", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, "-c", code if package else WITHOUT_PACKAGE + code, *arguments],
+        [sys.executable, "-P", "-c", code if package else WITHOUT_PACKAGE + code, *arguments],
         env=inherited | settings | environment,
         cwd=tempfile.gettempdir(),
+        stdin=subprocess.DEVNULL,  # nobody there to answer whether to trust code
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

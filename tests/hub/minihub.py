@@ -26,11 +26,12 @@ from .minihub_store import Repo
 class Fault:
     """Misbehave on the next `times` requests whose "METHOD path" matches `match`, after `after` bytes of their body.
 
-    With a `status`, answer with it; with `stall`, answer nothing until the client gives up; else drop the connection.
-    `reached` is set as soon as that happens.
+    With `call`, call it and go on as usual; with a `status`, answer with it; with `stall`, answer nothing until the
+    client gives up; else drop the connection. `reached` is set as soon as that happens.
     """
 
     match: str
+    call: Callable[[], object] | None = None
     status: int | None = None
     stall: bool = False
     after: int = 0
@@ -104,7 +105,9 @@ class MiniHub:
         for fault in self.faults:
             if fault.times and re.search(fault.match, f"{seen.method} {seen.path}"):
                 fault.times -= 1
-                return await self._misbehave(fault, scope, receive, noting_send)
+                if fault.call is None:
+                    return await self._misbehave(fault, scope, receive, noting_send)
+                fault.call()
         with suppress(ClientDisconnect):
             await self._api.app(scope, receive, noting_send)
 

@@ -233,3 +233,11 @@ def test_a_card_that_cannot_be_written_leaves_the_old_one(config, tmp_path):
         write_card(tmp_path)
     assert (tmp_path / "README.md").read_text() == old
     assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "config.json", "results.json"]
+
+
+def test_a_card_is_replaced_not_overwritten(config, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with write_card(tmp_path).open() as old:
+        (tmp_path / "results.json").write_text(json.dumps(RESULTS))
+        new = write_card(tmp_path).read_text()
+        assert old.read() == render_card(config) != new

@@ -1,0 +1,174 @@
+"""Pulling a checkpoint by name into a fresh process, over HTTP: with the package, and without it."""
+
+import json
+import re
+import socket
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModel
+
+from reid_hub import ReIDImageProcessor
+from reid_hub.hub.push import push_folder
+
+from .client import run_python
+from .conftest import small_model
+from .minihub import MiniHub
+
+PICTURES = [Image.fromarray(np.random.default_rng(i).integers(0, 256, (80, 40, 3), np.uint8)) for i in range(2)]
+PREAMBLE = """
+import json, sys
+import numpy as np
+from PIL import Image
+pictures = [Image.fromarray(np.random.default_rng(i).integers(0, 256, (80, 40, 3), np.uint8)) for i in range(2)]
+"""
+WITH_PACKAGE = """
+import reid_hub
+from transformers import AutoImageProcessor, AutoModel, pipeline
+def load(**options):
+    return AutoModel.from_pretrained("alice/m", **options)
+pixels = AutoImageProcessor.from_pretrained("alice/m")(pictures, return_tensors="pt")["pixel_values"]
+pipe = pipeline("image-feature-extraction", model="alice/m", pool=True, return_tensors=True)
+exec(sys.argv[2])  # the example of the card
+print(json.dumps({
+    "example": ids[0].tolist(),
+    "main": load()(pixels).embeddings.tolist(),
+    "v1": load(revision="v1").encode(pictures, flip=False).tolist(),
+    "commit": load(revision=sys.argv[1]).encode(pictures, flip=False).tolist(),
+    "pipeline": [pipe(picture)[0].tolist() for picture in pictures],
+    "training": load().training,
+}))
+"""
+WITHOUT_PACKAGE_CODE = """
+try:
+    import reid_hub
+except ImportError:
+    pass
+else:
+    raise SystemExit("reid_hub can be imported here: the test would prove nothing")
+from transformers import AutoImageProcessor, AutoModel
+try:
+    AutoModel.from_pretrained("alice/m")
+except ValueError as error:
+    assert "trust_remote_code" in str(error), error
+else:
+    raise SystemExit("the code ran without being trusted")
+def load(**options):
+    return AutoModel.from_pretrained("alice/m", trust_remote_code=True, **options)
+processor = AutoImageProcessor.from_pretrained("alice/m", trust_remote_code=True)
+model = load()
+print()  # ends transformers' question whether to trust the code
+print(json.dumps({
+    "main": model(**processor(pictures, return_tensors="pt")).embeddings.tolist(),
+    "v1": load(revision="v1").encode(pictures, flip=False).tolist(),
+    "module": type(model).__module__,
+}))
+"""
+
+
+def embed(seed: int) -> np.ndarray:
+    """What the published weights of this seed give, by the model that was never saved."""
+    model = small_model(seed)
+    pixels = ReIDImageProcessor.from_config(model.config)(PICTURES, return_tensors="pt")["pixel_values"]
+    with torch.inference_mode():
+        return model(pixels).embeddings.numpy()
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> Iterator[SimpleNamespace]:
+    """alice/m with two versions, the first tagged v1, and alice/hidden, which is private."""
+    folder = tmp_path_factory.mktemp("published") / "checkpoint"
+    with MiniHub() as hub, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+        small_model(seed=0).save_pretrained(folder)
+        first = push_folder(folder, "alice/m", token="hf_alice")
+        hub.repo("alice/m").tags["v1"] = first.oid
+        small_model(seed=1).save_pretrained(folder)
+        push_folder(folder, "alice/m", token="hf_alice")
+        push_folder(folder, "alice/hidden", private=True, token="hf_alice")
+        yield SimpleNamespace(hub=hub, first=first.oid)
+
+
+def test_with_the_package_then_from_the_cache_without_a_network(published, tmp_path):
+    card = published.hub.repo("alice/m").commit().files["README.md"].content.decode()
+    example = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
+    names = re.findall(r'"([^"]+\.jpg)"', example)
+    for number, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        PICTURES[number % 2].save(tmp_path / name)
+    arguments = (published.first, f"import os; os.chdir({str(tmp_path)!r})\n{example}")
+    environment = published.hub.environment(tmp_path / "home", token=None)
+
+    online = json.loads(run_python(PREAMBLE + WITH_PACKAGE, environment, *arguments))
+    for name, seed in (("main", 1), ("v1", 0), ("commit", 0), ("pipeline", 1)):
+        np.testing.assert_allclose(np.squeeze(online[name]), embed(seed), rtol=1e-4, atol=1e-5)
+    assert not np.allclose(embed(0), embed(1), rtol=1e-2)
+    assert online["training"] is False
+    # names: three of the gallery, then the query, which is a copy of the second
+    assert online["example"][0] == names[1]
+    assert sorted(online["example"]) == sorted(names[:3])
+
+    published.hub.requests.clear()
+    offline = json.loads(run_python(PREAMBLE + WITH_PACKAGE, environment | {"HF_HUB_OFFLINE": "1"}, *arguments))
+    assert offline == online
+    assert published.hub.requests == []
+
+
+def test_without_the_package_only_when_trusted(published, tmp_path):
+    environment = published.hub.environment(tmp_path, token=None)
+    output = run_python(PREAMBLE + WITHOUT_PACKAGE_CODE, environment, package=False)
+    loaded = json.loads(output.splitlines()[-1])
+    np.testing.assert_allclose(loaded["main"], embed(1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(loaded["v1"], embed(0), rtol=1e-4, atol=1e-5)
+    assert loaded["module"].startswith("transformers_modules.")
+
+
+def error(name: str, tmp_path, **options) -> str:
+    with pytest.raises(OSError) as caught:
+        AutoModel.from_pretrained(name, cache_dir=tmp_path, **options)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "token"), [("alice/hidden", None), ("alice/hidden", "hf_bob"), ("alice/absent", None)]
+)
+def test_what_may_not_be_read_does_not_exist(published, log_in, tmp_path, name, token):
+    log_in(published.hub.url, token)
+    message = error(name, tmp_path)
+    assert f"{name} is not a local folder and is not a valid model identifier" in message
+    assert "private repository, make sure to pass a token" in message
+
+
+def test_whoever_may_read_it_can(published, log_in, tmp_path):
+    log_in(published.hub.url, "hf_alice")
+    assert AutoModel.from_pretrained("alice/hidden", cache_dir=tmp_path).embedding_dim == 256
+
+
+def test_a_wrong_token_and_a_wrong_revision(published, log_in, tmp_path):
+    log_in(published.hub.url, "hf_wrong")
+    assert "Invalid credentials" in error("alice/m", tmp_path)
+    log_in(published.hub.url, None)
+    assert "v9 is not a valid git identifier" in error("alice/m", tmp_path, revision="v9")
+
+
+def test_offline_before_anything_was_loaded(published, log_in, tmp_path, monkeypatch):
+    log_in(published.hub.url)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    published.hub.requests.clear()
+    message = error("alice/m", tmp_path)
+    assert "We couldn't connect to" in message
+    assert "couldn't find them in the cached files" in message
+    assert published.hub.requests == []
+
+
+@pytest.mark.slow  # the client itself waits 23 s between its attempts
+def test_no_network(log_in, tmp_path):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        log_in(url)
+        assert f"We couldn't connect to '{url}'" in error("alice/m", tmp_path)
