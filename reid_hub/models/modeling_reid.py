@@ -1,5 +1,6 @@
 """The re-identification model: a backbone, a pooling, a head and a neck, as a `PreTrainedModel`."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -31,6 +32,8 @@ from .layers import BNNeck, GeMPool, build_pooling
 BACKBONES: dict[str, Callable[[Any], nn.Module]] = {"reid_osnet": OSNet, "reid_squeezenet": SqueezeNet}
 
 PRECISIONS = ("float32",)
+# Fields of the configuration that change an embedding without changing a weight.
+VECTOR_FIELDS = ("image_mean", "image_size", "image_std", "interpolation", "last_stride", "pooling", "retrieve")
 
 
 @dataclass
@@ -171,6 +174,16 @@ class ReIDModel(PreTrainedModel):
         finally:
             self.train(was_training)
         return torch.cat(vectors).numpy() if vectors else np.empty((0, self.embedding_dim), np.float32)
+
+    def fingerprint(self) -> str:
+        """A digest of what decides the embeddings: weights and configuration; stored with an index of them."""
+        digest = hashlib.sha256()
+        config = {key: value for key, value in self.config.to_dict().items() if key in VECTOR_FIELDS}
+        digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def save_pretrained(self, save_directory, *, results: dict | list | None = None, **kwargs) -> None:
         """Write weights, configuration, code, image processor and card; `results` go beside them as results.json.

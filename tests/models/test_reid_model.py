@@ -285,3 +285,16 @@ def test_failed_save_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
         model.save_pretrained(tmp_path / "model")
     assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_fingerprint_follows_what_decides_the_embedding(tmp_path):
+    model = make("resnet")
+    model.save_pretrained(tmp_path)
+    fingerprint = model.fingerprint()
+    assert ReIDModel.from_pretrained(tmp_path).fingerprint() == fingerprint
+    model.config.image_size = [64, 32]
+    assert model.fingerprint() != fingerprint
+    model.config.image_size = [128, 64]
+    assert model.fingerprint() == fingerprint
+    model.neck.running_mean[0] += 1e-3
+    assert model.fingerprint() != fingerprint

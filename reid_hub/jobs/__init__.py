@@ -1,0 +1,1 @@
+"""Whole jobs, each a composition of the stages; what the command line and the examples call."""

@@ -1,0 +1,121 @@
+"""Evaluate a model on a data set and record the result beside it: results.json, card and pictures."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+
+from reid_hub.data import camera_note
+from reid_hub.evaluation import (
+    Embedded,
+    Rerank,
+    RetrievalResults,
+    build_results,
+    embed,
+    evaluate_embedded,
+    measure_cost,
+    plot_cmc,
+    plot_embedding_map,
+    plot_rank_lists,
+    read_results,
+    write_results,
+)
+from reid_hub.hub.card import write_card
+from reid_hub.models import ReIDModel
+
+UNKNOWN_TRAINING = {"method": None, "recipe": None, "epochs": None, "seed": None}
+
+
+def evaluate(
+    model: ReIDModel,
+    splits: Mapping[str, Any],
+    *,
+    dataset_name: str,
+    name: str | None = None,
+    flip: bool = False,
+    rerank: bool | Rerank = False,
+    batch_size: int = 64,
+    training: Mapping[str, Any] = UNKNOWN_TRAINING,
+    command: Sequence[str] | None = None,
+    folder: str | Path | None = None,
+    pictures: str | Path | None = None,
+) -> dict[str, Any]:
+    """Evaluate on query and gallery; returns what results.json holds.
+
+    Args:
+        name: of the model in the results; by default variant and method.
+        training: how the model was trained, for the record.
+        folder: a checkpoint folder that gets results.json and the card rendered from it.
+        pictures: a folder that gets rank lists, CMC curve and embedding map.
+
+    Raises:
+        ValueError: if a split is missing, the model gives NaN or Inf, or no query has a true match.
+    """
+    missing = {"query", "gallery"} - set(splits)
+    if missing:
+        raise ValueError(f"an evaluation needs query and gallery; {dataset_name} lacks {', '.join(sorted(missing))}")
+    query, gallery = (embed(model, splits[part], batch_size=batch_size, flip=flip) for part in ("query", "gallery"))
+    measured = evaluate_embedded(query, gallery, flip=flip, rerank=rerank)
+    name = name or f"{model.config.variant or 'reid'}.{training.get('method') or 'converted'}"
+    results = build_results(
+        model=name,
+        dataset=describe_dataset(dataset_name, splits),
+        results=measured,
+        cost=measure_cost(model),
+        training=training,
+        command=command,
+    )
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        if folder is not None:
+            write_results(Path(folder) / "results.json", results)
+            write_card(folder)
+        if pictures is not None:
+            draw_pictures(Path(pictures), name, measured, splits, query, gallery)
+    return results
+
+
+def recorded_training(folder: str | Path) -> Mapping[str, Any]:
+    """How the model of a checkpoint folder was trained, as an earlier results.json in it says."""
+    path = Path(folder) / "results.json"
+    return read_results(path)["training"] if path.is_file() else UNKNOWN_TRAINING
+
+
+def describe_dataset(name: str, splits: Mapping[str, Any]) -> dict[str, Any]:
+    """The data set part of results.json: name, split, and what was really found, images and identities per split."""
+    counts = {
+        part: {"images": len(split), "identities": len(np.unique(np.asarray(split["pid"])))}
+        for part, split in splits.items()
+    }
+    note = camera_note(splits)
+    return {"name": name, "split": "test", "data_dir_counts": counts, **({"camera_note": note} if note else {})}
+
+
+def draw_pictures(
+    folder: Path,
+    name: str,
+    results: RetrievalResults,
+    splits: Mapping,
+    query: Embedded,
+    gallery: Embedded,
+    rows: int = 6,
+) -> list[Path]:
+    """Rank lists of evenly spaced queries, the CMC curve, and a map of the gallery."""
+    chosen = np.linspace(0, len(query.pids) - 1, min(6, len(query.pids))).astype(int)
+    images = splits["query"].select(chosen)["image"]
+    return [
+        plot_rank_lists(
+            folder / "rank_lists.png",
+            images,
+            splits["gallery"]["image"],
+            query.embeddings[chosen],
+            gallery.embeddings,
+            query.pids[chosen],
+            gallery.pids,
+            query.camids[chosen],
+            gallery.camids,
+        ),
+        plot_cmc(folder / "cmc.png", {name: results}),
+        plot_embedding_map(folder / "embedding_map.png", gallery.embeddings, gallery.pids, gallery.camids),
+    ]

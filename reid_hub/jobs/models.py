@@ -1,0 +1,40 @@
+"""A model by name: a variant, a folder, or a repository of the Hub."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from reid_hub.models import ReIDConfig, ReIDModel
+
+
+def open_model(name: str | Path, revision: str | None = None) -> ReIDModel:
+    """Load a checkpoint of ours from a folder or from a repository of the Hub.
+
+    Raises:
+        FileNotFoundError: if a path does not lead to a checkpoint folder.
+        ValueError, OSError: if the checkpoint does not fit, or the Hub does not have it or cannot be reached.
+    """
+    folder = Path(name)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} is no checkpoint folder: it has no config.json")
+    if not folder.is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(name)):
+        raise FileNotFoundError(f"no checkpoint folder {name}; a repository of the Hub is called NAMESPACE/NAME")
+    return ReIDModel.from_pretrained(str(name), **({} if revision is None else {"revision": revision}))
+
+
+def new_model(
+    name: str, image_size: Sequence[int] | None = None, defaults: Mapping[str, Any] | None = None
+) -> ReIDModel:
+    """A model to train: a variant with `defaults` for its configuration, or one of our checkpoints as it is.
+
+    Raises:
+        ValueError: for a name that is neither, see `ReIDConfig.from_variant`.
+    """
+    size = {} if image_size is None else {"image_size": tuple(image_size)}
+    if Path(name).is_dir() or ("/" in name and not name.startswith("timm/")):
+        model = open_model(name)
+        for key, value in size.items():
+            setattr(model.config, key, list(value))
+        return model
+    return ReIDModel(ReIDConfig.from_variant(name, **{**(defaults or {}), **size}))

@@ -1,0 +1,82 @@
+"""A folder of pictures as a searchable gallery, and the answer to a query as a table and a picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from reid_hub.data import decode_image
+from reid_hub.evaluation import plot_ranked_pictures
+from reid_hub.files import inside
+from reid_hub.index import GalleryIndex
+from reid_hub.models import ReIDModel
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+
+
+def find_pictures(folder: str | Path) -> list[Path]:
+    """All pictures below a folder, sorted, as paths relative to it.
+
+    Raises:
+        FileNotFoundError: if there is no such folder, or no picture in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {folder}: give one with the gallery's pictures")
+    found = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not found:
+        raise FileNotFoundError(f"no pictures below {folder}: looked for {', '.join(sorted(SUFFIXES))}")
+    return found
+
+
+def build_index(folder: str | Path, model: ReIDModel, out: str | Path, *, flip: bool = True, batch_size: int = 64):
+    """Embed every readable picture of a folder and save the index; the ids are the paths below the folder.
+
+    Returns:
+        The index and the pictures that could not be read, each with the reason.
+    """
+    index = GalleryIndex(model.embedding_dim, fingerprint=model.fingerprint())
+    names, skipped = [str(path) for path in find_pictures(folder)], []
+    for start in range(0, len(names), batch_size * 8):
+        pictures, ids = [], []
+        for name in names[start : start + batch_size * 8]:
+            try:
+                pictures.append(decode_image(Path(folder) / name))
+                ids.append(name)
+            except ValueError as error:
+                skipped.append(str(error))
+        if ids:
+            index.add(model.encode(pictures, flip=flip, batch_size=batch_size, progress=True), ids)
+    if not len(index):
+        raise ValueError(f"none of the {len(names)} pictures below {folder} can be read; the first: {skipped[0]}")
+    index.save(out)
+    return index, skipped
+
+
+def search_index(
+    index_dir: str | Path,
+    model: ReIDModel,
+    queries: Sequence[str | Path],
+    *,
+    top: int = 10,
+    flip: bool = True,
+    gallery_dir: str | Path | None = None,
+    picture: str | Path | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Search an index for query pictures: distances and ids, each (Q, K), nearest first.
+
+    Args:
+        gallery_dir: the folder that was indexed, needed to draw the `picture` of the answer.
+
+    Raises:
+        ValueError: if the index was made by another model, or a query cannot be read.
+    """
+    index = GalleryIndex.load(index_dir, fingerprint=model.fingerprint())
+    pictures = [decode_image(query) for query in queries]
+    distances, ids = index.search(model.encode(pictures, flip=flip), top)
+    if picture is not None:
+        if gallery_dir is None:
+            raise ValueError("a picture of the answer needs the gallery's folder: give gallery_dir")
+        found = [[decode_image(inside(gallery_dir, name)) for name in row] for row in ids]
+        plot_ranked_pictures(picture, pictures, found, ids, distances)
+    return distances, ids

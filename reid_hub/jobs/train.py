@@ -1,0 +1,179 @@
+"""Train a model: data set, model, recipe and trainer put together; evaluated, and saved with its results and card."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from reid_hub.data import describe_splits, load_reid_dataset
+from reid_hub.data.images import ImageDataset
+from reid_hub.evaluation import embed, evaluate_embedded
+from reid_hub.hub.convert import load_weights
+from reid_hub.hub.push import push_folder
+from reid_hub.jobs.evaluate import evaluate
+from reid_hub.jobs.models import new_model
+from reid_hub.methods import METHODS
+from reid_hub.models import ReIDModel
+from reid_hub.registry import lookup
+from reid_hub.training import (
+    RECIPES,
+    Holdout,
+    Recipe,
+    ReIDTrainer,
+    TrainingSubset,
+    override,
+    split_identities,
+    training_arguments,
+)
+
+
+@dataclass
+class TrainSettings:
+    """What to train, on what, and where to write it.
+
+    Attributes:
+        output_dir: becomes the model's folder; best/ and the checkpoints to resume from lie in it.
+        data, data_dir, data_options: see `load_reid_dataset`.
+        dataset_name: what the results call the data set; by default `data`.
+        model: a variant (`list_variants`), or a checkpoint of ours (folder or repository) to go on with.
+        recipe, changes: a key of `RECIPES`, and values that replace the recipe's (see `override`).
+        image_size: (height, width); by default that of the model.
+        init: weights to start from, see `load_weights`.
+        epochs: in place of the recipe's, whose schedule is stretched in proportion.
+        validation: share of the *training* identities held out to watch the training; 0 trains on all.
+        resume: go on from the last checkpoint in `output_dir`, if there is one.
+        flip: average the embeddings of mirror images on the test set.
+        channels_last: memory format; faster for CNNs in half precision.
+        push_to, private: publish the result as this repository of the Hub.
+        arguments: anything of `transformers.TrainingArguments`, such as bf16, report_to, save_steps.
+    """
+
+    output_dir: str | Path = "runs/train"
+    data: str = "synthetic"
+    data_dir: str | None = None
+    data_options: Mapping[str, Any] = field(default_factory=dict)
+    dataset_name: str | None = None
+    model: str = "res50-s1"
+    recipe: str = "demo"
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    image_size: Sequence[int] | None = None
+    init: str | None = None
+    epochs: float | None = None
+    seed: int = 0
+    validation: float = 0.1
+    resume: bool = False
+    flip: bool = False
+    channels_last: bool = False
+    push_to: str | None = None
+    private: bool | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+def train(settings: TrainSettings) -> dict[str, Any] | None:
+    """Train by a recipe, then evaluate the last epoch's model once on the test set.
+
+    Returns:
+        What results.json holds, or None where the data set has no query and gallery.
+
+    Raises:
+        ValueError, FileNotFoundError: for anything unknown or impossible, before training starts.
+    """
+    recipe = override(lookup(RECIPES, settings.recipe, "recipe"), settings.changes)
+    splits = load_reid_dataset(settings.data, settings.data_dir, **settings.data_options)
+    if "train" not in splits:
+        raise ValueError(f"{settings.data} has no training split, only {', '.join(splits)}")
+    trainer = build_trainer(settings, recipe, splits["train"])
+    output_dir = Path(settings.output_dir)
+    last = get_last_checkpoint(str(output_dir)) if settings.resume and output_dir.is_dir() else None
+    if trainer.is_world_process_zero():
+        report_splits(splits)
+    trainer.train(resume_from_checkpoint=last)
+    trainer.save_model()
+    results = None
+    if {"query", "gallery"} <= splits.keys():
+        results = evaluate(
+            trainer.model.export(),
+            splits,
+            dataset_name=settings.dataset_name or settings.data,
+            flip=settings.flip,
+            training=_provenance(settings, recipe, trainer),
+            folder=output_dir,
+        )
+    if settings.push_to and trainer.is_world_process_zero():
+        push_folder(output_dir, settings.push_to, private=settings.private)
+    return results
+
+
+def build_trainer(settings: TrainSettings, recipe: Recipe, train_split: Any) -> ReIDTrainer:
+    """The trainer of a run: a fresh model on the training split, watched on held-out identities of it."""
+    set_seed(settings.seed)
+    model = new_model(settings.model, settings.image_size, recipe.config)
+    if settings.init is not None:
+        print(f"initial weights from {settings.init}: {load_weights(model, settings.init)}")
+    images = ImageDataset(train_split, tuple(model.config.image_size), interpolation=recipe.interpolation)
+    rows, evaluator = np.flatnonzero(images.pids >= 0), None
+    if settings.validation:
+        holdout = split_identities(images.pids, images.camids, settings.validation, settings.seed)
+        rows, evaluator = holdout.train, partial(validate, train_split=images.dataset, holdout=holdout)
+    subset = TrainingSubset(images, rows)
+    method = lookup(METHODS, recipe.method, "method")(model, int(subset.pids.max()) + 1, **recipe.options)
+    arguments = {
+        "seed": settings.seed,
+        "eval_strategy": "epoch" if evaluator else "no",
+        **({} if settings.epochs is None else {"num_train_epochs": settings.epochs}),
+        **settings.arguments,
+    }
+    return ReIDTrainer(
+        method,
+        recipe,
+        training_arguments(recipe, settings.output_dir, **arguments),
+        subset,
+        evaluator=evaluator,
+        channels_last=settings.channels_last,
+    )
+
+
+def validate(model: ReIDModel, *, train_split: Any, holdout: Holdout) -> dict[str, float]:
+    """Metrics on the identities that were held out of the training split."""
+    query, gallery = (
+        embed(model, train_split.select(rows), progress=False) for rows in (holdout.query, holdout.gallery)
+    )
+    results = evaluate_embedded(query, gallery, flip=False, progress=False)
+    return {name: getattr(results, name) for name in ("mAP", "rank1", "rank5", "rank10", "mINP")}
+
+
+def report_splits(splits: Mapping[str, Any], show: Callable[[str], None] = print) -> None:
+    """Say what the data holds and what in it training or evaluation will skip."""
+    report = describe_splits(splits)
+    for name in splits:
+        part = report[name]
+        single = part["single_image_ids"], part["single_camera_ids"]
+        note = f" ({single[0]} with one image, {single[1]} with one camera)" if any(single) else ""
+        show(f"{name}: {part['images']:,} images of {part['identities']:,} identities{note}, {part['cameras']} cameras")
+    if report.get("queries_without_true_match"):
+        show(f"{report['queries_without_true_match']} queries have no true match and are left out of the evaluation")
+    if report["camera_note"]:
+        show(report["camera_note"])
+
+
+def _provenance(settings: TrainSettings, recipe: Recipe, trainer: ReIDTrainer) -> dict[str, Any]:
+    """What results.json says of the training."""
+    args = trainer.args
+    return {
+        "method": recipe.method,
+        "recipe": settings.recipe,
+        "changes": dict(settings.changes),
+        "dataset": settings.dataset_name or settings.data,
+        "epochs": args.num_train_epochs,
+        "seed": settings.seed,
+        "batch_size": args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
+        "precision": "bfloat16 autocast" if args.bf16 else "float16 autocast" if args.fp16 else "float32",
+        "identities": int(trainer.train_dataset.pids.max()) + 1,
+        "images": len(trainer.train_dataset),
+        "init": settings.init or ("random" if trainer.model.model.name_or_path == "" else settings.model),
+    }
