@@ -141,16 +141,14 @@ def _facts(config: ReIDConfig) -> dict[str, str]:
 
 def _evaluation(result: Mapping[str, Any]) -> dict[str, Any]:
     dataset, protocol = result["dataset"], result["protocol"]
-    counts = dict(dataset["data_dir_counts"] or {})
-    camera_note = counts.pop("camera_note", None)
-    details = {"data_dir_counts": counts, **protocol, "rerank": protocol.get("rerank") or False}
+    details = {"data_dir_counts": dataset["data_dir_counts"], **protocol, "rerank": protocol.get("rerank") or False}
     return {
         "title": _title(dataset["name"]),
         "split": dataset["split"],
         "metrics": [f"{100 * result['metrics'][name]:.1f}" for name in METRICS],
         "wrong_first": f"{100 * (1 - result['metrics']['rank1']):.1f}",
         "setting": _setting(result) or "-",
-        "camera_note": camera_note,
+        "camera_note": dataset.get("camera_note"),
         "details": _table({**details, "versions": result["versions"]}),
         "command": result["command"],
     }
@@ -163,8 +161,9 @@ def _setting(result: Mapping[str, Any]) -> str | None:
 
 
 def _table(values: Mapping[str, Any]) -> dict[str, str]:
-    """Rows of a table: what is None is not known and left out."""
-    return {LABELS.get(k, k.replace("_", " ").capitalize()): _text(k, v) for k, v in values.items() if v is not None}
+    """Rows of a table, without what is not known (None) or empty."""
+    known = {name: value for name, value in values.items() if value not in (None, {}, [])}
+    return {LABELS.get(name, name.replace("_", " ").capitalize()): _text(name, value) for name, value in known.items()}
 
 
 def _text(name: str, value: Any) -> str:
@@ -182,6 +181,8 @@ def _text(name: str, value: Any) -> str:
         return f"{value:.2f} ms"
     if isinstance(value, int) and name != "seed":
         return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:g}"
     return str(value).replace("|", "\\|").replace("\n", " ")
 
 

@@ -34,7 +34,7 @@ def read_json(path: Path) -> Any:
 
 
 def checkpoint_files(folder: Path) -> dict[str, Path]:
-    """The files of a checkpoint by their path in the repository, after a look at each; hidden files are passed over.
+    """The files of a checkpoint by name, after a look at each; sub-folders and hidden files are no part of it.
 
     Raises:
         FileNotFoundError: if the folder or a file that belongs to every checkpoint is missing.
@@ -63,13 +63,12 @@ def checkpoint_files(folder: Path) -> dict[str, Path]:
 
 
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        if any(part.startswith(".") for part in relative.parts):
-            continue
-        inside(folder, str(relative))
-        if path.is_file():
-            yield relative.as_posix(), path
+    """A checkpoint is flat: folders beside it (a run's own checkpoints and logs) and hidden files stay at home."""
+    for path in sorted(folder.iterdir()):
+        if not path.name.startswith("."):
+            inside(folder, path.name)
+            if path.is_file():
+                yield path.name, path
 
 
 def _check(name: str, path: Path) -> None:

@@ -21,13 +21,14 @@ RESULTS = {
     "dataset": {
         "name": "market1501",
         "split": "test",
-        "data_dir_counts": {"query": {"images": 3368}, "gallery": {"images": 15913}, "camera_note": None},
+        "data_dir_counts": {"query": {"images": 3368}, "gallery": {"images": 15913}},
     },
     "protocol": {"metric": "cosine", "flip": True, "rerank": None, "num_valid_queries": 3367},
     "metrics": {"mAP": 0.81234, "rank1": 0.91287, "rank5": 0.96111, "rank10": 0.98765, "mINP": 0.50449},
     "cost": {"parameters": 374408, "macs": 123456789, "bytes_per_vector": 1024, "latency_ms": 3.256,
              "latency_device": "a machine"},
-    "training": {"method": "supervised", "recipe": "bot-cnn", "epochs": 120, "seed": 1234, "dataset": "market1501"},
+    "training": {"method": "supervised", "recipe": "bot-cnn", "epochs": 120.0, "changes": {}, "seed": 1234,
+                 "dataset": "market1501"},
     "command": "reid-hub evaluate runs/a --dataset market1501",
     "versions": {"python": "3.11.7", "torch": "2.15.0", "transformers": "5.23.0", "reid_hub": "0.1.0"},
 }  # fmt: skip
@@ -87,6 +88,7 @@ def test_what_was_recorded_is_shown(config):
     assert "```bash\nreid-hub evaluate runs/a --dataset market1501\n```" in card
     assert "wrong person for 8.7 % of the queries" in card
     assert "not been evaluated" not in card
+    assert "Changes" not in card
 
 
 def test_the_parameters_are_the_models_own(config):
@@ -126,7 +128,7 @@ def test_several_evaluations_stay_apart(config):
 
 def test_missing_cameras_are_told(config):
     note = "No test picture has a camera id: the figures are higher than those of a cross-camera protocol."
-    assert f"> {note}" in render_card(config, results(dataset={"data_dir_counts": {"camera_note": note}}))
+    assert f"> {note}" in render_card(config, results(dataset={"camera_note": note}))
     assert "> " not in body(render_card(config, RESULTS))
 
 
