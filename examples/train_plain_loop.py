@@ -1,0 +1,71 @@
+"""The same method, recipe and data as `train_supervised.py`, in a loop of one's own on Accelerate.
+
+accelerate launch examples/train_plain_loop.py
+"""
+
+import argparse
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from tqdm import tqdm
+
+from reid_hub import ReIDConfig, ReIDModel, evaluate_model, load_reid_dataset
+from reid_hub.data.augmentation import BatchTransform
+from reid_hub.data.images import ImageDataset
+from reid_hub.methods import METHODS
+from reid_hub.training import RECIPES, build_optimizer, build_sampler, build_scheduler
+
+IMAGE_SIZE = (128, 64)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output-dir", default="runs/plain-loop", help="the model's folder")
+    parser.add_argument("--model", default="res50-s1", help="a variant")
+    parser.add_argument("--recipe", default="demo", help="name of the recipe")
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--ids", type=int, default=160, help="drawn people to train on")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+
+    accelerator, recipe = Accelerator(), RECIPES[options.recipe]
+    set_seed(options.seed)
+    splits = load_reid_dataset("synthetic", num_train_ids=options.ids)
+    images = ImageDataset(splits["train"], IMAGE_SIZE, interpolation=recipe.interpolation)
+    model = ReIDModel(ReIDConfig.from_variant(options.model, image_size=IMAGE_SIZE, **recipe.config))
+    method = METHODS[recipe.method](model, options.ids, **recipe.options).train()
+
+    batch_size, processes = recipe.batch_size, accelerator.num_processes
+    counters = {"seed": options.seed, "num_processes": processes}
+    sampler = build_sampler(recipe, images.pids, batch_size=batch_size, **counters)
+    loader = torch.utils.data.DataLoader(images, batch_size, sampler=sampler, collate_fn=images.collate)
+    transform = BatchTransform(recipe.augmentation, model.config.image_mean, model.config.image_std)
+    rates = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, "bias_lr_factor": recipe.bias_lr_factor}
+    optimizer = build_optimizer(method, recipe.optimizer, **rates, options=recipe.optimizer_options)
+    method, optimizer, loader = accelerator.prepare(method, optimizer, loader)
+    # Not prepared: accelerate would step it once per process.
+    scheduler = build_scheduler(optimizer, recipe.schedule, options.epochs * len(loader), recipe.learning_rate)
+
+    step = 0
+    for epoch in range(options.epochs):
+        bar = tqdm(loader, desc=f"epoch {epoch + 1}/{options.epochs}", disable=not accelerator.is_main_process)
+        for batch in bar:  # accelerate tells the sampler the epoch
+            pixel_values = transform(batch["pixel_values"], batch["indices"], seed=options.seed, step=step)
+            outputs = method(pixel_values, batch["pids"])
+            optimizer.zero_grad()
+            accelerator.backward(outputs["loss"])
+            optimizer.step()
+            scheduler.step()
+            step += 1
+            bar.set_postfix({name: f"{value.item():.3f}" for name, value in outputs.items()})
+
+    model = accelerator.unwrap_model(method).export()
+    results = evaluate_model(model, splits)
+    if accelerator.is_main_process:
+        model.save_pretrained(options.output_dir)
+        print(f"mAP {results.mAP:.1%}, rank-1 {results.rank1:.1%}; the model lies in {options.output_dir}")
+
+
+if __name__ == "__main__":
+    main()
