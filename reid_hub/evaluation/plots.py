@@ -110,7 +110,7 @@ def plot_cmc(path: str | Path, results: Mapping[str, RetrievalResults]) -> Path:
         axes.set_xticks(sorted({1, *range(5, int(axes.get_xlim()[1]) + 1, 5)}))
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.set(xlabel="rank", ylabel="queries with a true match by then (%)", title="Cumulative match characteristic")
-        axes.legend(loc="lower right", fontsize=8)
+        axes.legend(loc="best", fontsize=8)
     return Path(path)
 
 
