@@ -4,6 +4,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 
 from reid_hub.registry import lookup
@@ -38,6 +39,9 @@ def training_arguments(recipe: Recipe, output_dir: str | Path, **overrides: Any)
         "greater_is_better": True,
         "remove_unused_columns": False,
         "report_to": "none",
+        # Said explicitly, else transformers refuses bfloat16 on a CPU and pins memory for a GPU that is not there.
+        "use_cpu": not torch.accelerator.is_available(),
+        "dataloader_pin_memory": torch.accelerator.is_available(),
         "trackio_static_space_id": False,  # else Trackio makes a public Space when the model is pushed
         "hub_strategy": "end",
         **overrides,
