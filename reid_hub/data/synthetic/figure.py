@@ -11,8 +11,8 @@ from math import cos, hypot, pi, radians, sin
 
 from PIL import Image, ImageDraw
 
-from .person import GARMENT_COLOURS, HAIR_COLOURS, RGB, SKIN_COLOURS, Person, Pose
-from .shapes import Pencil, Point, Surface, between, shade
+from reid_hub.data.synthetic.person import GARMENT_COLOURS, HAIR_COLOURS, RGB, SKIN_COLOURS, Person, Pose
+from reid_hub.data.synthetic.shapes import Pencil, Point, Surface, between, shade
 
 _SUPERSAMPLING = 2
 
@@ -270,7 +270,8 @@ class _Figure:
         ring = [cos(pi * step / 10) for step in range(11)]
         skull = Surface([(middle + half * up, 0.06 * (1 - up * up) ** 0.5) for up in ring], 1.1, self.heading)
         top, chin = middle + half, middle - half
-        self.limb(((0, 0.82, 0), (0, 0.88, 0), 0.028, 0.026, shade(self.skin, 0.85)))
+        neckline = 0.82 if self.cos > 0 else 0.85
+        self.limb(((0, neckline, 0), (0, 0.88, 0), 0.028, 0.026, shade(self.skin, 0.85)))
         pencil.polygon(skull.patch(top, chin), self.skin, rim=True)
         if person.hair != "bald":
             hair = HAIR_COLOURS[person.hair_colour]

@@ -5,7 +5,7 @@ from math import isfinite
 
 import numpy as np
 
-from ...registry import lookup
+from reid_hub.registry import lookup
 
 RGB = tuple[int, int, int]
 
@@ -62,14 +62,20 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "bag_colour": tuple(GARMENT_COLOURS),
     "bag_side": ("left", "right"),
 }
+_COLOUR_SHARES = (0.22, 0.14, 0.14, 0.13, 0.09, 0.08, 0.07, 0.08, 0.05)
 _COMMON = {  # how often each choice is met in the street; a trait that is not listed is drawn uniformly
     "hair": (0.08, 0.4, 0.14, 0.18, 0.08, 0.12),
     "hat": (0.8, 0.1, 0.1),
     "upper": (0.24, 0.18, 0.18, 0.16, 0.1, 0.14),
-    "upper_pattern": (0.34, 0.18, 0.12, 0.18, 0.18),
+    "upper_pattern": (0.42, 0.16, 0.1, 0.16, 0.16),
     "lower": (0.66, 0.18, 0.16),
     "lower_pattern": (0.6, 0.15, 0.1, 0.15),
     "bag": (0.3, 0.26, 0.2, 0.14, 0.1),
+    "hat_colour": _COLOUR_SHARES,
+    "upper_colour": _COLOUR_SHARES,
+    "lower_colour": _COLOUR_SHARES,
+    "shoes": _COLOUR_SHARES,
+    "bag_colour": _COLOUR_SHARES,
 }
 
 

@@ -1,0 +1,8 @@
+"""Parametric people drawn by the package: the embedded default data set, without a download."""
+
+from reid_hub.data.synthetic.camera import Camera, photograph
+from reid_hub.data.synthetic.figure import draw_person
+from reid_hub.data.synthetic.person import VIEWS, Person, Pose
+from reid_hub.data.synthetic.splits import contact_sheet, synthetic_splits
+
+__all__ = ["VIEWS", "Camera", "Person", "Pose", "contact_sheet", "draw_person", "photograph", "synthetic_splits"]
