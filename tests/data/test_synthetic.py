@@ -296,6 +296,16 @@ def test_the_box_moves_and_scales_the_figure():
         (lambda: Person(upper_colour="mauve"), "unknown upper_colour 'mauve'"),
         (lambda: Pose(float("inf")), "heading must be a finite number"),
         (lambda: Pose(stride=1.5), r"stride must lie in \[0, 1\], got 1.5"),
+        *(
+            (lambda change=change: replace(Camera.sample(0), **change), message)
+            for change, message in [
+                ({"place": "parc"}, "did you mean 'park'"),
+                ({"occlusion": 1.1}, r"occlusion is a chance and must lie in \[0, 1\], got 1.1"),
+                ({"gamma": 0.0}, "gamma must be positive, got 0.0"),
+                ({"blur": -1.0}, "blur must not be negative"),
+                ({"cast": (1.0, 1.0)}, "cast must be three positive factors"),
+            ]
+        ),
         (lambda: draw_person(Person(), image_size=(0, 64)), "image_size and stature must be positive"),
         (lambda: draw_person(Person(), stature=-1), "image_size and stature must be positive"),
     ],

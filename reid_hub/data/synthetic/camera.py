@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from reid_hub.data.synthetic.figure import draw_person
 from reid_hub.data.synthetic.person import VIEWS, Person, Pose
 from reid_hub.data.synthetic.places import PLACES, panorama
+from reid_hub.registry import lookup
 
 _CAMERA_STREAM = 3  # keeps a camera's generator apart from those of people and images
 
@@ -21,7 +22,11 @@ class Camera:
     response; `noise` is the standard deviation in shares of full scale and `blur` a radius in pixels of a 128-pixel
     image. `heading` is the usual heading of the people (degrees, see `VIEWS`) and `spread` its standard deviation.
     `stature` is how much of the box a person fills and `jitter` the standard deviation of the detector's boxes, both
-    in box heights; `occlusion` is the chance that something stands in front. `place` names its surroundings.
+    in box heights; `occlusion` is the chance that something stands in front. `place` names its surroundings, one of
+    `PLACES`, painted from `place_seed`.
+
+    Raises:
+        ValueError: if a number is outside of what it can mean, or the place is unknown.
     """
 
     cast: tuple[float, float, float]
@@ -37,6 +42,19 @@ class Camera:
     occlusion: float
     place: str
     place_seed: int
+
+    def __post_init__(self):
+        lookup(PLACES, self.place, "place")
+        if not 0 <= self.occlusion <= 1:
+            raise ValueError(f"occlusion is a chance and must lie in [0, 1], got {self.occlusion!r}")
+        for name in ("gamma", "contrast", "stature"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
+        for name in ("noise", "blur", "spread", "jitter", "place_seed"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)!r}")
+        if len(self.cast) != 3 or not min(self.cast) > 0:
+            raise ValueError(f"cast must be three positive factors (red, green, blue), got {self.cast!r}")
 
     @classmethod
     def sample(cls, camid: int, *, seed: int = 0) -> "Camera":
