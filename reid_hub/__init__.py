@@ -36,5 +36,11 @@ def _write_card(folder):
     return write_card(folder)
 
 
+def _publish(folder, repo_id, **options):
+    from reid_hub.hub.push import push_folder
+
+    return push_folder(folder, repo_id, **options)
+
+
 register()
-ReIDModel.card_writer = staticmethod(_write_card)
+ReIDModel.card_writer, ReIDModel.publisher = staticmethod(_write_card), staticmethod(_publish)

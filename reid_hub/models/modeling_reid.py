@@ -1,10 +1,5 @@
 """The re-identification model: a backbone, a pooling, a head and a neck, as a `PreTrainedModel`."""
 
-import hashlib
-import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +18,7 @@ from transformers.utils.generic import can_return_tuple
 from .backbone_library import LibraryBackbone
 from .backbone_osnet import OSNet
 from .backbone_squeezenet import SqueezeNet
+from .checkpoint_reid import CheckpointMixin
 from .configuration_reid import ReIDConfig
 from .head_linear import LinearHead
 from .image_processing_reid import ReIDImageProcessor
@@ -32,8 +28,6 @@ from .layers import BNNeck, GeMPool, build_pooling
 BACKBONES: dict[str, Callable[[Any], nn.Module]] = {"reid_osnet": OSNet, "reid_squeezenet": SqueezeNet}
 
 PRECISIONS = ("float32",)
-# Fields of the configuration that change an embedding without changing a weight.
-VECTOR_FIELDS = ("image_mean", "image_size", "image_std", "interpolation", "last_stride", "pooling", "retrieve")
 
 
 @dataclass
@@ -53,7 +47,7 @@ class ReIDOutput(ModelOutput):
     pooler_output: Tensor = None
 
 
-class ReIDModel(PreTrainedModel):
+class ReIDModel(CheckpointMixin, PreTrainedModel):
     """Pictures to vectors for person re-identification, (B, 3, H, W) -> `ReIDOutput`."""
 
     config: ReIDConfig
@@ -63,8 +57,6 @@ class ReIDModel(PreTrainedModel):
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
     model_tags = ("person-reid",)
-    # The package plugs its card writer in here: folder in, README.md out. A copy in a checkpoint has none.
-    card_writer: Callable[[Path], Any] | None = None
 
     def __init__(self, config: ReIDConfig):
         super().__init__(config)
@@ -175,96 +167,6 @@ class ReIDModel(PreTrainedModel):
             self.train(was_training)
         return torch.cat(vectors).numpy() if vectors else np.empty((0, self.embedding_dim), np.float32)
 
-    def fingerprint(self) -> str:
-        """A digest of what decides the embeddings: weights and configuration; stored with an index of them."""
-        digest = hashlib.sha256()
-        config = {key: value for key, value in self.config.to_dict().items() if key in VECTOR_FIELDS}
-        digest.update(json.dumps(config, sort_keys=True, default=str).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
-
-    def save_pretrained(self, save_directory, *, results: dict | list | None = None, **kwargs) -> None:
-        """Write weights, configuration, code, image processor and card; `results` go beside them as results.json.
-
-        Everything is written to a temporary folder first: a full disk leaves an earlier checkpoint as it was.
-        """
-        if kwargs.get("push_to_hub"):
-            raise ValueError("save_pretrained(push_to_hub=True) is not offered: call model.push_to_hub(repo_id)")
-        if not kwargs.get("is_main_process", True):
-            return
-        target = Path(save_directory)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-        try:
-            super().save_pretrained(temporary, **kwargs)
-            ReIDImageProcessor.from_config(self.config).save_pretrained(temporary)
-            if results is not None:
-                (temporary / "results.json").write_text(json.dumps(results, indent=2, sort_keys=True) + "\n")
-            if type(self).card_writer is not None:
-                type(self).card_writer(temporary)
-            target.mkdir(exist_ok=True)
-            for file in sorted(temporary.iterdir()):
-                os.replace(file, target / file.name)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        results: dict | list | None = None,
-        private: bool | None = None,
-        revision: str | None = None,
-        commit_message: str = "Upload a person re-identification model",
-        commit_description: str | None = None,
-        create_pr: bool = False,
-        token: bool | str | None = None,
-    ):
-        """Save to a temporary folder and upload it to the Hub in one commit; returns the commit's information."""
-        from huggingface_hub import HfApi
-
-        api = HfApi(token=token)
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if revision is not None:
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, results=results)
-            return api.upload_folder(
-                repo_id=repo_id,
-                folder_path=folder,
-                revision=revision,
-                commit_message=commit_message,
-                commit_description=commit_description,
-                create_pr=create_pr,
-            )
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
-        """Load a checkpoint; every tensor must be there and be used, unless `output_loading_info` is asked for.
-
-        Raises:
-            ValueError: if tensors are missing or left over, naming them.
-        """
-        kwargs.setdefault("ignore_mismatched_sizes", not output_loading_info)
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
-        if output_loading_info:
-            return model, info
-        misshaped = [f"{name} {tuple(got)} not {tuple(due)}" for name, got, due in sorted(info["mismatched_keys"])]
-        missing, extra = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
-        if missing or extra or misshaped:
-            raise ValueError(
-                f"{pretrained_model_name_or_path} does not fit its configuration: missing {_some(missing)}; not used "
-                f"{_some(extra)}; of another shape {_some(misshaped)}. Mend config.json, or convert foreign weights "
-                "with `reid-hub convert`"
-            )
-        return model
-
 
 def _open(image):
     return load_image(str(image)) if isinstance(image, (str, Path)) else image
-
-
-def _some(names: list[str]) -> str:
-    return f"{len(names)} tensors ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})" if names else "none"

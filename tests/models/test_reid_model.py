@@ -298,3 +298,28 @@ def test_fingerprint_follows_what_decides_the_embedding(tmp_path):
     assert model.fingerprint() == fingerprint
     model.neck.running_mean[0] += 1e-3
     assert model.fingerprint() != fingerprint
+
+
+def test_results_of_earlier_weights_do_not_stay_beside_new_ones(tmp_path):
+    model = make("resnet")
+    model.save_pretrained(tmp_path)
+    (tmp_path / "results.json").write_text("{}")
+    (tmp_path / "model-00001-of-00002.safetensors").write_bytes(b"a shard of larger weights")
+    (tmp_path / "checkpoint-8").mkdir()
+    model.save_pretrained(tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert "results.json" not in names
+    assert [name for name in names if name.endswith(".safetensors")] == ["model.safetensors"]
+    assert "checkpoint-8" in names
+
+
+def test_sentence_transformers_loads_a_checkpoint_as_an_image_model(tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    model = make("resnet")
+    model.save_pretrained(tmp_path)
+    rng = np.random.default_rng(0)
+    pictures = [Image.fromarray(rng.integers(0, 256, (90, 41, 3), dtype=np.uint8)) for _ in range(3)]
+    loaded = SentenceTransformer(str(tmp_path), device="cpu")
+    np.testing.assert_allclose(loaded.encode(pictures), model.encode(pictures, flip=False), rtol=1e-4, atol=1e-5)
+    assert loaded.similarity_fn_name == "cosine"

@@ -1,0 +1,132 @@
+"""A model as a folder and as a repository: what is written, what is refused when it is read."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .image_processing_reid import ReIDImageProcessor
+
+# Fields of the configuration that change an embedding without changing a weight.
+VECTOR_FIELDS = ("image_mean", "image_size", "image_std", "interpolation", "last_stride", "pooling", "retrieve")
+
+# With these files beside it, sentence-transformers 6 loads a checkpoint as an image model.
+SENTENCE_TRANSFORMERS = {
+    "modules.json": [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}],
+    "config_sentence_transformers.json": {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine"},
+    "sentence_bert_config.json": {
+        "transformer_task": "feature-extraction",
+        "modality_config": {"image": {"method": "forward", "method_output_name": "pooler_output"}},
+        "module_output_name": "sentence_embedding",
+    },
+}
+
+
+class CheckpointMixin:
+    """Saving, publishing and loading, in front of `PreTrainedModel`."""
+
+    # The package plugs its card writer (folder) and publisher (folder, repo_id, **options) in here; a copy of this
+    # file that travels with a checkpoint has neither, and does without the card.
+    card_writer: Callable[[Path], Any] | None = None
+    publisher: Callable[..., Any] | None = None
+
+    def fingerprint(self) -> str:
+        """A digest of what decides the embeddings, weights and configuration; stored with an index of them."""
+        digest = hashlib.sha256()
+        config = {key: value for key, value in self.config.to_dict().items() if key in VECTOR_FIELDS}
+        digest.update(json.dumps(config, sort_keys=True).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def save_pretrained(self, save_directory, *, results: dict | list | None = None, **kwargs) -> None:
+        """Write weights, configuration, code, image processor and card; `results` go beside them as results.json.
+
+        Everything is written to a temporary folder first, so a full disk leaves an earlier checkpoint as it was. An
+        earlier results.json is removed: it was measured with other weights.
+        """
+        if kwargs.get("push_to_hub"):
+            raise ValueError("save_pretrained(push_to_hub=True) is not offered: call model.push_to_hub(repo_id)")
+        if not kwargs.get("is_main_process", True):
+            return
+        target = Path(save_directory)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+        try:
+            super().save_pretrained(temporary, **kwargs)
+            ReIDImageProcessor.from_config(self.config).save_pretrained(temporary)
+            files = SENTENCE_TRANSFORMERS if results is None else {**SENTENCE_TRANSFORMERS, "results.json": results}
+            for name, content in files.items():
+                (temporary / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            if type(self).card_writer is not None:
+                type(self).card_writer(temporary)
+            _move_into(target, temporary)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        results: dict | list | None = None,
+        private: bool | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload a person re-identification model",
+        token: bool | str | None = None,
+    ):
+        """Save to a temporary folder and upload it to the Hub in one commit; returns the commit's information."""
+        options = {"private": private, "revision": revision, "commit_message": commit_message, "token": token}
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, results=results)
+            return (type(self).publisher or _upload)(folder, repo_id, **options)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
+        """Load a checkpoint; every tensor must be there and be used, unless `output_loading_info` is asked for.
+
+        Raises:
+            ValueError: if tensors are missing, left over or of another shape, naming them.
+        """
+        kwargs.setdefault("ignore_mismatched_sizes", not output_loading_info)
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        if output_loading_info:
+            return model, info
+        misshaped = [f"{name} {tuple(got)} not {tuple(due)}" for name, got, due in sorted(info["mismatched_keys"])]
+        missing, extra = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+        if missing or extra or misshaped:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} does not fit its configuration: missing {_some(missing)}; not used "
+                f"{_some(extra)}; of another shape {_some(misshaped)}. Mend config.json, or convert foreign weights "
+                "with `reid-hub convert`"
+            )
+        return model
+
+
+def _move_into(target: Path, temporary: Path) -> None:
+    """Give the new files their place, each at once, and remove what belonged to the old weights."""
+    target.mkdir(exist_ok=True)
+    new = {file.name for file in temporary.iterdir()}
+    for name in sorted(new):
+        os.replace(temporary / name, target / name)
+    for old in [target / "results.json", *target.glob("*.safetensors*")]:
+        if old.name not in new:
+            old.unlink(missing_ok=True)
+
+
+def _upload(folder, repo_id, *, private, revision, commit_message, token):
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if revision is not None:
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    return api.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision, commit_message=commit_message)
+
+
+def _some(names: list[str]) -> str:
+    return f"{len(names)} tensors ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})" if names else "none"
