@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from enum import IntEnum
 from functools import lru_cache
+from itertools import permutations
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from reid_hub.data.draws import Draws
 _TRIES = 100
 _ASPECTS = 4096
 _NOISE_OFFSETS = 1 << 22
-_CACHED_PIXELS = 1 << 19
+_CACHED_PIXELS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,8 @@ class BatchTransform:
             self._fill = torch.zeros(len(mean)) if isinstance(fill, str) else torch.tensor(fill, dtype=torch.float32)
             if len(self._fill) != len(mean):
                 raise ValueError(f"erasing_fill must have {len(mean)} values like the mean, got {fill}")
+            if len(mean) != 3 and (augmentation.brightness or augmentation.contrast or augmentation.saturation):
+                raise ValueError(f"colour jitter needs RGB images, got {len(mean)} channels")
 
     def __call__(
         self,
@@ -128,28 +131,23 @@ class BatchTransform:
             raise ValueError(f"pixel_values must be uint8 (B, {channels}, H, W), got {got}")
         x = torch.empty(pixel_values.shape, device=pixel_values.device)
         boxes = torch.full((len(x), 4), -1, device=x.device)
+        scale, shift = (constant.to(x.device, non_blocking=True) for constant in (self._scale, self._shift))
         if self.augmentation is None:
-            self._normalise(x.copy_(pixel_values))
+            x.copy_(pixel_values).mul_(scale).add_(shift)
             return (x, boxes) if return_boxes else x
         draws = self._draws(pixel_values, indices, seed, step)
+        plan = self._plan(draws, *x.shape[-2:])
         if self.augmentation.erasing > 0:
-            boxes = self._boxes(*x.shape[-2:], draws)
+            boxes = self._boxes(draws, *x.shape[-2:])
+            plan |= _erasing_masks(boxes, *x.shape[-2:])
         # On the CPU a part that stays in the cache from step to step goes through twice as fast as the batch.
         size = len(x) if x.device.type != "cpu" else max(1, _CACHED_PIXELS // x[0, 0].numel())
         for start in range(0, len(x), max(1, size)):
             part = slice(start, start + size)
-            self._augment(pixel_values[part], draws[part], boxes[part], out=x[part])
+            drawn = {name: values[part] for name, values in plan.items()}
+            out = x[part].copy_(self._move_and_colour(pixel_values[part], drawn)).mul_(scale).add_(shift)
+            self._erase(out, drawn)
         return (x, boxes) if return_boxes else x
-
-    def _augment(self, pixel_values: Tensor, draws: Draws, boxes: Tensor, out: Tensor) -> None:
-        x = self._jitter(self._rotate(self._flip_and_crop(pixel_values, draws), draws), draws)
-        self._normalise(out.copy_(x))
-        if self.augmentation.erasing > 0:
-            self._erase(out, boxes, draws)
-
-    def _normalise(self, x: Tensor) -> None:
-        scale, shift = (constant.to(x.device, non_blocking=True) for constant in (self._scale, self._shift))
-        x.mul_(scale).add_(shift)
 
     def _draws(self, pixel_values: Tensor, indices: Tensor | None, seed: int | None, step: int | None) -> Draws:
         if indices is None or seed is None or step is None:
@@ -158,63 +156,37 @@ class BatchTransform:
             raise ValueError(f"indices must be ({len(pixel_values)},), one per image, got {tuple(indices.shape)}")
         return Draws(indices.to(pixel_values.device, non_blocking=True), seed, step, _ASPECT_ROWS.stop)
 
-    def _flip_and_crop(self, x: Tensor, draws: Draws) -> Tensor:
-        """uint8 (B, C, H, W) -> the same, possibly a view with strides."""
-        options = self.augmentation
-        height, width = x.shape[-2:]
+    def _plan(self, draws: Draws, height: int, width: int) -> dict[str, Tensor]:
+        """What to do to each image, for the steps that are on: tensors (B, ...)."""
+        options, plan = self.augmentation, {}
         if options.flip:
-            # a ^ ((a ^ b) & mask) picks a or b; on the CPU bit operations are vectorised where `where` is not.
-            mask = (draws.uniform(_Draw.FLIP) < options.flip).byte().mul_(255).view(-1, 1, 1, 1)
-            x = x.flip(-1).bitwise_xor_(x).bitwise_and_(mask).bitwise_xor_(x)
-        if options.crop_scale > 1:
-            size = (round(height * options.crop_scale), round(width * options.crop_scale))
-            x = F.interpolate(x.float(), size=size, mode="bilinear", align_corners=False).round_().byte()
+            plan["mirror"] = (draws.uniform(_Draw.FLIP) < options.flip).byte().mul_(255).view(-1, 1, 1, 1)
         if options.pad or options.crop_scale > 1:
-            padded_height, padded_width = x.shape[-2] + 2 * options.pad, x.shape[-1] + 2 * options.pad
+            padded_height, padded_width = (side + 2 * options.pad for side in self._enlarged(height, width))
             top = draws.below(_Draw.TOP, padded_height - height + 1)
             left = draws.below(_Draw.LEFT, padded_width - width + 1)
-            x = _pad_and_crop(x, options.pad, (height, width), top, left)
-        return x
-
-    def _rotate(self, x: Tensor, draws: Draws) -> Tensor:
-        """Turn about the centre, counter-clockwise for positive angles; float (B, C, H, W) -> the same."""
-        if not self.augmentation.rotation:
-            return x
-        height, width = x.shape[-2:]
-        angle = torch.deg2rad(draws.between(_Draw.ANGLE, -self.augmentation.rotation, self.augmentation.rotation))
-        cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-        # Coordinates run over [-1, 1] on both axes, whose lengths in pixels differ.
-        rows = [cos, -sin * height / width, zero, sin * width / height, cos, zero]
-        x = x.float()
-        grid = F.affine_grid(torch.stack(rows, dim=1).view(-1, 2, 3), list(x.shape), align_corners=False)
-        return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-
-    def _jitter(self, x: Tensor, draws: Draws) -> Tensor:
-        """Brightness, contrast and saturation, each a blend with black, the mean grey or the grey image.
-
-        (B, 3, H, W) in [0, 255] -> the same.
-        """
-        options = self.augmentation
+            plan["window"] = top * padded_width + left
+        if options.rotation:
+            angle = torch.deg2rad(draws.between(_Draw.ANGLE, -options.rotation, options.rotation))
+            cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+            # Coordinates run over [-1, 1] on both axes, whose lengths in pixels differ.
+            rows = [cos, -sin * height / width, zero, sin * width / height, cos, zero]
+            plan["turn"] = torch.stack(rows, dim=1).view(-1, 2, 3)
         strengths = (options.brightness, options.contrast, options.saturation)
-        if not any(strengths):
-            return x
-        shape = x.shape
-        if shape[1] != 3:
-            raise ValueError(f"colour jitter needs RGB images, got {shape[1]} channels")
-        drawn = zip((_Draw.BRIGHTNESS, _Draw.CONTRAST, _Draw.SATURATION), strengths, strict=True)
-        factors = torch.stack([draws.between(draw, max(0.0, 1 - s), 1 + s) for draw, s in drawn], dim=1)
-        orders = torch.tensor([[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]], device=x.device)
-        weights = torch.tensor([0.2989, 0.587, 0.114], device=x.device)
-        x = x.float().flatten(2)
-        for operation in orders[draws.below(_Draw.ORDER, len(orders))].T:
-            factor = factors.gather(1, operation[:, None]).view(-1, 1, 1)
-            is_contrast, is_saturation = (operation == 1).view(-1, 1, 1), (operation == 2).view(-1, 1, 1)
-            grey = weights.expand(len(x), 1, 3) @ x
-            other = is_contrast * grey.mean(dim=2, keepdim=True) + is_saturation * grey
-            x = x.mul_(factor).add_((1 - factor) * other).clamp_(0, 255)
-        return x.view(shape)
+        if any(strengths):
+            numbers = (_Draw.BRIGHTNESS, _Draw.CONTRAST, _Draw.SATURATION)
+            drawn = [draws.between(n, max(0.0, 1 - s), 1 + s) for n, s in zip(numbers, strengths, strict=True)]
+            plan["factors"] = torch.stack(drawn, dim=1)
+            orders = torch.tensor(list(permutations(range(3))), device=drawn[0].device)
+            plan["order"] = orders[draws.below(_Draw.ORDER, len(orders))]
+        if options.erasing_fill == "noise":
+            plan["noise"] = draws.below(_Draw.NOISE, _NOISE_OFFSETS)
+        return plan
 
-    def _boxes(self, height: int, width: int, draws: Draws) -> Tensor:
+    def _enlarged(self, height: int, width: int) -> tuple[int, int]:
+        return round(height * self.augmentation.crop_scale), round(width * self.augmentation.crop_scale)
+
+    def _boxes(self, draws: Draws, height: int, width: int) -> Tensor:
         """Draw the boxes to erase: the first of 100 candidates that is smaller than the image on both sides. (B, 4)"""
         options = self.augmentation
         area = draws.between(_AREAS, *options.erasing_area) * (height * width)
@@ -229,38 +201,84 @@ class BatchTransform:
         erased = (draws.uniform(_Draw.ERASE) < options.erasing) & fits.any(dim=1)
         return torch.where(erased[:, None], boxes, -1)
 
-    def _erase(self, x: Tensor, boxes: Tensor, draws: Draws) -> None:
-        y0, x0, y1, x1 = (side[:, None] for side in boxes.unbind(dim=1))
-        rows, columns = (torch.arange(size, device=x.device) for size in x.shape[-2:])
-        inside_rows, inside_columns = (rows >= y0) & (rows < y1), (columns >= x0) & (columns < x1)
-        # A weight of exactly 0 or 1: on the CPU lerp is vectorised where `where` is not, four times as fast.
-        mask = inside_rows.float()[:, None, :, None] * inside_columns.float()[:, None, None, :]
-        if self.augmentation.erasing_fill == "noise":
+    def _move_and_colour(self, x: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+        """uint8 (B, C, H, W) -> the same, or floats in [0, 255] after a turn or colour jitter."""
+        size = x.shape[-2:]
+        if "mirror" in drawn:
+            # a ^ ((a ^ b) & mask) picks a or b; on the CPU bit operations are vectorised where `where` is not.
+            x = x.flip(-1).bitwise_xor_(x).bitwise_and_(drawn["mirror"]).bitwise_xor_(x)
+        if self.augmentation.crop_scale > 1:
+            x = (
+                F.interpolate(x.float(), size=self._enlarged(*size), mode="bilinear", align_corners=False)
+                .round_()
+                .byte()
+            )
+        if "window" in drawn:
+            x = _pad_and_crop(x, self.augmentation.pad, size, drawn["window"])
+        if "turn" in drawn:
+            x = x.float()
+            grid = F.affine_grid(drawn["turn"], list(x.shape), align_corners=False)
+            x = F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        if "factors" in drawn:
+            x = _jitter(x.float(), drawn["factors"], drawn["order"])
+        return x
+
+    def _erase(self, x: Tensor, drawn: dict[str, Tensor]) -> None:
+        if "rows" not in drawn:
+            return
+        if "noise" in drawn:
             # A stretch of a fixed bank of normal numbers, at an offset drawn per image: hashing every pixel would cost
             # more than everything else together. Two images may share a stretch, but not at the same pixels.
-            windows = _noise(x[0].numel() + _NOISE_OFFSETS, x.device).unfold(0, x[0].numel(), 1)
-            fill = windows[draws.below(_Draw.NOISE, len(windows))].view_as(x)
+            stretches = _noise(x[0].numel() + _NOISE_OFFSETS, x.device).unfold(0, x[0].numel(), 1)
+            fill = stretches[drawn["noise"]].view_as(x)
         else:
             fill = self._fill.to(x.device, non_blocking=True).view(-1, 1, 1)
-        x.lerp_(fill, mask)
+        # The weight is exactly 0 or 1: on the CPU lerp is vectorised where `where` is not, four times as fast.
+        x.lerp_(fill, drawn["rows"] * drawn["columns"])
 
 
-def _pad_and_crop(x: Tensor, pad: int, size: tuple[int, int], top: Tensor, left: Tensor) -> Tensor:
-    """Cut `size` out of every zero-padded image at (top, left) (B,), measured in the padded image, in one gather.
+def _erasing_masks(boxes: Tensor, height: int, width: int) -> dict[str, Tensor]:
+    """Rows (B, 1, H, 1) and columns (B, 1, 1, W) of the boxes as ones, of which the product is the box."""
+    rows, columns = (torch.arange(side, device=boxes.device) for side in (height, width))
+    y0, x0, y1, x1 = (side[:, None] for side in boxes.unbind(dim=1))
+    inside_rows, inside_columns = (rows >= y0) & (rows < y1), (columns >= x0) & (columns < x1)
+    return {"rows": inside_rows.float()[:, None, :, None], "columns": inside_columns.float()[:, None, None, :]}
+
+
+def _jitter(x: Tensor, factors: Tensor, order: Tensor) -> Tensor:
+    """Brightness (0), contrast (1) and saturation (2): blends with black, the mean grey and the grey image.
+
+    float (B, 3, H, W) in [0, 255], factors (B, 3) of the operations and the order (B, 3) to take them in -> the same,
+    in place.
+    """
+    weights = torch.tensor([0.2989, 0.587, 0.114], device=x.device).expand(len(x), 1, 3)
+    flat = x.flatten(2)
+    for operation in order.T:
+        factor = factors.gather(1, operation[:, None]).view(-1, 1, 1)
+        is_contrast, is_saturation = (operation == 1).view(-1, 1, 1), (operation == 2).view(-1, 1, 1)
+        grey = weights @ flat
+        other = is_contrast * grey.mean(dim=2, keepdim=True) + is_saturation * grey
+        flat.mul_(factor).add_((1 - factor) * other).clamp_(0, 255)
+    return flat.view_as(x)
+
+
+def _pad_and_crop(x: Tensor, pad: int, size: tuple[int, int], start: Tensor) -> Tensor:
+    """Cut `size` out of every zero-padded image, in one gather; `start` (B,) is row * width + column in the padded one.
 
     Gathering costs the same per element whatever its width, so bytes are gathered four at a time: a window is one run
-    of the flat batch that begins at any byte, and four copies, each moved by one byte, make every beginning whole.
+    of its image's bytes that begins anywhere, and four copies, each moved by one byte, make every beginning whole.
     """
     batch, channels, height, width = x.shape
     height, width = height + 2 * pad, width + 2 * pad
     plane = height * width
-    flat = x.new_zeros(_multiple_of_four(batch * channels * plane) + 8)
-    canvas = flat[: batch * channels * plane].view(batch, channels, height, width)
+    stride = _multiple_of_four(channels * plane) + 4
+    flat = x.new_zeros(batch * stride + 3)
+    canvas = flat[:-3].view(batch, stride)[:, : channels * plane].unflatten(1, (channels, height, width))
     canvas[..., pad : height - pad, pad : width - pad] = x
-    words = flat[: len(flat) - 1].unfold(0, len(flat) - 4, 1).contiguous().view(torch.int32)
-    start = torch.arange(batch, device=x.device) * (channels * plane) + top * width + left
+    words = flat.unfold(0, batch * stride, 1).contiguous().view(torch.int32).view(4, batch, stride // 4)
     run = _multiple_of_four((channels - 1) * plane + (size[0] - 1) * width + size[1])
-    runs = words.unfold(1, run // 4, 1)[start % 4, start // 4].view(torch.uint8)
+    images = torch.arange(batch, device=x.device)
+    runs = words.unfold(2, run // 4, 1)[start & 3, images, start >> 2].view(torch.uint8)
     return runs.as_strided((batch, channels, *size), (run, plane, width, 1))
 
 
