@@ -1,0 +1,254 @@
+"""Exact retrieval metrics of person re-identification: mAP, CMC and mINP, without the query x gallery matrix."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from reid_hub.evaluation.rerank import Rerank, Reranker
+from reid_hub.evaluation.similarity import block_rows, comparable, each_block, squared_norms, to_numpy
+
+UNKNOWN_CAMERA = -1
+JUNK = -1
+
+# Counting what is closer than one match reads a row once; a sort costs as much as about 50 such counts.
+_SORT_BELOW = 4096
+_SORT_FROM_MATCHES = 50
+
+
+@dataclass(frozen=True, eq=False)
+class RetrievalResults:
+    """Metrics of one retrieval run, as fractions in [0, 1] and means over the valid queries.
+
+    `cmc[k - 1]` is the fraction of queries whose first true match is among the best k, (max_rank,) float64.
+    `per_query` is the average precision of every query, (num_queries,) float64 with NaN where a query has no true
+    match, or None if it was not asked for. `protocol` names every rule that the numbers depend on.
+    """
+
+    mAP: float
+    rank1: float
+    rank5: float
+    rank10: float
+    mINP: float
+    cmc: np.ndarray
+    num_valid_queries: int
+    num_queries: int
+    num_gallery: int
+    protocol: dict[str, Any]
+    per_query: np.ndarray | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain numbers, strings and lists, ready for JSON (a query without a true match has None)."""
+        values = vars(self) | {"cmc": self.cmc.tolist()}
+        if self.per_query is not None:
+            values["per_query"] = [None if np.isnan(value) else value for value in self.per_query.tolist()]
+        return values
+
+
+def evaluate_retrieval(
+    query_embeddings,
+    gallery_embeddings,
+    query_pids,
+    gallery_pids,
+    query_camids,
+    gallery_camids,
+    *,
+    metric: str = "cosine",
+    max_rank: int = 50,
+    rerank: bool | Rerank = False,
+    per_query: bool = False,
+    progress: bool = False,
+) -> RetrievalResults:
+    """Rank the gallery for every query and measure where the true matches come (Market-1501 protocol).
+
+    For each query the gallery images of the same person *and* the same camera are dropped, as are junk images
+    (pid -1); distractors (pid 0 in Market-1501) are images that match nobody. A camera id of -1 means unknown and
+    drops nothing. Queries left without a true match are skipped and not counted in `num_valid_queries`.
+
+    AP is the non-interpolated mean over the true matches of (true matches so far / rank). INP is (true matches /
+    rank of the last one), Ye et al., "Deep Learning for Person Re-identification", TPAMI 2021. Images at equal
+    distance rank by gallery position, earlier first, as after a stable sort. Scores are float32 sums: they (and
+    so ties) are exact for embeddings of small integers, and otherwise rounded in their last bits by the BLAS in use.
+
+    Args:
+        query_embeddings, gallery_embeddings: (Q, D) and (G, D) arrays or tensors of any real type; they need not
+            be normalised.
+        query_pids, gallery_pids, query_camids, gallery_camids: (Q,), (G,), (Q,), (G,) integers.
+        max_rank: length of the CMC curve.
+        rerank: True or a `Rerank` for k-reciprocal re-ranking. All gallery images take part in it; junk and
+            same-camera images are dropped afterwards.
+        per_query: also return the AP of every query.
+
+    Raises:
+        ValueError: on inputs of wrong shape or length, NaN or infinite embeddings, zero vectors under cosine, and
+            if no query has a true match.
+    """
+    query, gallery = comparable(query_embeddings, gallery_embeddings, metric)
+    query_pids, query_camids = _labels(query_pids, query_camids, len(query), "query")
+    gallery_pids, gallery_camids = _labels(gallery_pids, gallery_camids, len(gallery), "gallery")
+    if max_rank < 1:
+        raise ValueError(f"max_rank must be at least 1, got {max_rank}")
+    if not isinstance(rerank, bool | Rerank):
+        raise ValueError(f"rerank must be True, False or a Rerank(k1, k2, lambda_value), got {rerank!r}")
+    rerank = Rerank() if rerank is True else rerank or None
+
+    scores = _reranked(query, gallery, rerank, progress) if rerank else _products(query, gallery, metric)
+    by_pid = _GalleryByPid(gallery_pids, gallery_camids)
+    precision, inverse_penalty, first = _measure(scores, query_pids, query_camids, by_pid, progress)
+
+    valid = ~np.isnan(precision)
+    if not valid.any():
+        raise ValueError(
+            f"none of the {len(query)} queries has a true match in the gallery: query and gallery must share "
+            "pids, seen by another camera (images whose camera is unknown must carry camid -1)"
+        )
+    first = first[valid]
+    return RetrievalResults(
+        mAP=float(precision[valid].mean()),
+        **{f"rank{k}": float((first <= k).mean()) for k in (1, 5, 10)},
+        mINP=float(inverse_penalty[valid].mean()),
+        cmc=(first[:, None] <= np.arange(1, max_rank + 1)).mean(axis=0),
+        num_valid_queries=int(valid.sum()),
+        num_queries=len(query),
+        num_gallery=len(gallery),
+        protocol=_protocol(metric, rerank, query_camids, gallery_camids),
+        per_query=precision if per_query else None,
+    )
+
+
+def average_precision(hits) -> float:
+    """Return the non-interpolated average precision of a ranked list, (N,) zeros and ones, best first.
+
+    Raises:
+        ValueError: if no hit is in the list.
+    """
+    ranks = np.flatnonzero(to_numpy(hits)) + 1
+    if not ranks.size:
+        raise ValueError("average precision needs at least one hit, got none")
+    return _average_precision(ranks)
+
+
+def _average_precision(ranks: np.ndarray) -> float:
+    return float((np.arange(1, len(ranks) + 1) / ranks).mean())
+
+
+class _GalleryByPid:
+    """Finds the gallery images of a person, in gallery order, without comparing with all."""
+
+    def __init__(self, pids: np.ndarray, camids: np.ndarray):
+        self.order = np.argsort(pids, kind="stable")
+        self.sorted_pids = pids[self.order]
+        self.camids = camids
+        self.junk = np.flatnonzero(pids == JUNK)
+
+    def split(self, pid: int, camid: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the true matches of a query and the images of its person that are dropped."""
+        start, stop = self.sorted_pids.searchsorted([pid, pid + 1])
+        same = self.order[start:stop]
+        if pid == JUNK:
+            return same[:0], same
+        dropped = (self.camids[same] == camid) & (camid != UNKNOWN_CAMERA)
+        return same[~dropped], same[dropped]
+
+
+def _measure(
+    scores: Callable[[int, int], np.ndarray],
+    pids: np.ndarray,
+    camids: np.ndarray,
+    gallery: _GalleryByPid,
+    progress: bool,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return AP, INP and the rank of the first true match of every query, NaN where there is no true match."""
+    rows = block_rows(len(gallery.order))
+
+    def measure_block(start: int) -> np.ndarray:
+        block = scores(start, min(start + rows, len(pids)))
+        block[:, gallery.junk] = -np.inf
+        measured = np.full((len(block), 3), np.nan)
+        for i, row in enumerate(block):
+            matches, dropped = gallery.split(pids[start + i], camids[start + i])
+            if matches.size:
+                row[dropped] = -np.inf
+                ranks = match_ranks(row, matches)
+                measured[i] = _average_precision(ranks), len(ranks) / ranks[-1], ranks[0]
+        return measured
+
+    blocks = each_block(measure_block, len(pids), rows, progress="ranking" if progress else None)
+    return tuple(np.concatenate(list(blocks)).T)
+
+
+def match_ranks(scores: np.ndarray, matches: np.ndarray) -> np.ndarray:
+    """Return the ranks of the true matches in increasing order, counted from 1; the highest score ranks first.
+
+    The row is never sorted: only what scores at least as high as the worst match is.
+
+    Args:
+        scores: (G,) float32; -inf drops an image.
+        matches: (M,) increasing positions of the true matches, M > 0.
+    """
+    values = scores[matches]
+    kept = scores >= values.min()
+    if np.count_nonzero(kept) > _SORT_BELOW and len(matches) < _SORT_FROM_MATCHES:
+        return np.sort([_rank(scores, match) for match in matches])
+    ahead = np.sort(scores[np.flatnonzero(kept)])
+    not_closer = ahead.searchsorted(values, side="right")
+    ranks = len(ahead) - not_closer + 1
+    tied = not_closer - ahead.searchsorted(values) > 1
+    ranks[tied] = [_rank(scores, match) for match in matches[tied]]
+    return np.sort(ranks)
+
+
+def _rank(scores: np.ndarray, match: int) -> int:
+    """Count what comes before a match: an equal score does only if it stands earlier in the gallery."""
+    score = scores[match]
+    return 1 + np.count_nonzero(scores[:match] >= score) + np.count_nonzero(scores[match + 1 :] > score)
+
+
+def _products(query: np.ndarray, gallery: np.ndarray, metric: str) -> Callable[[int, int], np.ndarray]:
+    if metric == "euclidean":
+        # |q - g|^2 falls as q.g - |g|^2 / 2 rises: one more column makes that a single product.
+        query = np.column_stack([query, np.ones(len(query), np.float32)])
+        gallery = np.column_stack([gallery, squared_norms(gallery) / -2])
+    return lambda start, stop: query[start:stop] @ gallery.T
+
+
+def _reranked(
+    query: np.ndarray, gallery: np.ndarray, rerank: Rerank, progress: bool
+) -> Callable[[int, int], np.ndarray]:
+    reranker = Reranker(query, gallery, rerank, progress=progress)
+
+    def scores(start: int, stop: int) -> np.ndarray:
+        distances = reranker.distances(start, stop)
+        return np.negative(distances, out=distances)
+
+    return scores
+
+
+def _labels(pids, camids, count: int, split: str) -> tuple[np.ndarray, np.ndarray]:
+    labels = []
+    for name, values in ((f"{split}_pids", to_numpy(pids)), (f"{split}_camids", to_numpy(camids))):
+        if values.shape != (count,) or values.dtype.kind not in "iu":
+            raise ValueError(
+                f"{name} must be {count} integers, one for each row of {split}_embeddings, "
+                f"got {values.dtype} of shape {values.shape}"
+            )
+        labels.append(values.astype(np.int64))
+    return labels[0], labels[1]
+
+
+def _protocol(
+    metric: str, rerank: Rerank | None, query_camids: np.ndarray, gallery_camids: np.ndarray
+) -> dict[str, Any]:
+    cameras_known = (query_camids != UNKNOWN_CAMERA).any() and (gallery_camids != UNKNOWN_CAMERA).any()
+    return {
+        "metric": metric,
+        "average_precision": "non-interpolated: mean over true matches of (true matches so far / rank)",
+        "ties": "equal distances rank by gallery position, earlier first",
+        "junk": "gallery images with pid -1 are dropped",
+        "same_camera": "gallery images with the pid and the camid of the query are dropped"
+        if cameras_known
+        else "not applied, cameras are unknown: near-duplicates of the query count as true matches, so results are "
+        "higher than across cameras",
+        "rerank": rerank.to_dict() if rerank else None,
+    }
