@@ -12,7 +12,7 @@ from reid_hub.evaluation.similarity import comparable, to_numpy
 from reid_hub.files import atomic_file
 from reid_hub.registry import lookup
 
-RIGHT, WRONG, QUERY = "#12813d", "#d1242f", "#3b4252"
+RIGHT, WRONG, QUERY, FOUND = "#12813d", "#d1242f", "#3b4252", "#9aa3b2"
 # Okabe and Ito's colours, which stay apart for colour-blind readers, and four more.
 COLOURS = (
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9",
@@ -70,22 +70,31 @@ def plot_rank_lists(
     same_camera = (query_camids[:, None] == gallery_camids) & (query_camids[:, None] != UNKNOWN_CAMERA)
     distances[(same_person & same_camera) | (gallery_pids == JUNK)] = np.inf
 
-    first = _image(query_images[0])
-    aspect = first.height / first.width
-    rows, gap = len(query_pids), 0.3
-    with _figure(path, (CELL_WIDTH * (k + 1 + gap), (CELL_WIDTH * aspect + 0.55) * rows + 0.4)) as figure:
-        grid = figure.add_gridspec(rows, k + 2, width_ratios=[1, gap, *[1] * k], wspace=0.12, hspace=0.44 / aspect)
-        for row in range(rows):
-            cell = figure.add_subplot(grid[row, 0])
-            _draw_cell(cell, query_images[row], aspect, QUERY, _caption(query_pids[row], query_camids[row]), "query")
-            nearest = np.argsort(distances[row], kind="stable")[:k]
-            for column, item in enumerate(nearest[np.isfinite(distances[row, nearest])]):
-                right = same_person[row, item]
-                cell = figure.add_subplot(grid[row, column + 2])
-                caption = _caption(gallery_pids[item], gallery_camids[item], f"{distances[row, item]:.3f}")
-                mark = f"{column + 1} {'✓' if right else '✗'}"
-                _draw_cell(cell, gallery_images[int(item)], aspect, RIGHT if right else WRONG, caption, mark)
-    return Path(path)
+    rows = []
+    for row, image in enumerate(query_images):
+        nearest = np.argsort(distances[row], kind="stable")[:k]
+        answers = []
+        for rank, item in enumerate(nearest[np.isfinite(distances[row, nearest])], start=1):
+            right = same_person[row, item]
+            caption = _caption(gallery_pids[item], gallery_camids[item], f"{distances[row, item]:.3f}")
+            mark = f"{rank} {'✓' if right else '✗'}"
+            answers.append((gallery_images[int(item)], RIGHT if right else WRONG, caption, mark))
+        rows.append(((image, QUERY, _caption(query_pids[row], query_camids[row]), "query"), answers))
+    return _draw_rows(path, rows, k)
+
+
+def plot_answers(path: str | Path, queries: Sequence, answers: Sequence[Sequence], captions: Sequence[Sequence[str]]):
+    """Draw one row per query: the query and the pictures that a search has found, nearest first; returns the path.
+
+    Args:
+        queries: Q pictures (PIL image, uint8 array (H, W, 3) or path).
+        answers, captions: for each query its K pictures, and what to write under each.
+    """
+    rows = []
+    for query, found, texts in zip(queries, answers, captions, strict=True):
+        marked = zip(found, texts, range(1, len(found) + 1), strict=True)
+        rows.append(((query, QUERY, "", "query"), [(image, FOUND, text, str(rank)) for image, text, rank in marked]))
+    return _draw_rows(path, rows, max(len(found) for found in answers))
 
 
 def plot_cmc(path: str | Path, results: Mapping[str, RetrievalResults]) -> Path:
@@ -196,6 +205,20 @@ def _figure(path: str | Path, size: tuple[float, float]) -> Iterator:
         yield figure
         with atomic_file(path) as temporary:
             figure.savefig(temporary, format=Path(path).suffix[1:] or "png")
+
+
+def _draw_rows(path: str | Path, rows: Sequence[tuple], k: int) -> Path:
+    """Draw (query cell, answer cells) per row; a cell is (image, frame colour, caption, mark)."""
+    first = _image(rows[0][0][0])
+    aspect, gap = first.height / first.width, 0.3
+    size = (CELL_WIDTH * (k + 1 + gap), (CELL_WIDTH * aspect + 0.55) * len(rows) + 0.4)
+    with _figure(path, size) as figure:
+        widths = [1, gap, *[1] * k]
+        grid = figure.add_gridspec(len(rows), k + 2, width_ratios=widths, wspace=0.12, hspace=0.44 / aspect)
+        for row, (query, answers) in enumerate(rows):
+            for column, (image, colour, caption, mark) in zip([0, *range(2, k + 2)], [query, *answers], strict=False):
+                _draw_cell(figure.add_subplot(grid[row, column]), image, aspect, colour, caption, mark)
+    return Path(path)
 
 
 def _draw_cell(axes, image, aspect: float, colour: str, caption: str, mark: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from reid_hub.data import decode_image
-from reid_hub.evaluation import plot_ranked_pictures
+from reid_hub.evaluation import plot_answers
 from reid_hub.files import inside
 from reid_hub.index import GalleryIndex
 from reid_hub.models import ReIDModel
@@ -78,5 +78,9 @@ def search_index(
         if gallery_dir is None:
             raise ValueError("a picture of the answer needs the gallery's folder: give gallery_dir")
         found = [[decode_image(inside(gallery_dir, name)) for name in row] for row in ids]
-        plot_ranked_pictures(picture, pictures, found, ids, distances)
+        captions = [
+            [f"{Path(name).name}\n{distance:.3f}" for name, distance in zip(*row, strict=True)]
+            for row in zip(ids, distances, strict=True)
+        ]
+        plot_answers(picture, pictures, found, captions)
     return distances, ids
