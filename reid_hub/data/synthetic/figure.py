@@ -7,7 +7,7 @@ from far to near.
 
 from collections.abc import Callable
 from itertools import pairwise
-from math import cos, hypot, pi, radians, sin
+from math import cos, pi, radians, sin
 
 from PIL import Image, ImageDraw
 
@@ -95,33 +95,10 @@ class _Figure:
                 self.pencil.bar(self.flat(start), self.flat(end), (first + grow, last + grow), shade(colour, tone))
 
     def rings(self, start: Point, end: Point, radius: float, colour: RGB) -> None:
-        (u0, y0), (u1, y1) = self.flat(start), self.flat(end)
-        length = hypot(u1 - u0, y1 - y0) or 1.0
-        u, y = (y0 - y1) / length * radius, (u1 - u0) / length * radius
-        for share in (0.15, 0.5, 0.85):
-            band = [(u0 + (u1 - u0) * at, y0 + (y1 - y0) * at) for at in (share - 0.08, share + 0.08)]
-            corners = [(band[0][0] + u, band[0][1] + y), (band[1][0] + u, band[1][1] + y)]
-            self.pencil.polygon([*corners, (band[1][0] - u, band[1][1] - y), (band[0][0] - u, band[0][1] - y)], colour)
+        self.pencil.rings(self.flat(start), self.flat(end), radius, colour)
 
     def box(self, middle: Point, half: Point, colour: RGB) -> None:
-        """An upright box; only its silhouette and a darker seam below the lid are drawn."""
-        u, y = self.flat(middle)
-        reach = half[0] * abs(self.cos) + half[2] * abs(self.sin)
-        top, low, cut = y + half[1], y - half[1], 0.015
-        outline = [
-            (-reach, low),
-            (-reach, top - cut),
-            (cut - reach, top),
-            (reach - cut, top),
-            (reach, top - cut),
-            (reach, low),
-        ]
-        self.pencil.polygon([(u + across, up) for across, up in outline], colour, rim=True)
-        seam = y + 0.35 * half[1]
-        self.pencil.polygon(
-            [(u - reach, seam), (u + reach, seam), (u + reach, seam - 0.008), (u - reach, seam - 0.008)],
-            shade(colour, 0.6),
-        )
+        self.pencil.box(*self.flat(middle), half[0] * abs(self.cos) + half[2] * abs(self.sin), half[1], colour)
 
     # Legs ------------------------------------------------------------------------------------------------------------
 

@@ -50,6 +50,24 @@ class Pencil:
         sides = (start[0] + u0, start[1] + y0), (end[0] + u1, end[1] + y1)
         self.polygon([*sides, (end[0] - u1, end[1] - y1), (start[0] - u0, start[1] - y0)], colour)
 
+    def rings(self, start: tuple[float, float], end: tuple[float, float], radius: float, colour: RGB) -> None:
+        """Three bands across a bar."""
+        along, up = end[0] - start[0], end[1] - start[1]
+        length = hypot(along, up) or 1.0
+        u, y = -up / length * radius, along / length * radius
+        for share in (0.15, 0.5, 0.85):
+            (u0, y0), (u1, y1) = ((start[0] + along * s, start[1] + up * s) for s in (share - 0.08, share + 0.08))
+            self.polygon([(u0 + u, y0 + y), (u1 + u, y1 + y), (u1 - u, y1 - y), (u0 - u, y0 - y)], colour)
+
+    def box(self, u: float, y: float, reach: float, half_height: float, colour: RGB) -> None:
+        """An upright box about (u, y) with cut upper corners and a darker seam below the lid."""
+        left, right, top, low, cut = u - reach, u + reach, y + half_height, y - half_height, 0.015
+        lid = [(left, top - cut), (left + cut, top), (right - cut, top), (right, top - cut)]
+        self.polygon([(left, low), *lid, (right, low)], colour, rim=True)
+        seam = y + 0.35 * half_height
+        edges = [(left, seam), (right, seam), (right, seam - 0.008), (left, seam - 0.008)]
+        self.polygon(edges, shade(colour, 0.6))
+
 
 class Surface:
     """A body of elliptic sections about the vertical axis, as torso, skirt and head are.
