@@ -1,5 +1,7 @@
 """What every training method is: a `ReIDModel` together with the parts that only training needs."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -33,6 +35,10 @@ class Method(nn.Module):
     def export(self) -> ReIDModel:
         """The trained model without anything that only training needed."""
         return self.model
+
+    def activation_checkpointing_enable(self, **kwargs: Any) -> None:
+        """What the Trainer calls for `activation_checkpointing=True`; only transformer backbones have it."""
+        self.model.activation_checkpointing_enable(**kwargs)
 
 
 @torch.no_grad()

@@ -4,12 +4,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from transformers import set_seed
 
-from reid_hub import ReIDModel
+from reid_hub import ReIDConfig, ReIDModel
 from reid_hub.data.augmentation import BatchTransform
 from reid_hub.data.samplers import IdentitySampler, ShuffleSampler
 from reid_hub.methods import SupervisedMethod
-from reid_hub.training import build_sampler, override, training_arguments
+from reid_hub.training import RECIPES, ReIDTrainer, build_sampler, override, training_arguments
 
 from .small_run import RECIPE, SEED, STEPS_PER_EPOCH, Recorder, small_model, small_trainer
 
@@ -208,6 +209,34 @@ def test_bfloat16_and_channels_last_train_like_float32(small_dataset, tmp_path, 
     assert_equal_weights(
         weights_of(ReIDModel.from_pretrained(tmp_path / "other")), weights_of(other.model.model), rtol=0, atol=0
     )
+
+
+def test_a_transformer_trains_by_the_vit_recipe_and_checkpointing_changes_nothing(small_dataset, tmp_path):
+    recipe = override(RECIPES["vit"], {"batch_size": 8, "num_instances": 2, "augmentation.pad": 2})
+    backbone = {
+        "model_type": "vit", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "intermediate_size": 32, "image_size": [32, 16], "patch_size": 8, "hidden_dropout_prob": 0.1,
+    }  # fmt: skip
+    finals = []
+    for checkpointing in (False, True):
+        set_seed(SEED)
+        model = ReIDModel(ReIDConfig(backbone_config=backbone, pooling="cls", image_size=(32, 16), **recipe.config))
+        method = SupervisedMethod(model, 12, **recipe.options)
+        before = weights_of(method)
+        args = training_arguments(
+            recipe, tmp_path / str(checkpointing), use_cpu=True, seed=SEED, num_train_epochs=3, disable_tqdm=True,
+            save_strategy="no", activation_checkpointing=checkpointing,
+        )  # fmt: skip
+        ReIDTrainer(method, recipe, args, small_dataset).train()
+        after = weights_of(method)
+        assert all(not torch.equal(before[name], after[name]) for name, _ in method.named_parameters())
+        finals.append(after)
+    assert_equal_weights(*finals, rtol=1e-5, atol=1e-7)
+
+
+def test_batch_norm_backbones_refuse_checkpointing(small_dataset, tmp_path):
+    with pytest.raises(ValueError, match="batch norm would update"):
+        small_trainer(tmp_path, small_dataset, activation_checkpointing=True).train()
 
 
 def test_accumulated_steps_average_their_gradients(small_dataset, tmp_path):
