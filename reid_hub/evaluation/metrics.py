@@ -12,9 +12,7 @@ from reid_hub.evaluation.similarity import block_rows, comparable, each_block, s
 UNKNOWN_CAMERA = -1
 JUNK = -1
 
-# Counting what is closer than one match reads a row once; a sort costs as much as about 50 such counts.
-_SORT_BELOW = 4096
-_SORT_FROM_MATCHES = 50
+_SORT_COST = 50  # sorting one score takes as long as comparing so many
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,8 +92,8 @@ def evaluate_retrieval(
     rerank = Rerank() if rerank is True else rerank or None
 
     scores = _reranked(query, gallery, rerank, progress) if rerank else _products(query, gallery, metric)
-    by_pid = _GalleryByPid(gallery_pids, gallery_camids)
-    precision, inverse_penalty, first = _measure(scores, query_pids, query_camids, by_pid, progress)
+    matches = _Matches(query_pids, gallery_pids, query_camids, gallery_camids)
+    precision, inverse_penalty, first = _measure(scores, matches, np.flatnonzero(gallery_pids == JUNK), progress)
 
     valid = ~np.isnan(precision)
     if not valid.any():
@@ -133,55 +131,54 @@ def _average_precision(ranks: np.ndarray) -> float:
     return float((np.arange(1, len(ranks) + 1) / ranks).mean())
 
 
-class _GalleryByPid:
-    """Finds the gallery images of a person, in gallery order, without comparing with all."""
+class _Matches:
+    """Finds the gallery images of each query's person, in gallery order, without comparing with all."""
 
-    def __init__(self, pids: np.ndarray, camids: np.ndarray):
-        self.order = np.argsort(pids, kind="stable")
-        self.sorted_pids = pids[self.order]
-        self.camids = camids
-        self.junk = np.flatnonzero(pids == JUNK)
+    def __init__(self, query_pids, gallery_pids, query_camids, gallery_camids):
+        self.order = np.argsort(gallery_pids, kind="stable")
+        sorted_pids = gallery_pids[self.order]
+        self.starts, self.stops = (sorted_pids.searchsorted(query_pids, side) for side in ("left", "right"))
+        # A junk query is nobody's image: junk in the gallery does not match it.
+        self.stops = np.where(query_pids == JUNK, self.starts, self.stops)
+        self.query_camids, self.gallery_camids = query_camids, gallery_camids
 
-    def split(self, pid: int, camid: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the true matches of a query and the images of its person that are dropped."""
-        start, stop = self.sorted_pids.searchsorted([pid, pid + 1])
-        same = self.order[start:stop]
-        if pid == JUNK:
-            return same[:0], same
-        dropped = (self.camids[same] == camid) & (camid != UNKNOWN_CAMERA)
+    def split(self, query: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the true matches of a query and the images of its person that its own camera took."""
+        same = self.order[self.starts[query] : self.stops[query]]
+        camid = self.query_camids[query]
+        if camid == UNKNOWN_CAMERA:
+            return same, same[:0]
+        dropped = self.gallery_camids[same] == camid
         return same[~dropped], same[dropped]
 
 
 def _measure(
-    scores: Callable[[int, int], np.ndarray],
-    pids: np.ndarray,
-    camids: np.ndarray,
-    gallery: _GalleryByPid,
-    progress: bool,
+    scores: Callable[[int, int], np.ndarray], matches: _Matches, junk: np.ndarray, progress: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return AP, INP and the rank of the first true match of every query, NaN where there is no true match."""
-    rows = block_rows(len(gallery.order))
+    count, rows = len(matches.starts), block_rows(len(matches.order))
 
     def measure_block(start: int) -> np.ndarray:
-        block = scores(start, min(start + rows, len(pids)))
-        block[:, gallery.junk] = -np.inf
+        block = scores(start, min(start + rows, count))
+        block[:, junk] = -np.inf
         measured = np.full((len(block), 3), np.nan)
         for i, row in enumerate(block):
-            matches, dropped = gallery.split(pids[start + i], camids[start + i])
-            if matches.size:
+            true, dropped = matches.split(start + i)
+            if true.size:
                 row[dropped] = -np.inf
-                ranks = match_ranks(row, matches)
+                ranks = match_ranks(row, true)
                 measured[i] = _average_precision(ranks), len(ranks) / ranks[-1], ranks[0]
         return measured
 
-    blocks = each_block(measure_block, len(pids), rows, progress="ranking" if progress else None)
+    blocks = each_block(measure_block, count, rows, progress="ranking" if progress else None)
     return tuple(np.concatenate(list(blocks)).T)
 
 
 def match_ranks(scores: np.ndarray, matches: np.ndarray) -> np.ndarray:
     """Return the ranks of the true matches in increasing order, counted from 1; the highest score ranks first.
 
-    The row is never sorted: only what scores at least as high as the worst match is.
+    The row is never sorted: only what scores at least as high as the worst match is, and not even that where it is
+    cheaper to count, match by match, what comes before it.
 
     Args:
         scores: (G,) float32; -inf drops an image.
@@ -189,7 +186,7 @@ def match_ranks(scores: np.ndarray, matches: np.ndarray) -> np.ndarray:
     """
     values = scores[matches]
     kept = scores >= values.min()
-    if np.count_nonzero(kept) > _SORT_BELOW and len(matches) < _SORT_FROM_MATCHES:
+    if np.count_nonzero(kept) * _SORT_COST > len(matches) * len(scores):
         return np.sort([_rank(scores, match) for match in matches])
     ahead = np.sort(scores[np.flatnonzero(kept)])
     not_closer = ahead.searchsorted(values, side="right")
