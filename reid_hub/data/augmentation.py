@@ -208,11 +208,7 @@ class BatchTransform:
             # a ^ ((a ^ b) & mask) picks a or b; on the CPU bit operations are vectorised where `where` is not.
             x = x.flip(-1).bitwise_xor_(x).bitwise_and_(drawn["mirror"]).bitwise_xor_(x)
         if self.augmentation.crop_scale > 1:
-            x = (
-                F.interpolate(x.float(), size=self._enlarged(*size), mode="bilinear", align_corners=False)
-                .round_()
-                .byte()
-            )
+            x = F.interpolate(x.float(), self._enlarged(*size), mode="bilinear").round_().byte()
         if "window" in drawn:
             x = _pad_and_crop(x, self.augmentation.pad, size, drawn["window"])
         if "turn" in drawn:
