@@ -6,6 +6,7 @@ _PLACES = {
     "Embedded": "embedding",
     "Rerank": "rerank",
     "RetrievalResults": "metrics",
+    "average_precision": "metrics",
     "build_results": "results",
     "check_results": "results",
     "embed": "embedding",
@@ -18,6 +19,7 @@ _PLACES = {
     "plot_embedding_map": "plots",
     "plot_rank_lists": "plots",
     "read_results": "results",
+    "rerank_distances": "rerank",
     "write_results": "results",
 }
 
