@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--data", default="synthetic", help="name of the data set")
     parser.add_argument("--data-dir", help="folder in which the data set was unpacked")
     parser.add_argument("--data-options", type=json.loads, default={}, help="options of the data set, as JSON")
-    parser.add_argument("--model", default="res50-s1", help="a variant, or a checkpoint to go on with")
+    parser.add_argument("--model", default="res18-x0.25", help="a variant, or a checkpoint to go on with")
     parser.add_argument("--init", help="weights to start from: a file, torchvision/NAME, timm/NAME or a checkpoint")
     parser.add_argument("--image-size", type=int, nargs=2, default=(128, 64), help="height and width in pixels")
     parser.add_argument("--recipe", default="demo", help="name of the recipe")

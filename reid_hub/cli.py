@@ -57,7 +57,7 @@ def train(
     data_dir: DataDir = None,
     data_option: DataOption = None,
     dataset_name: DatasetName = None,
-    model: Annotated[str, typer.Option(help="A variant (`reid-hub list variants`), or a checkpoint.")] = "res50-s1",
+    model: Annotated[str, typer.Option(help="A variant (`reid-hub list variants`), or a checkpoint.")] = "res18-x0.25",
     recipe: Annotated[str, typer.Option(help="A recipe (`reid-hub list recipes`).")] = "demo",
     set_value: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Replace a value of the recipe.")

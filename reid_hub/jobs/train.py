@@ -58,7 +58,7 @@ class TrainSettings:
     data_dir: str | None = None
     data_options: Mapping[str, Any] = field(default_factory=dict)
     dataset_name: str | None = None
-    model: str = "res50-s1"
+    model: str = "res18-x0.25"
     recipe: str = "demo"
     changes: Mapping[str, Any] = field(default_factory=dict)
     image_size: Sequence[int] | None = None
