@@ -7,11 +7,11 @@ loaded when it is first used, so that an import costs no more than transformers 
 import importlib
 import os
 
-# Before torch is imported, which reads it then. Threads that spin while they wait for each other make a step of a small
-# network on two cores up to fifteen times slower as soon as anything else runs on the machine; asleep they cost nothing.
+# Before torch is imported, which reads it then. Threads that spin while they wait for each other make a step of a
+# small network on two cores up to fifteen times slower when anything else runs on the machine; asleep they cost nothing.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from reid_hub.models import (  # noqa: E402
+from reid_hub.models import (
     ReIDConfig,
     ReIDImageProcessor,
     ReIDModel,

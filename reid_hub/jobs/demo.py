@@ -20,7 +20,9 @@ def run_demo(out: str | Path, *, epochs: float | None = None) -> dict[str, str]:
     out, start = Path(out), time.perf_counter()
     model_dir, gallery, index = out / "model", out / "gallery", out / "gallery.index"
     print("1/4  train a compact model on drawn people, and evaluate it")
-    settings = TrainSettings(model_dir, DATA, image_size=IMAGE_SIZE, recipe="demo", epochs=epochs, channels_last=True)
+    settings = TrainSettings(
+        model_dir, DATA, image_size=IMAGE_SIZE, recipe="demo", epochs=epochs, channels_last=True, resume=True
+    )
     results = train(settings)
 
     print("2/4  load it back as a stranger would, and draw what it finds")
