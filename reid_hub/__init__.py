@@ -8,7 +8,7 @@ import importlib
 import os
 
 # Before torch is imported, which reads it then. Threads that spin while they wait for each other make a step of a
-# small network on two cores up to fifteen times slower when anything else runs on the machine; asleep they cost nothing.
+# small network on two cores up to fifteen times slower when anything else runs on the machine; asleep they are free.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from reid_hub.models import (
