@@ -101,9 +101,10 @@ def draw_pictures(
     gallery: Embedded,
     rows: int = 6,
 ) -> list[Path]:
-    """Rank lists of evenly spaced queries, the CMC curve, and a map of the gallery."""
+    """Rank lists of evenly spaced queries, the CMC curve, and a map of the people searched for."""
     chosen = np.linspace(0, len(query.pids) - 1, min(6, len(query.pids))).astype(int)
     images = splits["query"].select(chosen)["image"]
+    known = np.isin(gallery.pids, query.pids)  # distractors share a pid without being one person
     return [
         plot_rank_lists(
             folder / "rank_lists.png",
@@ -117,5 +118,7 @@ def draw_pictures(
             gallery.camids,
         ),
         plot_cmc(folder / "cmc.png", {name: results}),
-        plot_embedding_map(folder / "embedding_map.png", gallery.embeddings, gallery.pids, gallery.camids),
+        plot_embedding_map(
+            folder / "embedding_map.png", gallery.embeddings[known], gallery.pids[known], gallery.camids[known]
+        ),
     ]

@@ -79,8 +79,14 @@ def search_index(
             raise ValueError("a picture of the answer needs the gallery's folder: give gallery_dir")
         found = [[decode_image(inside(gallery_dir, name)) for name in row] for row in ids]
         captions = [
-            [f"{Path(name).name}\n{distance:.3f}" for name, distance in zip(*row, strict=True)]
+            [f"{_short(name)}\n{distance:.3f}" for name, distance in zip(*row, strict=True)]
             for row in zip(ids, distances, strict=True)
         ]
         plot_answers(picture, pictures, found, captions)
     return distances, ids
+
+
+def _short(name: str, room: int = 13) -> str:
+    """As much of a picture's name as fits under it; the end tells pictures of one folder apart."""
+    stem = Path(name).stem
+    return stem if len(stem) <= room else f"…{stem[1 - room :]}"
