@@ -1,10 +1,11 @@
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import set_seed
+from transformers import TrainingArguments, set_seed
 
 from reid_hub import ReIDConfig, ReIDModel
 from reid_hub.data.augmentation import BatchTransform
@@ -13,6 +14,10 @@ from reid_hub.methods import SupervisedMethod
 from reid_hub.training import RECIPES, ReIDTrainer, build_sampler, override, training_arguments
 
 from .small_run import RECIPE, SEED, STEPS_PER_EPOCH, Recorder, small_model, small_trainer
+
+# Renamed between transformers 5.17 and 5.23.
+NAMES = [field.name for field in fields(TrainingArguments)]
+CHECKPOINTING = "activation_checkpointing" if "activation_checkpointing" in NAMES else "gradient_checkpointing"
 
 
 def weights_of(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -225,7 +230,7 @@ def test_a_transformer_trains_by_the_vit_recipe_and_checkpointing_changes_nothin
         before = weights_of(method)
         args = training_arguments(
             recipe, tmp_path / str(checkpointing), use_cpu=True, seed=SEED, num_train_epochs=3, disable_tqdm=True,
-            save_strategy="no", activation_checkpointing=checkpointing,
+            save_strategy="no", **{CHECKPOINTING: checkpointing},
         )  # fmt: skip
         ReIDTrainer(method, recipe, args, small_dataset).train()
         after = weights_of(method)
@@ -236,7 +241,7 @@ def test_a_transformer_trains_by_the_vit_recipe_and_checkpointing_changes_nothin
 
 def test_batch_norm_backbones_refuse_checkpointing(small_dataset, tmp_path):
     with pytest.raises(ValueError, match="batch norm would update"):
-        small_trainer(tmp_path, small_dataset, activation_checkpointing=True).train()
+        small_trainer(tmp_path, small_dataset, **{CHECKPOINTING: True}).train()
 
 
 def test_accumulated_steps_average_their_gradients(small_dataset, tmp_path):
