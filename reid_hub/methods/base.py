@@ -40,9 +40,9 @@ class Method(nn.Module):
         """What the Trainer calls for `activation_checkpointing=True`; only transformer backbones have it."""
         self.model.activation_checkpointing_enable(**kwargs)
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+    def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
         """The same under the name that transformers 5.17 calls."""
-        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
+        self.model.gradient_checkpointing_enable(**kwargs)
 
 
 @torch.no_grad()

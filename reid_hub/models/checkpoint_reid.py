@@ -12,7 +12,10 @@ from typing import Any
 from .image_processing_reid import ReIDImageProcessor
 
 # Fields of the configuration that change an embedding without changing a weight.
-VECTOR_FIELDS = ("image_mean", "image_size", "image_std", "interpolation", "last_stride", "pooling", "retrieve")
+VECTOR_FIELDS = (
+    "head_relu", "image_mean", "image_size", "image_std", "interpolation", "last_stride", "neck", "pooling",
+    "pooling_window", "retrieve",
+)  # fmt: skip
 
 # With these files beside it, sentence-transformers 6 loads a checkpoint as an image model.
 SENTENCE_TRANSFORMERS = {

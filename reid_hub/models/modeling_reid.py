@@ -123,10 +123,11 @@ class ReIDModel(CheckpointMixin, PreTrainedModel):
                 "gradient checkpointing runs the forward twice, and batch norm would update its running statistics "
                 f"twice; only transformer backbones have it, not {self.config.backbone_config.model_type!r}"
             )
-        if hasattr(PreTrainedModel, "activation_checkpointing_enable"):
-            model.activation_checkpointing_enable(activation_checkpointing_kwargs, **kwargs)
-        else:  # its name until transformers 5.20
-            model.gradient_checkpointing_enable(activation_checkpointing_kwargs, **kwargs)
+        _checkpointing(model, "enable")(activation_checkpointing_kwargs, **kwargs)
+
+    def activation_checkpointing_disable(self) -> None:
+        """Undo `activation_checkpointing_enable`."""
+        _checkpointing(self.backbone.model, "disable")()
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **kwargs) -> None:
         """The same under its former name, which older versions of transformers call."""
@@ -166,6 +167,13 @@ class ReIDModel(CheckpointMixin, PreTrainedModel):
         finally:
             self.train(was_training)
         return torch.cat(vectors).numpy() if vectors else np.empty((0, self.embedding_dim), np.float32)
+
+
+def _checkpointing(model: PreTrainedModel, action: str) -> Callable:
+    """A library model's method, under the name it has had since transformers 5.20 or under the one before."""
+    return getattr(model, f"activation_checkpointing_{action}", None) or getattr(
+        model, f"gradient_checkpointing_{action}"
+    )
 
 
 def _open(image):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from huggingface_hub import HfApi
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -97,6 +98,21 @@ def test_an_interrupted_training_goes_on_where_it_was(pictures, model, tmp_path)
     run(*common, "--out", tmp_path / "parts", "--resume")
     whole, parts = (tmp_path / name / "model.safetensors" for name in ("whole", "parts"))
     assert whole.read_bytes() == parts.read_bytes()
+
+
+def test_a_training_publishes_what_it_made(pictures, model, tmp_path, hub):
+    environment = hub.environment(tmp_path / "home")
+    words = ["train", "--data", "image_folder", "--data-dir", pictures, "--model", model, "--validation", "0"]
+    words += ["--set", "batch_size=8", "--set", "num_instances=2", "--epochs", "1", "--out", tmp_path / "out"]
+    command = [sys.executable, "-m", "reid_hub.cli", *map(str, words), "--push", "alice/trained", "--private"]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    api = HfApi(hub.url, token=environment["HF_TOKEN"])
+    names = set(api.list_repo_files("alice/trained"))
+    assert {"model.safetensors", "config.json", "README.md", "results.json", "modeling_reid.py"} <= names
+    assert not any(name.startswith("checkpoint-") for name in names)
+    assert api.model_info("alice/trained").private
+    assert len(api.list_repo_commits("alice/trained")) <= 2  # the empty repository, and one commit with everything
 
 
 def test_convert_says_what_became_of_the_tensors(tmp_path):
