@@ -1,9 +1,12 @@
 """Backbones that a library already has: any image model of transformers, and timm's through transformers' wrapper."""
 
 import inspect
+from itertools import pairwise
 
 from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoModel
+
+from .width_groups import WidthGroups
 
 
 class LibraryBackbone(nn.Module):
@@ -30,6 +33,37 @@ class LibraryBackbone(nn.Module):
     def forward(self, pixel_values: Tensor) -> Tensor:
         feature_map = self.model(pixel_values).last_hidden_state
         return feature_map.permute(0, 3, 1, 2) if self.channels_last else feature_map
+
+    def width_groups(self, groups: WidthGroups) -> tuple[str, ...]:
+        """Declare the channels of a ResNet (basic or bottleneck); returns the group of the last map.
+
+        Raises:
+            ValueError: for any other library model.
+        """
+        if getattr(self.model.config, "model_type", None) != "resnet":
+            raise ValueError(
+                f"the channels of a {self.model.config.model_type!r} backbone are not declared; width groups "
+                "exist for ResNet, OSNet, MSINet and the part-token ViT"
+            )
+        _conv_norm(groups, "model.embedder.embedder", writes="stem")
+        stream = "stem"
+        for s, stage in enumerate(self.model.encoder.stages):
+            for b, block in enumerate(stage.layers):
+                path, entering = f"model.encoder.stages.{s}.layers.{b}", stream
+                # Every block of a stage adds to one residual stream; it begins where a shortcut convolution maps it.
+                if not isinstance(block.shortcut, nn.Identity):
+                    stream = f"stage{s + 1}"
+                    _conv_norm(groups, f"{path}.shortcut", reads=entering, writes=stream)
+                inner = [f"stage{s + 1}.{b}.conv{c + 1}" for c in range(len(block.layer) - 1)]
+                for c, (reads, writes) in enumerate(pairwise([entering, *inner, stream])):
+                    _conv_norm(groups, f"{path}.layer.{c}", reads=reads, writes=writes)
+        return (stream,)
+
+
+def _conv_norm(groups: WidthGroups, path: str, *, writes: str, reads: str | tuple[str, ...] = ()) -> None:
+    """Declare one of transformers' convolutions with the norm behind it."""
+    groups.layer(f"{path}.convolution", reads=reads, writes=writes)
+    groups.layer(f"{path}.normalization", writes=writes)
 
 
 def _without_pooler(config) -> nn.Module:

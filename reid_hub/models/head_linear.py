@@ -18,3 +18,9 @@ class LinearHead(nn.Module):
 
     def forward(self, pooled: Tensor) -> Tensor:
         return self.relu(self.bn(self.fc(pooled)))
+
+    def width_groups(self, groups, reads: tuple[str, ...]) -> tuple[str, ...]:
+        """Declare the channels of the embedding block; returns the groups of its output."""
+        groups.layer("fc", reads=reads, writes="embedding")
+        groups.layer("bn", writes="embedding")
+        return ("embedding",)

@@ -27,6 +27,10 @@ class BNNeck(nn.Module):
             features, self.running_mean, self.running_var, self.weight, None, self.training, self.momentum, self.eps
         )
 
+    def width_groups(self, groups, reads: tuple[str, ...]) -> None:
+        """Declare that the norm is numbered like the vector in front of it."""
+        groups.layer("", writes=reads)
+
 
 class AveragePool(nn.Module):
     """Mean over positions, (B, C, h, w) -> (B, C) or (B, N, C) -> (B, C)."""

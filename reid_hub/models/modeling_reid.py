@@ -23,6 +23,7 @@ from .configuration_reid import ReIDConfig
 from .head_linear import LinearHead
 from .image_processing_reid import ReIDImageProcessor
 from .layers import BNNeck, GeMPool, build_pooling
+from .width_groups import WidthGroups
 
 # Backbones of our own by the model_type of their configuration; everything else is a library's.
 BACKBONES: dict[str, Callable[[Any], nn.Module]] = {"reid_osnet": OSNet, "reid_squeezenet": SqueezeNet}
@@ -89,6 +90,28 @@ class ReIDModel(CheckpointMixin, PreTrainedModel):
         features = self.head(self.pooling(feature_map))
         embeddings = self.neck(features) if self.training or self.config.retrieve == "neck" else features
         return ReIDOutput(embeddings, features, feature_map, embeddings)
+
+    def width_groups(self) -> WidthGroups:
+        """Which axes of which tensors are numbered by the same channels, from the trunk to the neck.
+
+        Raises:
+            ValueError: for a backbone that does not declare its channels.
+        """
+        if not hasattr(self.backbone, "width_groups"):
+            raise ValueError(
+                f"the channels of a {self.config.backbone_config.model_type!r} backbone are not declared; width groups "
+                "exist for ResNet, OSNet, MSINet and the part-token ViT"
+            )
+        groups = WidthGroups(self)
+        stages = self.backbone.width_groups(groups.inside("backbone"))
+        vector = stages[-1:]  # pooling over positions renumbers nothing
+        if hasattr(self.pooling, "width_groups"):
+            vector = self.pooling.width_groups(groups.inside("pooling"), stages)
+        if isinstance(self.head, LinearHead):
+            vector = self.head.width_groups(groups.inside("head"), vector)
+        if isinstance(self.neck, BNNeck):
+            self.neck.width_groups(groups.inside("neck"), vector)
+        return groups
 
     @torch.no_grad()
     def _init_weights(self, module):

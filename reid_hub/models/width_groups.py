@@ -1,0 +1,110 @@
+"""Width groups: which axes of which tensors are numbered by the same channels.
+
+A backbone declares, layer by layer, which channels it writes and which it reads. Everything that changes widths
+(clustering, collapsing, refining and expanding a weight chain, weight selection) works on that declaration alone.
+"""
+
+import copy
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class WidthGroup:
+    """One set of channels: how many, in `blocks` equal blocks that never mix (attention heads)."""
+
+    size: int
+    blocks: int = 1
+
+
+@dataclass(frozen=True)
+class TensorAxes:
+    """What numbers the first two axes of a tensor: groups, one after another where an axis is a concatenation.
+
+    Attributes:
+        rows: groups of axis 0, which the tensor produces (filters, biases, vectors of norms).
+        columns: groups of axis 1, which it consumes; empty where that axis keeps its length (RGB, depthwise kernels).
+    """
+
+    rows: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+
+
+class WidthGroups:
+    """The width groups of a module, filled by its parts through `layer`.
+
+    Attributes:
+        groups: each group's name and size.
+        axes: every tensor that any group numbers, under its name in the module's state dict.
+        queries: tensors whose first segment of rows holds attention queries, with the attention's group.
+    """
+
+    def __init__(self, module: nn.Module):
+        self.module, self.prefix = module, ""
+        self.groups: dict[str, WidthGroup] = {}
+        self.axes: dict[str, TensorAxes] = {}
+        self.queries: dict[str, str] = {}
+
+    def inside(self, path: str) -> "WidthGroups":
+        """The same groups, with paths counted from the submodule `path`."""
+        view = copy.copy(self)
+        view.module, view.prefix = self.module.get_submodule(path), _join(self.prefix, path)
+        return view
+
+    def layer(
+        self,
+        path: str,
+        *,
+        writes: str | tuple[str, ...],
+        reads: str | tuple[str, ...] = (),
+        blocks: int = 1,
+        queries: bool = False,
+    ) -> None:
+        """Declare a leaf module (convolution, linear layer, norm) by its path.
+
+        Args:
+            writes: the group of its output channels; a tuple where the output is a concatenation. The first layer that
+                writes a group declares it.
+            reads: the group, or concatenated groups, of its input channels; none for RGB, depthwise kernels, norms.
+            blocks: of the group that is declared.
+            queries: the first segment of what it writes are attention queries.
+
+        Raises:
+            ValueError: if a group would have two sizes, or a tensor be declared twice.
+        """
+        writes, reads = _names(writes), _names(reads)
+        leaf = self.module.get_submodule(path)
+        tensors = {**dict(leaf.named_parameters(recurse=False)), **dict(leaf.named_buffers(recurse=False))}
+        for leaf_name, tensor in tensors.items():
+            if tensor.ndim == 0:
+                continue
+            name = _join(self.prefix, path, leaf_name)
+            if name in self.axes:
+                raise ValueError(f"{name} is declared twice")
+            columns = reads if tensor.ndim > 1 else ()
+            self._check(name, tensor, 0, writes, blocks)
+            self._check(name, tensor, 1, columns, 1)
+            self.axes[name] = TensorAxes(writes, columns)
+            if queries:
+                self.queries[name] = writes[0]
+
+    def _check(self, name: str, tensor: Tensor, axis: int, names: tuple[str, ...], blocks: int) -> None:
+        if not names:
+            return
+        new = [group for group in names if group not in self.groups]
+        if new:
+            if axis or len(set(names)) > 1 or tensor.shape[axis] % (len(names) * blocks):
+                raise ValueError(f"{name} cannot tell the size of {new[0]!r}: a layer that writes only it comes first")
+            self.groups[new[0]] = WidthGroup(tensor.shape[axis] // len(names), blocks)
+        due = sum(self.groups[group].size for group in names)
+        if tensor.shape[axis] != due:
+            raise ValueError(f"axis {axis} of {name} has {tensor.shape[axis]} channels, its groups {names} have {due}")
+
+
+def _join(*parts: str) -> str:
+    return ".".join(part for part in parts if part)
+
+
+def _names(groups: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (groups,) if isinstance(groups, str) else tuple(groups)
