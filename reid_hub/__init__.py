@@ -31,7 +31,8 @@ _LAZY = {
 }
 
 __all__ = [
-    "ReIDConfig", "ReIDImageProcessor", "ReIDModel", "ReIDOutput", "WeightChain", "__version__", "list_variants", *_LAZY,
+    "ReIDConfig", "ReIDImageProcessor", "ReIDModel", "ReIDOutput", "WeightChain", "__version__", "list_variants",
+    *_LAZY,
 ]  # fmt: skip
 
 

@@ -14,7 +14,6 @@ from .configuration_reid import ReIDConfig
 from .image_processing_reid import ReIDImageProcessor
 from .modeling_reid import ReIDModel
 from .variants_reid import find_variant
-from .width_groups import WidthGroups
 from .width_scale import at_width
 from .width_slots import Decoder, Slots, allocate
 
@@ -250,7 +249,7 @@ class WeightChain(CheckpointMixin, PreTrainedModel):
                 f"be as the teacher's, {tuple(decoded[misshaped[0]].shape)}: take a student of the same embedding width"
             )
         model.load_state_dict({**state, **decoded})
-        return model.eval()
+        return model.to(self.device).eval()
 
     def student(self, student: int | str | ReIDConfig | None = None) -> ReIDConfig:
         """The configuration of a student: the teacher's, with the width of what is named.
@@ -264,6 +263,11 @@ class WeightChain(CheckpointMixin, PreTrainedModel):
             return at_width(self.config.teacher_config, student)
         if isinstance(student, str):
             variant, teacher = find_variant(student), self.config.teacher_config.to_dict()
+            ours, theirs = teacher["backbone_config"]["model_type"], variant["backbone_config"]["model_type"]
+            if ours != theirs:
+                raise ValueError(
+                    f"{student} is a {theirs!r} and the chain's teacher a {ours!r}: only widths may differ"
+                )
             named = {key: variant[key] for key in ("backbone_config", "embedding_dim") if key in variant}
             return ReIDConfig(**{**teacher, **copy.deepcopy(named), "variant": student})
         return student
@@ -272,6 +276,12 @@ class WeightChain(CheckpointMixin, PreTrainedModel):
         """The image processor of the students; other libraries cannot embed with a chain."""
         ReIDImageProcessor.from_config(self.config.student_config).save_pretrained(folder)
         return {}
+
+    def sizes_of(self, student: int | str | ReIDConfig) -> dict[str, int]:
+        """A student's width of every group, without its weights."""
+        config = self.student(student)
+        with torch.device("meta"):
+            return _sizes(self, ReIDModel(config))
 
     def forward(self, *args, **kwargs):
         raise TypeError("a weight chain is no network: chain.expand(width) gives a model that embeds pictures")

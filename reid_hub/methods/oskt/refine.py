@@ -95,7 +95,7 @@ class RefineMethod(SupervisedMethod):
         for name, parameter in self.student.model.named_parameters():
             parameter.requires_grad_(name in own and name not in decoded)
         if not self.teacher_loss:
-            for name, parameter in [*self.model.neck.named_parameters(), *self.classifier.named_parameters()]:
+            for _, parameter in [*self.model.neck.named_parameters(), *self.classifier.named_parameters()]:
                 parameter.requires_grad_(False)  # nothing reads them: no loss may decay them
 
     def student_tensors(self) -> dict[str, Tensor]:
@@ -150,6 +150,10 @@ class RefineMethod(SupervisedMethod):
     def training_state(self) -> dict[str, Tensor]:
         """The narrowest student's classifier and centers."""
         return self.student.training_state()
+
+    def teacher_state(self) -> dict[str, Tensor]:
+        """The teacher's."""
+        return {name: value for name, value in self.state_dict().items() if name.startswith(("classifier", "centers"))}
 
 
 def _named(prefix: str, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
