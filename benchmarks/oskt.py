@@ -7,9 +7,9 @@
 DIR holds a data set in Market-1501's layout. Every run is a process of its own and resumes from its checkpoints; a run
 whose results.json lies in benchmarks/oskt is not repeated. The test identities are met once, at the end of a run.
 
-Every student is trained by the published recipe, but on identity classification alone: from random weights the recipe's
-triplet with hard factor 0.2 draws all features together (see model_cards/res50-s1.bot-market1501_tr751), and OSKT must not
-win by that. "scratch-lr" is scratch with the higher learning rate that suits it better.
+Every student is trained by the published recipe, but on identity classification alone: from random weights the
+recipe's triplet with hard factor 0.2 draws all features together (see model_cards/res50-s1.bot-market1501_tr751), and
+OSKT must not win by that. "scratch-lr" is scratch with the higher learning rate that suits it better.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import json
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import copyfile
@@ -65,51 +65,58 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
     parser.add_argument("--students", nargs="+", help="variants; by default all of the scale")
     parser.add_argument("--work", type=Path, default=Path("runs/oskt"), help="checkpoints")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs at a time, one thread each")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs at a time")
     parser.add_argument("--one", help="run this one in this process (what the workers do)")
     parser.add_argument("--render", action="store_true", help="only write table and plot")
     options = parser.parse_args()
     if options.one:
-        execute(options.one, options)
-    elif not options.render:
+        return execute(options.one, options)
+    if not options.render:
         if not options.data_dir:
             parser.error("--data-dir is needed: a folder in Market-1501's layout")
-        for stage in plan(options):
-            with ThreadPoolExecutor(options.workers) as pool:
-                failed = [name for name, ok in zip(stage, pool.map(lambda name: spawn(name, options), stage)) if not ok]
-            if failed:
-                raise SystemExit(f"failed: {', '.join(failed)}; see {options.work}/RUN.log, then run the same again")
-    if not options.one:
-        from oskt_table import render
+        run_all(plan(options), options)
+    from oskt_table import render
 
-        render(RESULTS, SCALES[options.scale].teacher)
+    render(RESULTS, SCALES[options.scale].teacher)
 
 
-def plan(options: argparse.Namespace) -> list[list[str]]:
-    """Names of the runs that are left, in stages that need each other."""
+def plan(options: argparse.Namespace) -> dict[str, list[str]]:
+    """The runs that are left, most wanted first, each with those that it starts from."""
     scale = SCALES[options.scale]
-    chains = [f"{scale.teacher}.chain{width}" for width in scale.chains]
-    students = [
-        f"{student}.{arm}" + (f"-seed{seed}" if seed else "")
+    teacher, sparse = f"{scale.teacher}.teacher", f"{scale.teacher}.sparse"
+    wanted = {
+        f"{student}.{arm}" + (f"-seed{seed}" if seed else ""): {
+            "oskt": [f"{scale.teacher}.chain{scale.students[student]}"], "wtsel": [teacher], "depgraph": [sparse]
+        }.get(arm, [])
         for seed in options.seeds
         for student in options.students or scale.students
         for arm in options.arms
-    ]
-    stages = [[f"{scale.teacher}.teacher"], [*chains, f"{scale.teacher}.sparse"], students]
-    if "depgraph" not in options.arms:
-        stages[1].pop()
-    left = [[name for name in stage if not measured(name, options)] for stage in stages]
-    # What students start from must lie in the work folder, also where its figures are known from an earlier session.
-    return (
-        left
-        if not left[2]
-        else [[name for name in stage if not (options.work / name / "config.json").is_file()] for stage in stages[:2]]
-        + [left[2]]
-    )
+    }  # fmt: skip
+    left = {name: needs for name, needs in wanted.items() if not (RESULTS / name / "results.json").is_file()}
+    # What they start from must lie in the work folder, also where its figures are known from an earlier session.
+    needed = dict.fromkeys(need for needs in left.values() for need in needs)
+    sources = {name: [teacher] if name != teacher else [] for name in [teacher, *needed]}
+    missing = {name: needs for name, needs in sources.items() if not (options.work / name / "results.json").is_file()}
+    left = {**missing, **left}
+    return {name: [need for need in needs if need in left] for name, needs in left.items()}
 
 
-def measured(name: str, options: argparse.Namespace) -> bool:
-    return (RESULTS / name / "results.json").is_file()
+def run_all(left: dict[str, list[str]], options: argparse.Namespace) -> None:
+    """Run everything, as many at a time as there are workers, each as soon as what it needs is there."""
+    left, running, done, failed = dict(left), {}, set(), []
+    with ThreadPoolExecutor(options.workers) as pool:
+        while left or running:
+            ready = [name for name, needs in left.items() if done.issuperset(needs)]
+            for name in ready[: options.workers - len(running)]:
+                del left[name]
+                running[pool.submit(spawn, name, options)] = name
+            if not running:
+                break  # what is left needs something that failed
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                name = running.pop(future)
+                (done.add if future.result() else failed.append)(name)
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}; see the .log files in {options.work}, then run the same again")
 
 
 def spawn(name: str, options: argparse.Namespace) -> bool:
@@ -131,6 +138,7 @@ def spawn(name: str, options: argparse.Namespace) -> bool:
 def execute(name: str, options: argparse.Namespace) -> None:
     """One run, resumed where it was; its results.json is copied to benchmarks/oskt."""
     from reid_hub.jobs.baselines import shrink, train_sparse
+
     from reid_hub.jobs.expand import open_chain
     from reid_hub.jobs.models import open_model
     from reid_hub.jobs.refine import RefineSettings, refine

@@ -164,7 +164,7 @@ class WeightChain(CheckpointMixin, PreTrainedModel):
             teacher_fingerprint=teacher.fingerprint(),
             **provenance,
         )
-        chain = cls(config)
+        chain = cls(config).to(teacher.device, teacher.dtype)
         wrong = sorted(set(tables) ^ set(chain.groups.groups))
         if wrong:
             raise ValueError(f"there must be one table per width group; missing or unknown: {', '.join(wrong[:6])}")
@@ -232,7 +232,7 @@ class WeightChain(CheckpointMixin, PreTrainedModel):
             ValueError: for another architecture or depth, or a width out of range, naming the range.
         """
         config = self.student(student)
-        model = ReIDModel(config)
+        model = ReIDModel(config).to(self.device, self.dtype)
         sizes = _sizes(self, model)
         decoder = Decoder(self.groups, self.slots(sizes), rescale_queries=rescale_queries)
         with torch.no_grad():
@@ -249,7 +249,7 @@ class WeightChain(CheckpointMixin, PreTrainedModel):
                 f"be as the teacher's, {tuple(decoded[misshaped[0]].shape)}: take a student of the same embedding width"
             )
         model.load_state_dict({**state, **decoded})
-        return model.to(self.device).eval()
+        return model.eval()
 
     def student(self, student: int | str | ReIDConfig | None = None) -> ReIDConfig:
         """The configuration of a student: the teacher's, with the width of what is named.
