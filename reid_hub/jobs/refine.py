@@ -1,6 +1,7 @@
 """Refine a weight chain: a trained teacher in, a chain out that students of every width are expanded from."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,39 @@ def refine(settings: RefineSettings) -> dict[str, Any] | None:
         )
     publish(trainer, settings)
     return results
+
+
+def refine_all(
+    settings: RefineSettings, widths: Sequence[int], *, progressive: bool = False
+) -> dict[Path, dict[str, Any] | None]:
+    """One chain per width; with several, each in a sub-folder of `output_dir` named by its width.
+
+    Args:
+        progressive: widest first, and the narrowest student of each chain, with its classifier, is the next's teacher;
+            by default all chains are of the same teacher.
+
+    Returns:
+        Folder and results of each chain, see `refine`.
+
+    Raises:
+        ValueError: if a width is given twice or none is.
+    """
+    if not widths or len(set(widths)) < len(widths):
+        raise ValueError(f"give each width of a chain once, got {list(widths)}")
+    made, teacher = {}, settings.model
+    for width in sorted(widths, reverse=progressive):
+        folder = Path(settings.output_dir) / (f"width{width}" if len(widths) > 1 else "")
+        made[folder] = refine(replace(settings, output_dir=folder, model=str(teacher), width=width))
+        if progressive:
+            teacher = folder / "student"
+            WeightChain.from_pretrained(folder).expand().save_pretrained(teacher)
+            write_heads(teacher, read_heads(folder))
+    return made
+
+
+def chain_widths(count: int, narrowest: int = 8) -> list[int]:
+    """Widths of several chains of one teacher: round(8 * 8 ** (i / n)), OSKT table C2."""
+    return [round(narrowest * 8 ** (i / count)) for i in range(count)]
 
 
 def _clustered(teacher: ReIDModel, settings: RefineSettings) -> WeightChain:
