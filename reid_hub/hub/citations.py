@@ -51,11 +51,6 @@ CITATIONS: dict[str, str] = {
   author    = {He, Shuting and Luo, Hao and Wang, Pichao and Wang, Fan and Li, Hao and Jiang, Wei},
   booktitle = {ICCV}, year = {2021}
 }""",
-    "oskt": """@inproceedings{li2025oskt,
-  title     = {One-Shot Knowledge Transfer for Scalable Person Re-Identification},
-  author    = {Li, Longhua and Qi, Lei and Geng, Xin},
-  booktitle = {ICCV}, pages = {668--677}, year = {2025}
-}""",
     "fd": """@article{ren2018factorized,
   title   = {Factorized Distillation: Training Holistic Person Re-identification Model by Distilling an Ensemble of
              Partial {ReID} Models},
