@@ -21,6 +21,12 @@ CITATIONS: dict[str, str] = {
   author    = {Zhou, Kaiyang and Yang, Yongxin and Cavallaro, Andrea and Xiang, Tao},
   booktitle = {ICCV}, year = {2019}
 }""",
+    "reid_msinet": """@inproceedings{gu2023msinet,
+  title     = {{MSINet}: Twins Contrastive Search of Multi-Scale Interaction for Object {ReID}},
+  author    = {Gu, Jianyang and Wang, Kai and Luo, Hao and Chen, Chen and Jiang, Wei and Fang, Yuqiang and
+               Zhang, Shanghang and You, Yang and Zhao, Jian},
+  booktitle = {CVPR}, year = {2023}
+}""",
     "reid_squeezenet": """@article{iandola2016squeezenet,
   title   = {{SqueezeNet}: {AlexNet}-level accuracy with 50x fewer parameters and <0.5{MB} model size},
   author  = {Iandola, Forrest N. and Han, Song and Moskewicz, Matthew W. and Ashraf, Khalid and Dally, William J. and

@@ -1,4 +1,4 @@
-"""Foreign checkpoints into ours: torchreid's OSNet, torchvision's, timm's and LUPerson's ResNet, SqueezeNet.
+"""Foreign checkpoints into ours: torchreid's OSNet, MSINet, torchvision's, timm's and LUPerson's ResNet, SqueezeNet.
 
 A foreign file is never unpickled beyond tensors and plain containers. Every tensor of it is either used or named as
 ignored, and every tensor of the trunk must be found.
@@ -107,6 +107,16 @@ def _osnet_name(name: str) -> str | None:
     return f"backbone.{name}"
 
 
+def _msinet_name(name: str) -> str:
+    """The published names; their BNNecks, head and f_head, stand behind the linear layers fc and f_fc."""
+    module, _, tensor = name.partition(".")
+    ours = {
+        "f_conv": "pooling.f_conv", "fc": "neck.fc.0", "head": "neck.norm.0", "f_fc": "neck.fc.1",
+        "f_head": "neck.norm.1",
+    }  # fmt: skip
+    return f"{ours[module]}.{tensor}" if module in ours else f"backbone.{name}"
+
+
 def _squeezenet_name(name: str) -> str | None:
     return f"backbone.{name}" if name.startswith("features.") else None
 
@@ -118,11 +128,15 @@ def _timm_name(name: str) -> str | None:
 NAMES: dict[str, Callable[[str], str | None]] = {
     "resnet": _resnet_name,
     "reid_osnet": _osnet_name,
+    "reid_msinet": _msinet_name,
     "reid_squeezenet": _squeezenet_name,
     "timm_wrapper": _timm_name,
 }
-# What a foreign checkpoint may hold beside the network we build: classifiers, projections, and batch norm's dead bias.
-IGNORABLE = re.compile(r"(fc|classifier|head|heads|last_linear|projector|bottleneck\.bias)(\.|$)")
+# What a foreign checkpoint may hold beside the network we build: classifiers, projections, MSINet's second vector and
+# spatial alignment, and batch norm's dead bias.
+IGNORABLE = re.compile(
+    r"((f_)?(fc|classifier|head)|f_conv|align_module|heads|last_linear|projector|bottleneck\.bias)(\.|$)"
+)
 
 
 def load_foreign(model: ReIDModel, tensors: dict[str, Tensor]) -> Conversion:
@@ -151,8 +165,6 @@ def load_foreign(model: ReIDModel, tensors: dict[str, Tensor]) -> Conversion:
             f"missing {_some(missing)}; unknown {_some(strange)}; other shape {_some(misshaped)}. "
             "Choose the variant that the file was trained as"
         )
-    if model.config.neck != "bnneck":
-        absent = [name for name in absent if not name.startswith("neck.")]
     model.load_state_dict({**ours, **used})
     return Conversion(sorted(used), sorted(ignored), sorted(absent))
 

@@ -9,11 +9,12 @@ from transformers import AutoConfig, PreTrainedConfig
 from .variants_reid import find_variant
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-POOLINGS = ("avg", "max", "gem", "stabilised_max", "cls")
+POOLINGS = ("avg", "max", "gem", "stabilised_max", "cls", "global_stripes")
 HEADS = ("none", "linear")
-NECKS = ("bnneck", "none")
+NECKS = ("bnneck", "linear_bnneck", "none")
 RETRIEVALS = ("neck", "features")
 INTERPOLATIONS = ("bilinear", "bicubic")
+MSINET_INTERACTIONS = ("none", "exchange", "gate", "cross_attention")
 
 # What transformers itself hands to a configuration besides the declared fields.
 _LIBRARY_KEYS = {
@@ -37,13 +38,44 @@ class OSNetConfig(PreTrainedConfig):
 
 
 @strict
+class MSINetConfig(PreTrainedConfig):
+    """MSINet (arXiv:2303.07065) trunk.
+
+    Args:
+        channels: of the stem and the three stages.
+        genotype: of each of the six cells, the interactions of its two branches in its middle and at its tail: "none",
+            "exchange", "gate" or "cross_attention". The default is the released one, found on MSMT17.
+
+    Raises:
+        ValueError: for another number of cells, or an unknown interaction.
+    """
+
+    model_type = "reid_msinet"
+    channels: list[int] | tuple[int, ...] = (64, 256, 384, 512)
+    genotype: list | tuple = (
+        ("gate", "gate"), ("exchange", "gate"), ("cross_attention", "gate"), ("gate", "none"),
+        ("gate", "cross_attention"), ("exchange", "cross_attention"),
+    )  # fmt: skip
+
+    def __post_init__(self, **kwargs):
+        self.channels = list(self.channels)
+        self.genotype = [list(cell) for cell in self.genotype]
+        if [len(cell) for cell in self.genotype] != [2] * 6:
+            raise ValueError(f"genotype must be six pairs of interactions, got {self.genotype}")
+        unknown = {name for cell in self.genotype for name in cell} - set(MSINET_INTERACTIONS)
+        if unknown:
+            raise ValueError(f"genotype must be made of {', '.join(MSINET_INTERACTIONS)}, got {sorted(unknown)}")
+        super().__post_init__(**kwargs)
+
+
+@strict
 class SqueezeNetConfig(PreTrainedConfig):
     """SqueezeNet 1.0 (arXiv:1602.07360) trunk without its classifier."""
 
     model_type = "reid_squeezenet"
 
 
-OWN_BACKBONES = {config.model_type: config for config in (OSNetConfig, SqueezeNetConfig)}
+OWN_BACKBONES = {config.model_type: config for config in (OSNetConfig, MSINetConfig, SqueezeNetConfig)}
 
 
 @strict
@@ -55,14 +87,15 @@ class ReIDConfig(PreTrainedConfig):
     last is the embedding at test time: BoT ranks by what leaves the BNNeck, TransReID by what enters it.
 
     Args:
-        backbone_config: configuration of the trunk: one of ours (`model_type` "reid_osnet", "reid_squeezenet"),
-            "timm_wrapper", or any image model of transformers.
+        backbone_config: configuration of the trunk: one of ours (`model_type` "reid_osnet", "reid_msinet",
+            "reid_squeezenet"), "timm_wrapper", or any image model of transformers.
         last_stride: stride of the last stage of a ResNet (1 is ReID's habit); None leaves the trunk as it is.
-        pooling: "avg", "max", "gem", "stabilised_max" (FD, eq. 5: max over `pooling_window` averages), or "cls"
-            (first token).
+        pooling: "avg", "max", "gem", "stabilised_max" (FD, eq. 5: max over `pooling_window` averages), "cls" (first
+            token), or "global_stripes" (MSINet: mean of the last map, and of two stripes of an earlier one).
         head: "none" or "linear" (FC to `embedding_dim` and BN; `head_bias`, `head_relu` as in OSNet).
         head_init_std: standard deviation of the head's FC at the start; None is Kaiming fan-out.
-        neck: "bnneck" (batch norm without bias, arXiv:1903.07071) or "none".
+        neck: "bnneck" (batch norm without bias, arXiv:1903.07071), "linear_bnneck" (MSINet: an FC in front of it, both
+            for each part of the vector) or "none".
         image_size: (height, width) in pixels.
         interpolation: of the resize, "bilinear" or "bicubic".
         variant: the name this configuration was made from.

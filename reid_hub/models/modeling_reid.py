@@ -16,17 +16,22 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .backbone_library import LibraryBackbone
+from .backbone_msinet import CrossAttention, MSINet
 from .backbone_osnet import OSNet
 from .backbone_squeezenet import SqueezeNet
 from .checkpoint_reid import CheckpointMixin
 from .configuration_reid import ReIDConfig
 from .head_linear import LinearHead
 from .image_processing_reid import ReIDImageProcessor
-from .layers import BNNeck, GeMPool, build_pooling
+from .layers import BNNeck, GeMPool, build_neck, build_pooling
 from .width_groups import WidthGroups
 
 # Backbones of our own by the model_type of their configuration; everything else is a library's.
-BACKBONES: dict[str, Callable[[Any], nn.Module]] = {"reid_osnet": OSNet, "reid_squeezenet": SqueezeNet}
+BACKBONES: dict[str, Callable[[Any], nn.Module]] = {
+    "reid_osnet": OSNet,
+    "reid_msinet": MSINet,
+    "reid_squeezenet": SqueezeNet,
+}
 
 PRECISIONS = ("float32",)
 
@@ -49,7 +54,13 @@ class ReIDOutput(ModelOutput):
 
 
 class ReIDModel(CheckpointMixin, PreTrainedModel):
-    """Pictures to vectors for person re-identification, (B, 3, H, W) -> `ReIDOutput`."""
+    """Pictures to vectors for person re-identification, (B, 3, H, W) -> `ReIDOutput`.
+
+    Attributes:
+        backbone, pooling, head, neck: what a picture goes through, in this order.
+        feature_dim, embedding_dim: lengths of the features and of the embeddings.
+        part_dims: lengths of the vectors that features and embeddings are made of, for losses of their own; mostly one.
+    """
 
     config: ReIDConfig
     config_class = ReIDConfig
@@ -66,15 +77,15 @@ class ReIDModel(CheckpointMixin, PreTrainedModel):
             self.backbone = BACKBONES[backbone.model_type](backbone)
         else:
             self.backbone = LibraryBackbone(backbone, config.last_stride)
-        self.pooling = build_pooling(config)
-        self.feature_dim = self.backbone.out_channels
+        self.pooling = build_pooling(config, self.backbone)
+        self.part_dims = getattr(self.pooling, "part_dims", (self.backbone.out_channels,))
         self.head = nn.Identity()
         if config.head == "linear":
             options = {"bias": config.head_bias, "relu": config.head_relu, "init_std": config.head_init_std}
-            self.head = LinearHead(self.feature_dim, config.embedding_dim, **options)
-            self.feature_dim = config.embedding_dim
-        self.neck = BNNeck(self.feature_dim) if config.neck == "bnneck" else nn.Identity()
-        self.embedding_dim = self.feature_dim
+            self.head = LinearHead(sum(self.part_dims), config.embedding_dim, **options)
+            self.part_dims = (config.embedding_dim,)
+        self.neck = build_neck(config, self.part_dims)
+        self.feature_dim = self.embedding_dim = sum(self.part_dims)
         self.post_init()
 
     @can_return_tuple
@@ -86,8 +97,10 @@ class ReIDModel(CheckpointMixin, PreTrainedModel):
         """
         if pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
             raise ValueError(f"pixel_values must be (B, 3, H, W), got {tuple(pixel_values.shape)}")
-        feature_map = self.backbone(pixel_values)
-        features = self.head(self.pooling(feature_map))
+        takes_stages = getattr(self.pooling, "takes_stages", False)
+        stages = self.backbone.stages(pixel_values) if takes_stages else (self.backbone(pixel_values),)
+        feature_map = stages[-1]
+        features = self.head(self.pooling(stages if takes_stages else feature_map))
         embeddings = self.neck(features) if self.training or self.config.retrieve == "neck" else features
         return ReIDOutput(embeddings, features, feature_map, embeddings)
 
@@ -109,7 +122,7 @@ class ReIDModel(CheckpointMixin, PreTrainedModel):
             vector = self.pooling.width_groups(groups.inside("pooling"), stages)
         if isinstance(self.head, LinearHead):
             vector = self.head.width_groups(groups.inside("head"), vector)
-        if isinstance(self.neck, BNNeck):
+        if hasattr(self.neck, "width_groups"):
             self.neck.width_groups(groups.inside("neck"), vector)
         return groups
 
@@ -129,6 +142,8 @@ class ReIDModel(CheckpointMixin, PreTrainedModel):
             init.zeros_(module.num_batches_tracked)
         elif isinstance(module, GeMPool):
             init.constant_(module.p, module.initial_p)
+        elif isinstance(module, CrossAttention):
+            init.zeros_(module.gamma)
         if isinstance(module, (BNNeck, nn.BatchNorm1d, nn.BatchNorm2d, nn.InstanceNorm2d)):
             init.ones_(module.weight)
         if isinstance(getattr(module, "bias", None), Tensor):

@@ -123,6 +123,20 @@ RECIPES: dict[str, Recipe] = {
         schedule=Schedule("step", epochs=150, first_epoch=0, milestones=(60,)),
         augmentation=Augmentation(pad=0, erasing=0.0),
     ),
+    "msinet": Recipe(
+        source="MSINet (arXiv:2303.07065), single domain, without its spatial alignment",
+        options={
+            "label_smoothing": 0.1,
+            "metric": "triplet",
+            "metric_options": {"margin": 0.3, "normalise": True},
+            "classifier_bias": True,
+            "per_part": True,
+        },
+        learning_rate=0.065,
+        optimizer="sgd",
+        optimizer_options={"momentum": 0.9},
+        schedule=Schedule("step", epochs=350, first_epoch=0, milestones=(150, 225, 300), **_WARMUP),
+    ),
     "fd": Recipe(
         source="Factorized Distillation (arXiv:1811.08073), initial student and whole-image teacher",
         options={"label_smoothing": 0.0, "metric": None, "classifier_bias": True},
