@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 from huggingface_hub.dataclasses import strict
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .checkpoint_reid import CheckpointMixin
 from .configuration_reid import ReIDConfig
 from .image_processing_reid import ReIDImageProcessor
 from .modeling_reid import ReIDModel
+from .tensor_tree import TensorTree
 from .variants_reid import find_variant
 from .width_scale import at_width
 from .width_slots import Decoder, Slots, allocate
@@ -50,28 +51,6 @@ def _reid_config(config: dict | PreTrainedConfig | None) -> ReIDConfig:
     if config is None:
         return ReIDConfig()
     return ReIDConfig(**config) if isinstance(config, dict) else config
-
-
-class TensorTree(nn.Module):
-    """Tensors under dotted names, in nested empty modules: parameters, or buffers where `trained` says no."""
-
-    def __init__(self, tensors: Mapping[str, Tensor], trained: Callable[[str], bool]):
-        super().__init__()
-        for name, tensor in tensors.items():
-            *path, leaf = name.split(".")
-            module = self
-            for part in path:
-                if part not in module._modules:
-                    module.add_module(part, nn.Module())
-                module = module._modules[part]
-            if trained(name):
-                module.register_parameter(leaf, nn.Parameter(tensor))
-            else:
-                module.register_buffer(leaf, tensor)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All tensors by name, as they are, with their gradients' history."""
-        return {**dict(self.named_parameters()), **dict(self.named_buffers())}
 
 
 class WeightChain(CheckpointMixin, PreTrainedModel):

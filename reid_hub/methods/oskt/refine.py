@@ -80,12 +80,11 @@ class RefineMethod(SupervisedMethod):
 
     def _declare(self) -> None:
         """Sort the tensors by where the student gets them from, and switch off the gradient of those it never reads."""
-        own = {name for name, _ in self.student.model.named_parameters()} | set(self.student.model.state_dict())
         links, axes = self.chain.links.tensors(), self.chain.groups.axes
         self._weights = [name for name, link in links.items() if name in axes and link.ndim > 1]
-        statistics = {name for name in links if name.endswith(STATISTICS)}
-        # The neck is the student's own, like its classifier and its running statistics.
-        kept = {name for name in links if name.startswith("neck.")} | statistics
+        # The neck's norm is the student's own, like its classifier and its running statistics.
+        self._kept = [name for name, link in links.items() if link.ndim == 1 and _is_kept(name)]
+        kept = set(self._kept)
         vectors = [name for name, link in links.items() if name in axes and link.ndim == 1 and name not in kept]
         self._vectors = [] if self.shared_vectors else vectors
         self._borrowed = [name for name in links if name not in {*self._weights, *self._vectors, *kept}]
@@ -93,10 +92,12 @@ class RefineMethod(SupervisedMethod):
         for name, parameter in self.chain.links.named_parameters():
             parameter.requires_grad_(name in self._weights or name in self._vectors)
         for name, parameter in self.student.model.named_parameters():
-            parameter.requires_grad_(name in own and name not in decoded)
+            parameter.requires_grad_(name not in decoded)
         if not self.teacher_loss:
-            for _, parameter in [*self.model.neck.named_parameters(), *self.classifier.named_parameters()]:
-                parameter.requires_grad_(False)  # nothing reads them: no loss may decay them
+            # Nothing reads the teacher's classifier and the norm in front of it: no decay may touch them.
+            for name, parameter in self.named_parameters():
+                if name.startswith("classifier.") or name.removeprefix("model.") in kept:
+                    parameter.requires_grad_(False)
 
     def student_tensors(self) -> dict[str, Tensor]:
         """The student's tensors, decoded from the chain and from the teacher, differentiable."""
@@ -142,9 +143,8 @@ class RefineMethod(SupervisedMethod):
         links, teacher, student = self.chain.links.tensors(), self.model.state_dict(), self.student.model.state_dict()
         for name in self._borrowed:
             links[name].copy_(teacher[name])
-        for name, link in links.items():
-            if name in self.chain.groups.axes and (name.startswith("neck.") or name.endswith(STATISTICS)):
-                link.copy_(student[name][self._row_index(name, link.device)])
+        for name in self._kept:
+            links[name].copy_(student[name][self._row_index(name, links[name].device)])
         return self.chain
 
     def training_state(self) -> dict[str, Tensor]:
@@ -154,6 +154,10 @@ class RefineMethod(SupervisedMethod):
     def teacher_state(self) -> dict[str, Tensor]:
         """The teacher's."""
         return {name: value for name, value in self.state_dict().items() if name.startswith(("classifier", "centers"))}
+
+
+def _is_kept(name: str) -> bool:
+    return name.startswith("neck.") or name.endswith(STATISTICS)
 
 
 def _named(prefix: str, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
