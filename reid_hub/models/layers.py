@@ -85,10 +85,42 @@ class ClsPool(nn.Module):
         return tokens[:, 0]
 
 
+class PartTokens(nn.Module):
+    """The class token and the three part tokens, (B, 4 + n, C) -> (B, 4, C); PASS, arXiv:2203.03931."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens[:, :4]
+
+    def width_groups(self, groups, maps: tuple[str, ...]) -> tuple[str, ...]:
+        """The groups of the vector that `fuse_parts` makes of the four tokens."""
+        return 2 * maps[-1:]
+
+
+def fuse_parts(parts: Tensor) -> Tensor:
+    """The class token beside the mean of the part tokens, (B, 1 + P, C) -> (B, 2C)."""
+    return torch.cat([parts[:, 0], parts[:, 1:].mean(1)], 1)
+
+
+class PartBNNeck(nn.Module):
+    """A BNNeck for each token in front of `fuse_parts`, (B, P, C) -> (B, 2C); PASS, arXiv:2203.03931."""
+
+    def __init__(self, dim: int, parts: int = 4):
+        super().__init__()
+        self.parts = nn.ModuleList(BNNeck(dim) for _ in range(parts))
+
+    def forward(self, parts: Tensor) -> Tensor:
+        return fuse_parts(torch.stack([neck(part) for neck, part in zip(self.parts, parts.unbind(1), strict=True)], 1))
+
+    def width_groups(self, groups, reads: tuple[str, ...]) -> None:
+        """Declare the norms; `reads` numbers the fused vector, whose halves both count like one token."""
+        for i in range(len(self.parts)):
+            groups.layer(f"parts.{i}", writes=reads[:1])
+
+
 def build_pooling(config) -> nn.Module:
     """The pooling layer that `config.pooling` names."""
     if config.pooling == "gem":
         return GeMPool(config.gem_p)
     if config.pooling == "stabilised_max":
         return StabilisedMaxPool(config.pooling_window)
-    return {"avg": AveragePool, "max": MaxPool, "cls": ClsPool}[config.pooling]()
+    return {"avg": AveragePool, "max": MaxPool, "cls": ClsPool, "part_tokens": PartTokens}[config.pooling]()

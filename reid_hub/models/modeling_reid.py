@@ -17,16 +17,21 @@ from transformers.utils.generic import can_return_tuple
 
 from .backbone_library import LibraryBackbone
 from .backbone_osnet import OSNet
+from .backbone_part_vit import PartViT
 from .backbone_squeezenet import SqueezeNet
 from .checkpoint_reid import CheckpointMixin
 from .configuration_reid import ReIDConfig
 from .head_linear import LinearHead
 from .image_processing_reid import ReIDImageProcessor
-from .layers import BNNeck, GeMPool, build_pooling
+from .layers import BNNeck, GeMPool, PartBNNeck, PartTokens, build_pooling, fuse_parts
 from .width_groups import WidthGroups
 
 # Backbones of our own by the model_type of their configuration; everything else is a library's.
-BACKBONES: dict[str, Callable[[Any], nn.Module]] = {"reid_osnet": OSNet, "reid_squeezenet": SqueezeNet}
+BACKBONES: dict[str, Callable[[Any], nn.Module]] = {
+    "reid_osnet": OSNet,
+    "reid_part_vit": PartViT,
+    "reid_squeezenet": SqueezeNet,
+}
 
 PRECISIONS = ("float32",)
 
@@ -67,13 +72,17 @@ class ReIDModel(CheckpointMixin, PreTrainedModel):
         else:
             self.backbone = LibraryBackbone(backbone, config.last_stride)
         self.pooling = build_pooling(config)
-        self.feature_dim = self.backbone.out_channels
+        self.feature_dim = self.backbone.out_channels * (2 if isinstance(self.pooling, PartTokens) else 1)
         self.head = nn.Identity()
         if config.head == "linear":
             options = {"bias": config.head_bias, "relu": config.head_relu, "init_std": config.head_init_std}
             self.head = LinearHead(self.feature_dim, config.embedding_dim, **options)
             self.feature_dim = config.embedding_dim
-        self.neck = BNNeck(self.feature_dim) if config.neck == "bnneck" else nn.Identity()
+        self.neck = nn.Identity()
+        if config.neck == "bnneck":
+            self.neck = BNNeck(self.feature_dim)
+        elif config.neck == "part_bnneck":
+            self.neck = PartBNNeck(self.backbone.out_channels)
         self.embedding_dim = self.feature_dim
         self.post_init()
 
@@ -87,8 +96,11 @@ class ReIDModel(CheckpointMixin, PreTrainedModel):
         if pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
             raise ValueError(f"pixel_values must be (B, 3, H, W), got {tuple(pixel_values.shape)}")
         feature_map = self.backbone(pixel_values)
-        features = self.head(self.pooling(feature_map))
-        embeddings = self.neck(features) if self.training or self.config.retrieve == "neck" else features
+        pooled = self.pooling(feature_map)
+        features = self.head(fuse_parts(pooled) if pooled.ndim == 3 else pooled)
+        embeddings = features
+        if self.training or self.config.retrieve == "neck":
+            embeddings = self.neck(pooled if isinstance(self.neck, PartBNNeck) else features)
         return ReIDOutput(embeddings, features, feature_map, embeddings)
 
     def width_groups(self) -> WidthGroups:
@@ -109,16 +121,20 @@ class ReIDModel(CheckpointMixin, PreTrainedModel):
             vector = self.pooling.width_groups(groups.inside("pooling"), stages)
         if isinstance(self.head, LinearHead):
             vector = self.head.width_groups(groups.inside("head"), vector)
-        if isinstance(self.neck, BNNeck):
+        if isinstance(self.neck, (BNNeck, PartBNNeck)):
             self.neck.width_groups(groups.inside("neck"), vector)
         return groups
 
     @torch.no_grad()
     def _init_weights(self, module):
-        """Initialise one leaf of ours; nested library models answer for their own.
+        """Initialise one leaf of ours; nested library models and modules with `initialise` answer for their own.
 
-        Convolutions: Kaiming normal, fan-out. FC of the head: Kaiming fan-out or N(0, head_init_std^2). Norms: 1 and 0.
+        Convolutions: Kaiming normal, fan-out. FC: N(0, init_std^2) where it has an `init_std`, or Kaiming fan-out.
+        Norms: 1 and 0.
         """
+        if hasattr(module, "initialise"):
+            module.initialise()
+            return
         if isinstance(module, nn.Linear) and getattr(module, "init_std", None) is not None:
             init.normal_(module.weight, std=module.init_std)
         elif isinstance(module, (nn.Conv2d, nn.Linear)):
@@ -129,7 +145,7 @@ class ReIDModel(CheckpointMixin, PreTrainedModel):
             init.zeros_(module.num_batches_tracked)
         elif isinstance(module, GeMPool):
             init.constant_(module.p, module.initial_p)
-        if isinstance(module, (BNNeck, nn.BatchNorm1d, nn.BatchNorm2d, nn.InstanceNorm2d)):
+        if isinstance(module, (BNNeck, nn.BatchNorm1d, nn.BatchNorm2d, nn.InstanceNorm2d, nn.LayerNorm)):
             init.ones_(module.weight)
         if isinstance(getattr(module, "bias", None), Tensor):
             init.zeros_(module.bias)
@@ -140,17 +156,18 @@ class ReIDModel(CheckpointMixin, PreTrainedModel):
         Raises:
             ValueError: for a backbone with batch norm, whose running statistics the second forward would update twice.
         """
-        model = getattr(self.backbone, "model", None)
-        if model is None or any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.backbone.modules()):
+        model = getattr(self.backbone, "model", self.backbone)
+        enable = _checkpointing(model, "enable")
+        if enable is None or any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.backbone.modules()):
             raise ValueError(
                 "gradient checkpointing runs the forward twice, and batch norm would update its running statistics "
                 f"twice; only transformer backbones have it, not {self.config.backbone_config.model_type!r}"
             )
-        _checkpointing(model, "enable")(activation_checkpointing_kwargs, **kwargs)
+        enable(activation_checkpointing_kwargs, **kwargs)
 
     def activation_checkpointing_disable(self) -> None:
         """Undo `activation_checkpointing_enable`."""
-        _checkpointing(self.backbone.model, "disable")()
+        _checkpointing(getattr(self.backbone, "model", self.backbone), "disable")()
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **kwargs) -> None:
         """The same under its former name, which older versions of transformers call."""
@@ -192,11 +209,10 @@ class ReIDModel(CheckpointMixin, PreTrainedModel):
         return torch.cat(vectors).numpy() if vectors else np.empty((0, self.embedding_dim), np.float32)
 
 
-def _checkpointing(model: PreTrainedModel, action: str) -> Callable:
-    """A library model's method, under the name it has had since transformers 5.20 or under the one before."""
-    return getattr(model, f"activation_checkpointing_{action}", None) or getattr(
-        model, f"gradient_checkpointing_{action}"
-    )
+def _checkpointing(model: nn.Module, action: str) -> Callable | None:
+    """A model's method, under the name it has had since transformers 5.20 or under the one before."""
+    names = (f"activation_checkpointing_{action}", f"gradient_checkpointing_{action}")
+    return next((getattr(model, name) for name in names if hasattr(model, name)), None)
 
 
 def _open(image):

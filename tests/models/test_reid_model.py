@@ -21,6 +21,11 @@ CONFIGS = {
         backbone_config={"model_type": "reid_osnet", "channels": [16, 64, 96, 128], "ibn": True},
         image_size=(64, 32),
     ),
+    "part vit": lambda: ReIDConfig.from_variant(
+        "vit-s",
+        backbone_config={"model_type": "reid_part_vit", "embed_dim": 24, "width": 16, "depth": 2, "heads": 2},
+        image_size=(64, 32),
+    ),
     "timm cnn": lambda: ReIDConfig.from_variant("timm/resnet10t", image_size=(64, 32)),
     "timm vit": lambda: ReIDConfig.from_variant("timm/vit_tiny_patch16_224", image_size=(64, 32), retrieve="features"),
     "timm channels last": lambda: ReIDConfig.from_variant("timm/swin_tiny_patch4_window7_224", image_size=(112, 56)),

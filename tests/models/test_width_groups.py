@@ -1,17 +1,32 @@
 """Width groups against the network itself: renumbering a group's channels changes no vector, forgetting one does."""
 
+import re
+
 import pytest
 import torch
 
 from reid_hub import ReIDConfig, ReIDModel
-from reid_hub.models.width_groups import WidthGroups
+from reid_hub.models.width_groups import WidthGroup, WidthGroups
 
+PART_VIT = {
+    "backbone_config": {
+        "model_type": "reid_part_vit", "embed_dim": 24, "width": 16, "depth": 2, "heads": 2, "drop_path": 0.0,
+    },
+}  # fmt: skip
 # Variant, overrides, number of groups. ResNet: stem, stages, two (basic: one) in each block.
+# Part-token ViT: the residual stream, and in each block the attention and the MLP.
 NETWORKS = {
     "res50": ("res50-s1", {}, 1 + 4 + 2 * 16),
     "res18": ("res18-x0.25", {}, 1 + 3 + 8),  # basic blocks: the first stage has no shortcut, its stream is the stem's
     "res50-embedding": ("res50-s1", {"head": "linear", "embedding_dim": 24}, 1 + 4 + 2 * 16 + 1),
+    "vit": ("vit-s", PART_VIT, 1 + 2 * 2),
+    "vit-bnneck": ("vit-s", {**PART_VIT, "neck": "bnneck", "retrieve": "neck"}, 1 + 2 * 2),
+    "vit-embedding": ("vit-s", {**PART_VIT, "neck": "none", "head": "linear", "embedding_dim": 12}, 1 + 2 * 2 + 1),
 }
+# The part-token ViT's patch embedding, tokens and positions keep the teacher's width: they are in no group, and neither
+# are the columns of the layer behind them.
+FULL_WIDTH = re.compile(r"backbone\.(patch_embed\.proj\.\w+|(cls|part)_token\d?|(cls|part\d)_pos|pos_embed)")
+FULL_WIDTH_COLUMNS = {"backbone.dw.weight"}
 
 
 def build(name: str, seed: int = 0) -> ReIDModel:
@@ -101,9 +116,22 @@ def test_every_channel_axis_is_covered(name):
     for key, tensor in model.state_dict().items():
         if tensor.ndim == 0 or tensor.numel() == 1:
             continue
+        if FULL_WIDTH.fullmatch(key):
+            assert key not in groups.axes, key
+            continue
         axes = groups.axes[key]
         assert axes.rows, key
-        assert bool(axes.columns) == (tensor.ndim > 1 and tensor.shape[1] not in (1, 3)), key
+        kept = tensor.ndim < 2 or tensor.shape[1] in (1, 3) or key in FULL_WIDTH_COLUMNS
+        assert bool(axes.columns) != kept, key
+
+
+def test_attention_is_declared_by_heads_with_its_queries_first():
+    groups = build("vit").width_groups()
+    assert groups.groups["blocks.1.attn"] == WidthGroup(16, blocks=2)
+    assert groups.axes["backbone.blocks.1.attn.qkv.weight"].rows == ("blocks.1.attn",) * 3
+    assert groups.queries == {
+        f"backbone.blocks.{i}.attn.qkv.{tensor}": f"blocks.{i}.attn" for i in (0, 1) for tensor in ("weight", "bias")
+    }
 
 
 def test_groups_that_do_not_fit_are_refused():
