@@ -16,6 +16,7 @@ from reid_hub.models import (
     ReIDImageProcessor,
     ReIDModel,
     ReIDOutput,
+    WeightChain,
     list_variants,
     register,
 )
@@ -29,7 +30,10 @@ _LAZY = {
     "load_reid_dataset": "reid_hub.data",
 }
 
-__all__ = ["ReIDConfig", "ReIDImageProcessor", "ReIDModel", "ReIDOutput", "__version__", "list_variants", *_LAZY]
+__all__ = [
+    "ReIDConfig", "ReIDImageProcessor", "ReIDModel", "ReIDOutput", "WeightChain", "__version__", "list_variants",
+    *_LAZY,
+]  # fmt: skip
 
 
 def __getattr__(name: str):
@@ -54,5 +58,13 @@ def _publish(folder, repo_id, **options):
     return push_folder(folder, repo_id, **options)
 
 
+def _cluster(teacher, sizes, **options):
+    from reid_hub.methods.oskt.cluster import cluster
+
+    return cluster(teacher, sizes, **options)
+
+
 register()
-ReIDModel.card_writer, ReIDModel.publisher = staticmethod(_write_card), staticmethod(_publish)
+for _model in (ReIDModel, WeightChain):
+    _model.card_writer, _model.publisher = staticmethod(_write_card), staticmethod(_publish)
+WeightChain.clusterer = staticmethod(_cluster)

@@ -9,6 +9,7 @@ _PLACES = {
     "average_precision": "metrics",
     "build_results": "results",
     "check_results": "results",
+    "count_macs": "cost",
     "embed": "embedding",
     "evaluate_embedded": "protocol",
     "evaluate_model": "protocol",

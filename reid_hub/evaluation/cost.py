@@ -47,7 +47,7 @@ def measure_cost(
     parameter = next(model.parameters())
     images = torch.zeros(1, 3, *image_size, device=parameter.device, dtype=parameter.dtype)
     with evaluation_mode(model), torch.inference_mode():
-        macs, products, embeddings = _count_macs(model, images)
+        macs, products, embeddings = count_macs(model, images)
         latency = _latency(model, images, repeats)
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -61,8 +61,11 @@ def measure_cost(
     }
 
 
-def _count_macs(model: nn.Module, images: Tensor) -> tuple[int, int, Tensor]:
-    """Multiply-adds of conv and linear modules, of every matrix product and convolution, and the embeddings."""
+def count_macs(model: nn.Module, images: Tensor) -> tuple[int, int, Tensor]:
+    """Multiply-adds of conv and linear modules, of every matrix product and convolution, and the embeddings.
+
+    Works on the meta device too, where nothing is computed.
+    """
     counted = 0
 
     def count(module: nn.Module, _, output: Tensor) -> None:

@@ -12,7 +12,8 @@ from reid_hub.evaluation.results import check_results
 from reid_hub.files import atomic_file
 from reid_hub.hub.citations import cite
 from reid_hub.hub.folder import read_json
-from reid_hub.models import ReIDConfig, ReIDModel
+from reid_hub.models import ReIDConfig, ReIDModel, WeightChain, WeightChainConfig
+from reid_hub.models.width_scale import width_of
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 REPO_ID = "NAMESPACE/NAME"  # stands in the examples until the folder is pushed and has a name
@@ -65,13 +66,18 @@ def render_card(
             "other" after training on pictures that may not be passed on, and none if that is for the user to say.
 
     Raises:
-        ValueError: if the configuration is not a ReIDConfig's, or a result is not what `check_results` asks for.
+        ValueError: if the configuration is neither a ReIDConfig's nor a weight chain's, or a result is not what
+            `check_results` asks for.
     """
-    config = ReIDConfig.from_dict(dict(config))
+    is_chain = config.get("model_type") == WeightChainConfig.model_type
+    config = (WeightChainConfig if is_chain else ReIDConfig).from_dict(dict(config))
+    facts = _chain_facts(config) if is_chain else _facts(config)
+    config = config.teacher_config if is_chain else config
     results = [results] if isinstance(results, Mapping) else list(results or [])
     for result in results:
         check_results(result)
-    model_name = results[0]["model"] if results else config.variant or "person-reid"
+    unnamed = config.variant or "person-reid"
+    model_name = results[0]["model"] if results else f"{unnamed}.chain" if is_chain else unnamed
     training = results[0]["training"] if results else {}
     trained_on = _training_sets(training)
     license = license or _license(trained_on)
@@ -79,8 +85,8 @@ def render_card(
         license=license,
         license_name="training-data-terms" if license == "other" else None,
         library_name="transformers",
-        pipeline_tag="image-feature-extraction",
-        tags=TAGS,
+        pipeline_tag=None if is_chain else "image-feature-extraction",
+        tags=[*TAGS, "weight-chain"] if is_chain else TAGS,
         datasets=trained_on or None,
         base_model=training.get("base_model"),
         model_name=model_name,
@@ -88,13 +94,15 @@ def render_card(
     )
     used = [*trained_on, *(r["dataset"]["name"] for r in results)]
     names = [config.backbone_config.model_type, training.get("method"), training.get("recipe")]
+    names += ["oskt"] if is_chain else []
     names += ["rerank" for r in results if r["protocol"].get("rerank")]
     card = ModelCard.from_template(
         data,
         template_path=TEMPLATE,
         repo_id=repo_id,
         model_name=model_name,
-        facts=_facts(config),
+        facts=facts,
+        is_chain=is_chain,
         metric_labels=METRICS.values(),
         evaluations=[_evaluation(result) for result in results],
         cost=_table(results[0]["cost"]) if results else {},
@@ -137,6 +145,23 @@ def _facts(config: ReIDConfig) -> dict[str, str]:
         "Pooling, head, neck": f"{config.pooling}, {config.head}, {config.neck}",
     }
     return facts
+
+
+def _chain_facts(config: WeightChainConfig) -> dict[str, str]:
+    """What the configuration of a weight chain says."""
+    teacher, student = config.teacher_config, config.student_config
+    with torch.device("meta"):
+        sizes = [sum(p.numel() for p in ReIDModel(model).parameters()) for model in (student, teacher)]
+        rows = sum(p.numel() for p in WeightChain(config).parameters())
+    widths = [width_of(model) for model in (student, teacher)]
+    return {
+        "Teacher": f"{teacher.variant or teacher.backbone_config.model_type}, fingerprint {config.teacher_fingerprint}",
+        "Widths of students": f"{widths[0]} to {widths[1]}",
+        "Parameters of students": f"{sizes[0]:,} to {sizes[1]:,}",
+        "Parameters of the chain": f"{rows:,}",
+        "Clustering": f"{config.clustering}, {config.distance}",
+        "Refined": _text("refinement", config.refinement) if config.refinement else "no, only clustered",
+    }
 
 
 def _evaluation(result: Mapping[str, Any]) -> dict[str, Any]:

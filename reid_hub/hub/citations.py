@@ -21,6 +21,12 @@ CITATIONS: dict[str, str] = {
   author    = {Zhou, Kaiyang and Yang, Yongxin and Cavallaro, Andrea and Xiang, Tao},
   booktitle = {ICCV}, year = {2019}
 }""",
+    "reid_msinet": """@inproceedings{gu2023msinet,
+  title     = {{MSINet}: Twins Contrastive Search of Multi-Scale Interaction for Object {ReID}},
+  author    = {Gu, Jianyang and Wang, Kai and Luo, Hao and Chen, Chen and Jiang, Wei and Fang, Yuqiang and
+               Zhang, Shanghang and You, Yang and Zhao, Jian},
+  booktitle = {CVPR}, year = {2023}
+}""",
     "reid_part_vit": """@inproceedings{zhu2022pass,
   title     = {{PASS}: Part-Aware Self-Supervised Pre-Training for Person Re-Identification},
   author    = {Zhu, Kuan and Guo, Haiyun and Yan, Tianyi and Zhu, Yousong and Wang, Jinqiao and Tang, Ming},
@@ -49,11 +55,6 @@ CITATIONS: dict[str, str] = {
   title     = {{TransReID}: Transformer-Based Object Re-Identification},
   author    = {He, Shuting and Luo, Hao and Wang, Pichao and Wang, Fan and Li, Hao and Jiang, Wei},
   booktitle = {ICCV}, year = {2021}
-}""",
-    "oskt": """@inproceedings{li2025oskt,
-  title     = {One-Shot Knowledge Transfer for Scalable Person Re-Identification},
-  author    = {Li, Longhua and Qi, Lei and Geng, Xin},
-  booktitle = {ICCV}, pages = {668--677}, year = {2025}
 }""",
     "fd": """@article{ren2018factorized,
   title   = {Factorized Distillation: Training Holistic Person Re-identification Model by Distilling an Ensemble of

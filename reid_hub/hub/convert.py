@@ -1,4 +1,4 @@
-"""Foreign checkpoints into ours: OSNet of torchreid, ResNet of torchvision, timm and LUPerson, SqueezeNet, ViT of PASS.
+"""Foreign checkpoints into ours: OSNet, MSINet, SqueezeNet, ResNet (torchvision, timm, LUPerson), ViT (PASS, DeiT).
 
 A foreign file is never unpickled beyond tensors and plain containers. Every tensor of it is either used or named as
 ignored, and every tensor of the trunk must be found.
@@ -123,6 +123,16 @@ def _osnet_name(name: str) -> str | None:
     return f"backbone.{name}"
 
 
+def _msinet_name(name: str) -> str:
+    """The published names; their BNNecks, head and f_head, stand behind the linear layers fc and f_fc."""
+    module, _, tensor = name.partition(".")
+    ours = {
+        "f_conv": "pooling.f_conv", "fc": "neck.fc.0", "head": "neck.norm.0", "f_fc": "neck.fc.1",
+        "f_head": "neck.norm.1",
+    }  # fmt: skip
+    return f"{ours[module]}.{tensor}" if module in ours else f"backbone.{name}"
+
+
 def _squeezenet_name(name: str) -> str | None:
     return f"backbone.{name}" if name.startswith("features.") else None
 
@@ -134,13 +144,16 @@ def _timm_name(name: str) -> str | None:
 NAMES: dict[str, Callable[[str], str | None]] = {
     "resnet": _resnet_name,
     "reid_osnet": _osnet_name,
+    "reid_msinet": _msinet_name,
     "reid_part_vit": part_vit_name,
     "reid_squeezenet": _squeezenet_name,
     "timm_wrapper": _timm_name,
 }
-# What a foreign checkpoint may hold beside the network we build: classifiers, projections, and batch norm's dead bias.
+# What a foreign checkpoint may hold beside the network we build: classifiers (a distilled DeiT's second class token as
+# well), projections, MSINet's second vector and spatial alignment, and batch norm's dead bias.
 IGNORABLE = re.compile(
-    r"(fc|classifier|head|heads|last_linear|projector|bottleneck(_\d)?\.bias|head_dist|dist_token|pre_logits)(\.|$)"
+    r"((f_)?(fc|classifier|head)|f_conv|align_module|heads|head_dist|dist_token|pre_logits|last_linear|projector"
+    r"|bottleneck(_\d)?\.bias)(\.|$)"
 )
 
 

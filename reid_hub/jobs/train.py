@@ -3,11 +3,12 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import set_seed
+from transformers import PreTrainedModel, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from reid_hub.data import describe_splits, load_reid_dataset
@@ -17,7 +18,7 @@ from reid_hub.hub.convert import load_weights
 from reid_hub.hub.push import push_folder
 from reid_hub.jobs.evaluate import evaluate
 from reid_hub.jobs.models import new_model
-from reid_hub.methods import METHODS
+from reid_hub.methods import METHODS, Method
 from reid_hub.models import ReIDModel
 from reid_hub.registry import lookup
 from reid_hub.training import (
@@ -26,6 +27,7 @@ from reid_hub.training import (
     Recipe,
     ReIDTrainer,
     TrainingSubset,
+    draw_identities,
     override,
     split_identities,
     training_arguments,
@@ -49,6 +51,8 @@ class TrainSettings:
         resume: go on from the last checkpoint in `output_dir`, if there is one.
         flip: average the embeddings of mirror images on the test set.
         channels_last: memory format; faster for CNNs in half precision.
+        keep_ids: share of the training identities that are kept, drawn by the seed (the few-shot setting).
+        origin: how the initial weights came about ("oskt", "wtsel", ...); names the result.
         push_to, private: publish the result as this repository of the Hub.
         arguments: anything of `transformers.TrainingArguments`, such as bf16, report_to, save_steps.
     """
@@ -69,6 +73,8 @@ class TrainSettings:
     resume: bool = False
     flip: bool = False
     channels_last: bool = False
+    keep_ids: float = 1.0
+    origin: str | None = None
     push_to: str | None = None
     private: bool | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -84,16 +90,9 @@ def train(settings: TrainSettings) -> dict[str, Any] | None:
         ValueError, FileNotFoundError: for anything unknown or impossible, before training starts.
     """
     recipe = override(lookup(RECIPES, settings.recipe, "recipe"), settings.changes)
-    splits = load_reid_dataset(settings.data, settings.data_dir, **settings.data_options)
-    if "train" not in splits:
-        raise ValueError(f"{settings.data} has no training split, only {', '.join(splits)}")
+    splits = load_splits(settings)
     trainer = build_trainer(settings, recipe, splits["train"])
-    output_dir = Path(settings.output_dir)
-    last = get_last_checkpoint(str(output_dir)) if settings.resume and output_dir.is_dir() else None
-    if trainer.is_world_process_zero():
-        report_splits(splits)
-    trainer.train(resume_from_checkpoint=last)
-    trainer.save_model()
+    run(trainer, settings, splits)
     results = None
     if {"query", "gallery"} <= splits.keys():
         results = evaluate(
@@ -101,16 +100,55 @@ def train(settings: TrainSettings) -> dict[str, Any] | None:
             splits,
             dataset_name=settings.dataset_name or settings.data,
             flip=settings.flip,
-            training=_provenance(settings, recipe, trainer),
-            folder=output_dir,
+            training=provenance(settings, recipe, trainer),
+            folder=settings.output_dir,
         )
-    if settings.push_to and trainer.is_world_process_zero():
-        push_folder(output_dir, settings.push_to, private=settings.private)
+    publish(trainer, settings)
     return results
 
 
-def build_trainer(settings: TrainSettings, recipe: Recipe, train_split: Any) -> ReIDTrainer:
-    """The trainer of a run: a fresh model on the training split, watched on held-out identities of it."""
+def load_splits(settings: TrainSettings) -> Mapping[str, Any]:
+    """The data set of a run.
+
+    Raises:
+        ValueError: if it has nothing to train on.
+    """
+    splits = load_reid_dataset(settings.data, settings.data_dir, **settings.data_options)
+    if "train" not in splits:
+        raise ValueError(f"{settings.data} has no training split, only {', '.join(splits)}")
+    return splits
+
+
+def run(trainer: ReIDTrainer, settings: TrainSettings, splits: Mapping[str, Any]) -> None:
+    """Train, from the last checkpoint where the settings say so, and write the exported model."""
+    output_dir = Path(settings.output_dir)
+    last = get_last_checkpoint(str(output_dir)) if settings.resume and output_dir.is_dir() else None
+    if trainer.is_world_process_zero():
+        report_splits(splits)
+    trainer.train(resume_from_checkpoint=last)
+    trainer.save_model()
+
+
+def publish(trainer: ReIDTrainer, settings: TrainSettings) -> None:
+    """Push what a run made, where the settings name a repository."""
+    if settings.push_to and trainer.is_world_process_zero():
+        push_folder(settings.output_dir, settings.push_to, private=settings.private)
+
+
+def build_trainer(
+    settings: TrainSettings,
+    recipe: Recipe,
+    train_split: Any,
+    *,
+    make_method: Callable[[ReIDModel, TrainingSubset], Method] | None = None,
+    validated: Callable[[PreTrainedModel], ReIDModel] = lambda model: model,
+) -> ReIDTrainer:
+    """The trainer of a run: a model on the training split, watched on held-out identities of it.
+
+    Args:
+        make_method: from the model and what it is trained on; by default the recipe's method with its options.
+        validated: from what the method exports to the model that is evaluated.
+    """
     set_seed(settings.seed)
     model = new_model(settings.model, settings.image_size, recipe.config)
     if settings.init is not None:
@@ -119,9 +157,12 @@ def build_trainer(settings: TrainSettings, recipe: Recipe, train_split: Any) -> 
     rows, evaluator = np.flatnonzero(images.pids >= 0), None
     if settings.validation:
         holdout = split_identities(images.pids, images.camids, settings.validation, settings.seed)
-        rows, evaluator = holdout.train, partial(validate, train_split=images.dataset, holdout=holdout)
+        watch = partial(validate, train_split=images.dataset, holdout=holdout)
+        rows, evaluator = holdout.train, lambda exported: watch(validated(exported))
+    if settings.keep_ids != 1:
+        rows = rows[np.isin(images.pids[rows], draw_identities(images.pids[rows], settings.keep_ids, settings.seed))]
     subset = TrainingSubset(images, rows)
-    method = lookup(METHODS, recipe.method, "method")(model, int(subset.pids.max()) + 1, **recipe.options)
+    method = (make_method or partial(_make_method, recipe))(model, subset)
     arguments = {
         "seed": settings.seed,
         "eval_strategy": "epoch" if evaluator else "no",
@@ -136,6 +177,16 @@ def build_trainer(settings: TrainSettings, recipe: Recipe, train_split: Any) -> 
         evaluator=evaluator,
         channels_last=settings.channels_last,
     )
+
+
+def _make_method(recipe: Recipe, model: ReIDModel, subset: TrainingSubset) -> Method:
+    make = lookup(METHODS, recipe.method, "method")
+    needs = [p.name for p in signature(make).parameters.values() if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+    if needs:
+        raise ValueError(
+            f"the method {recipe.method!r} needs more than a data set ({', '.join(needs)}): see reid-hub --help"
+        )
+    return make(model, int(subset.pids.max()) + 1, **recipe.options)
 
 
 def validate(model: ReIDModel, *, train_split: Any, holdout: Holdout) -> dict[str, float]:
@@ -161,11 +212,11 @@ def report_splits(splits: Mapping[str, Any], show: Callable[[str], None] = print
         show(report["camera_note"])
 
 
-def _provenance(settings: TrainSettings, recipe: Recipe, trainer: ReIDTrainer) -> dict[str, Any]:
+def provenance(settings: TrainSettings, recipe: Recipe, trainer: ReIDTrainer) -> dict[str, Any]:
     """What results.json says of the training."""
     args = trainer.args
     return {
-        "method": recipe.method,
+        "method": settings.origin or recipe.method,
         "recipe": settings.recipe,
         "changes": dict(settings.changes),
         "dataset": settings.dataset_name or settings.data,
@@ -175,5 +226,10 @@ def _provenance(settings: TrainSettings, recipe: Recipe, trainer: ReIDTrainer) -
         "precision": "bfloat16 autocast" if args.bf16 else "float16 autocast" if args.fp16 else "float32",
         "identities": int(trainer.train_dataset.pids.max()) + 1,
         "images": len(trainer.train_dataset),
-        "init": settings.init or ("random" if trainer.model.model.name_or_path == "" else settings.model),
+        "init": _public(settings.init or ("random" if trainer.model.model.name_or_path == "" else settings.model)),
     }
+
+
+def _public(source: str | Path) -> str:
+    """Where weights came from, without the folders of this machine."""
+    return Path(source).name if Path(source).exists() else str(source)

@@ -36,6 +36,16 @@ class Method(nn.Module):
         """The trained model without anything that only training needed."""
         return self.model
 
+    def training_state(self) -> dict[str, Tensor]:
+        """What `export` leaves out and a later method may start from, such as the classifier; by name, not copied."""
+        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("model.")}
+
+    def set_progress(self, step: int, total_steps: int, epoch: float) -> None:
+        """Called before each training batch with the number of steps done, of steps in all, and of epochs done.
+
+        A method whose weights depend on time overrides it; this one does nothing.
+        """
+
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
         """What the Trainer calls for `activation_checkpointing=True`; only transformer backbones have it."""
         self.model.activation_checkpointing_enable(**kwargs)

@@ -27,6 +27,8 @@ class SupervisedMethod(Method):
         center_lr: step of the centers, which follow the published rule after every training batch (all processes
             together) and are no business of the optimiser.
         classifier_bias: BoT's classifier has none, the plain softmax baselines have one.
+        per_part: of a model whose vector has several parts (`part_dims`, as MSINet's), give each part a classifier and
+            losses of its own; the parts' losses are summed. The center loss is such a sum anyhow.
 
     Raises:
         ValueError: for an unknown metric loss or option of it, or fewer than two identities.
@@ -50,6 +52,7 @@ class SupervisedMethod(Method):
         center_weight: float = 0.0,
         center_lr: float = 0.5,
         classifier_bias: bool = False,
+        per_part: bool = False,
     ):
         super().__init__(model)
         if num_ids < 2:
@@ -60,10 +63,13 @@ class SupervisedMethod(Method):
                 lookup(parameters, option, f"option of the {metric} loss")
         self.label_smoothing, self.metric, self.metric_options = label_smoothing, metric, dict(metric_options or {})
         self.center_weight, self.center_lr = center_weight, center_lr
-        self.classifier = nn.Linear(model.embedding_dim, num_ids, bias=classifier_bias)
-        nn.init.normal_(self.classifier.weight, std=0.001)
-        if classifier_bias:
-            nn.init.zeros_(self.classifier.bias)
+        self.part_dims = model.part_dims if per_part else (model.embedding_dim,)
+        classifiers = [nn.Linear(dim, num_ids, bias=classifier_bias) for dim in self.part_dims]
+        for classifier in classifiers:
+            nn.init.normal_(classifier.weight, std=0.001)
+            if classifier_bias:
+                nn.init.zeros_(classifier.bias)
+        self.classifier = nn.ModuleList(classifiers) if len(classifiers) > 1 else classifiers[0]
         if center_weight:
             self.register_buffer("centers", torch.randn(num_ids, model.feature_dim))
 
@@ -71,10 +77,14 @@ class SupervisedMethod(Method):
         self, pixel_values: Tensor, pids: Tensor, camids: Tensor | None = None, indices: Tensor | None = None
     ) -> dict[str, Tensor]:
         output = self.model(pixel_values)
-        identity = identity_loss(self.classifier(output.embeddings), pids, self.label_smoothing)
-        loss, parts = identity, {"identity": identity}
+        embeddings = output.embeddings.split(self.part_dims, 1)
+        classifiers = self.classifier if len(embeddings) > 1 else [self.classifier]
+        logits = [classifier(part) for classifier, part in zip(classifiers, embeddings, strict=True)]
+        loss = sum(identity_loss(part, pids, self.label_smoothing) for part in logits)
+        parts = {"identity": loss}
         if self.metric is not None:
-            parts[self.metric] = METRIC_LOSSES[self.metric](output.features, pids, **self.metric_options)
+            metric_loss, features = METRIC_LOSSES[self.metric], output.features.split(self.part_dims, 1)
+            parts[self.metric] = sum(metric_loss(part, pids, **self.metric_options) for part in features)
             loss = loss + parts[self.metric]
         if self.center_weight:
             parts["center"] = center_loss(output.features, self.centers, pids)

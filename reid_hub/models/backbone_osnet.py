@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from .width_groups import WidthGroups
+
 
 class ConvLayer(nn.Module):
     """Convolution, norm (batch norm, or instance norm in the IBN stem) and, unless it closes a block, ReLU."""
@@ -14,6 +16,11 @@ class ConvLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.relu(self.bn(self.conv(x)))
+
+    def width_groups(self, groups: WidthGroups, writes: str, reads: str | tuple[str, ...] = ()) -> None:
+        """Declare the channels of the convolution and of the norm, whichever it is."""
+        groups.layer("conv", reads=reads, writes=writes)
+        groups.layer("bn", writes=writes)
 
 
 class LiteLayer(nn.Module):
@@ -29,6 +36,27 @@ class LiteLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.relu(self.bn(self.conv2(self.conv1(x))))
 
+    def width_groups(self, groups: WidthGroups, writes: str, reads: str) -> None:
+        """Declare the channels: the depthwise kernels are numbered by the 1x1 convolution in front of them."""
+        groups.layer("conv1", reads=reads, writes=writes)
+        groups.layer("conv2", writes=writes)
+        groups.layer("bn", writes=writes)
+
+
+def lite_stream(channels: int, depth: int) -> nn.Module:
+    """Lite layers in a row; a single one is not numbered, as in the published names."""
+    return LiteLayer(channels) if depth == 1 else nn.Sequential(*(LiteLayer(channels) for _ in range(depth)))
+
+
+def declare_stream(groups: WidthGroups, path: str, writes: str, reads: str) -> None:
+    """Declare the Lite layers of a `lite_stream`: all but the last write groups of their own, under their names."""
+    stream = groups.module.get_submodule(path)
+    layers = [path] if isinstance(stream, LiteLayer) else [f"{path}.{number}" for number in range(len(stream))]
+    for layer in layers:
+        target = writes if layer == layers[-1] else f"{groups.prefix}.{layer}"
+        groups.module.get_submodule(layer).width_groups(groups.inside(layer), target, reads)
+        reads = target
+
 
 class ChannelGate(nn.Module):
     """Gates of a stream from its own global average, (B, C, h, w) -> (B, C, h, w) (paper, eq. 3)."""
@@ -42,6 +70,15 @@ class ChannelGate(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x * self.fc2(self.relu(self.fc1(x.mean((2, 3), keepdim=True)))).sigmoid()
 
+    def width_groups(self, groups: WidthGroups, gated: str) -> None:
+        """Declare the gate of the channels `gated`, whose own group its hidden layer is."""
+        hidden = f"{groups.prefix}.hidden"
+        groups.layer("fc1", reads=gated, writes=hidden)
+        groups.layer("fc2", reads=hidden, writes=gated)
+
+
+STREAMS = ("conv2a", "conv2b", "conv2c", "conv2d")
+
 
 class OSBlock(nn.Module):
     """Four streams of 1 to 4 Lite layers, joined by one shared gate, in a residual block (paper, figure 4)."""
@@ -50,10 +87,8 @@ class OSBlock(nn.Module):
         super().__init__()
         middle = c_out // 4
         self.conv1 = ConvLayer(c_in, middle)
-        self.conv2a = LiteLayer(middle)
-        self.conv2b = nn.Sequential(*(LiteLayer(middle) for _ in range(2)))
-        self.conv2c = nn.Sequential(*(LiteLayer(middle) for _ in range(3)))
-        self.conv2d = nn.Sequential(*(LiteLayer(middle) for _ in range(4)))
+        for depth, name in enumerate(STREAMS, start=1):
+            setattr(self, name, lite_stream(middle, depth))
         self.gate = ChannelGate(middle)
         self.conv3 = ConvLayer(middle, c_out, relu=False)
         self.downsample = ConvLayer(c_in, c_out, relu=False) if c_in != c_out else nn.Identity()
@@ -63,10 +98,39 @@ class OSBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         entry = self.conv1(x)
-        streams = (self.conv2a, self.conv2b, self.conv2c, self.conv2d)
-        joined = sum(self.gate(stream(entry)) for stream in streams)
+        joined = sum(self.gate(getattr(self, name)(entry)) for name in STREAMS)
         out = self.conv3(joined) + self.downsample(x)
         return self.relu(self.IN(out) if hasattr(self, "IN") else out)
+
+    def width_groups(self, groups: WidthGroups, writes: str, reads: str) -> None:
+        """Declare the block: the four streams end in one group, because they are summed and share the gate."""
+        entry, joined = f"{groups.prefix}.entry", f"{groups.prefix}.sum"
+        self.conv1.width_groups(groups.inside("conv1"), entry, reads)
+        for name in STREAMS:
+            declare_stream(groups, name, joined, entry)
+        self.gate.width_groups(groups.inside("gate"), joined)
+        self.conv3.width_groups(groups.inside("conv3"), writes, joined)
+        if isinstance(self.downsample, ConvLayer):
+            self.downsample.width_groups(groups.inside("downsample"), writes, reads)
+        if hasattr(self, "IN"):
+            groups.layer("IN", writes=writes)
+
+
+def declare_stages(groups: WidthGroups, paths: list[str], stream: str) -> list[str]:
+    """Declare residual blocks and transitions in a row, behind a layer that wrote `stream`; the group of each output.
+
+    A residual stream is one group, named after the block that begins it: where a shortcut convolution maps it.
+    """
+    outputs = []
+    for path in paths:
+        layer, reads = groups.module.get_submodule(path), stream
+        if isinstance(layer, nn.Sequential):  # transition: convolution and average pool
+            path, layer = f"{path}.0", layer[0]
+        if isinstance(getattr(layer, "downsample", None), ConvLayer) or isinstance(layer, ConvLayer):
+            stream = f"{groups.prefix}.{path}"
+        layer.width_groups(groups.inside(path), stream, reads)
+        outputs.append(stream)
+    return outputs
 
 
 class OSNet(nn.Module):
@@ -92,3 +156,11 @@ class OSNet(nn.Module):
     def forward(self, pixel_values: Tensor) -> Tensor:
         x = self.maxpool(self.conv1(pixel_values))
         return self.conv5(self.conv4(self.conv3(self.conv2(x))))
+
+    def width_groups(self, groups: WidthGroups) -> tuple[str, ...]:
+        """Declare the channels; returns the group of the last map."""
+        self.conv1.width_groups(groups.inside("conv1"), "stem")
+        paths = [f"conv{stage}.{number}" for stage in (2, 3, 4) for number in range(len(getattr(self, f"conv{stage}")))]
+        *_, stream = declare_stages(groups, paths, "stem")
+        self.conv5.width_groups(groups.inside("conv5"), "conv5", stream)
+        return ("conv5",)

@@ -43,7 +43,7 @@ class CheckpointMixin:
         """A digest of what decides the embeddings, weights and configuration; stored with an index of them."""
         digest = hashlib.sha256()
         config = {key: value for key, value in self.config.to_dict().items() if key in VECTOR_FIELDS}
-        backbone = self.config.backbone_config
+        backbone = getattr(self.config, "backbone_config", None)
         config |= {
             f"backbone.{key}": getattr(backbone, key) for key in BACKBONE_VECTOR_FIELDS if hasattr(backbone, key)
         }
@@ -54,7 +54,7 @@ class CheckpointMixin:
         return digest.hexdigest()[:16]
 
     def save_pretrained(self, save_directory, *, results: dict | list | None = None, **kwargs) -> None:
-        """Write weights, configuration, code, image processor and card; `results` go beside them as results.json.
+        """Write weights, configuration, code, companions and card; `results` go beside them as results.json.
 
         Everything is written to a temporary folder first, so a full disk leaves an earlier checkpoint as it was. An
         earlier results.json is removed: it was measured with other weights.
@@ -68,8 +68,9 @@ class CheckpointMixin:
         temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
         try:
             super().save_pretrained(temporary, **kwargs)
-            ReIDImageProcessor.from_config(self.config).save_pretrained(temporary)
-            files = SENTENCE_TRANSFORMERS if results is None else {**SENTENCE_TRANSFORMERS, "results.json": results}
+            files = dict(self.write_companions(temporary))
+            if results is not None:
+                files["results.json"] = results
             for name, content in files.items():
                 (temporary / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
             if type(self).card_writer is not None:
@@ -77,6 +78,11 @@ class CheckpointMixin:
             _move_into(target, temporary)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+    def write_companions(self, folder: Path) -> dict[str, Any]:
+        """Write what a model needs beside its weights, the image processor; returns further JSON files by name."""
+        ReIDImageProcessor.from_config(self.config).save_pretrained(folder)
+        return SENTENCE_TRANSFORMERS
 
     def push_to_hub(
         self,

@@ -9,11 +9,12 @@ from transformers import AutoConfig, PreTrainedConfig
 from .variants_reid import find_variant
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-POOLINGS = ("avg", "max", "gem", "stabilised_max", "cls", "part_tokens")
+POOLINGS = ("avg", "max", "gem", "stabilised_max", "cls", "global_stripes", "part_tokens")
 HEADS = ("none", "linear")
-NECKS = ("bnneck", "part_bnneck", "none")
+NECKS = ("bnneck", "linear_bnneck", "part_bnneck", "none")
 RETRIEVALS = ("neck", "features")
 INTERPOLATIONS = ("bilinear", "bicubic")
+MSINET_INTERACTIONS = ("none", "exchange", "gate", "cross_attention")
 
 # What transformers itself hands to a configuration besides the declared fields.
 _LIBRARY_KEYS = {
@@ -33,6 +34,37 @@ class OSNetConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         self.channels = list(self.channels)
+        super().__post_init__(**kwargs)
+
+
+@strict
+class MSINetConfig(PreTrainedConfig):
+    """MSINet (arXiv:2303.07065) trunk.
+
+    Args:
+        channels: of the stem and the three stages.
+        genotype: of each of the six cells, the interactions of its two branches in its middle and at its tail: "none",
+            "exchange", "gate" or "cross_attention". The default is the released one, found on MSMT17.
+
+    Raises:
+        ValueError: for another number of cells, or an unknown interaction.
+    """
+
+    model_type = "reid_msinet"
+    channels: list[int] | tuple[int, ...] = (64, 256, 384, 512)
+    genotype: list | tuple = (
+        ("gate", "gate"), ("exchange", "gate"), ("cross_attention", "gate"), ("gate", "none"),
+        ("gate", "cross_attention"), ("exchange", "cross_attention"),
+    )  # fmt: skip
+
+    def __post_init__(self, **kwargs):
+        self.channels = list(self.channels)
+        self.genotype = [list(cell) for cell in self.genotype]
+        if [len(cell) for cell in self.genotype] != [2] * 6:
+            raise ValueError(f"genotype must be six pairs of interactions, got {self.genotype}")
+        unknown = {name for cell in self.genotype for name in cell} - set(MSINET_INTERACTIONS)
+        if unknown:
+            raise ValueError(f"genotype must be made of {', '.join(MSINET_INTERACTIONS)}, got {sorted(unknown)}")
         super().__post_init__(**kwargs)
 
 
@@ -104,7 +136,7 @@ class PartViTConfig(PreTrainedConfig):
             raise ValueError(f"image_size {self.image_size} is smaller than a patch of {self.patch_size} pixels")
 
 
-OWN_BACKBONES = {config.model_type: config for config in (OSNetConfig, PartViTConfig, SqueezeNetConfig)}
+OWN_BACKBONES = {config.model_type: config for config in (OSNetConfig, MSINetConfig, PartViTConfig, SqueezeNetConfig)}
 
 
 @strict
@@ -116,15 +148,16 @@ class ReIDConfig(PreTrainedConfig):
     last is the embedding at test time: BoT ranks by what leaves the BNNeck, TransReID by what enters it.
 
     Args:
-        backbone_config: configuration of the trunk: one of ours (`model_type` "reid_osnet", "reid_part_vit",
-            "reid_squeezenet"), "timm_wrapper", or any image model of transformers.
+        backbone_config: configuration of the trunk: one of ours (`model_type` "reid_osnet", "reid_msinet",
+            "reid_part_vit", "reid_squeezenet"), "timm_wrapper", or any image model of transformers.
         last_stride: stride of the last stage of a ResNet (1 is ReID's habit); None leaves the trunk as it is.
-        pooling: "avg", "max", "gem", "stabilised_max" (FD, eq. 5: max over `pooling_window` averages), "cls"
-            (first token), or "part_tokens" (PASS: the class token beside the mean of three part tokens).
+        pooling: "avg", "max", "gem", "stabilised_max" (FD, eq. 5: max over `pooling_window` averages), "cls" (first
+            token), "global_stripes" (MSINet: mean of the last map, and of two stripes of an earlier one), or
+            "part_tokens" (PASS: the class token beside the mean of three part tokens).
         head: "none" or "linear" (FC to `embedding_dim` and BN; `head_bias`, `head_relu` as in OSNet).
         head_init_std: standard deviation of the head's FC at the start; None is Kaiming fan-out.
-        neck: "bnneck" (batch norm without bias, arXiv:1903.07071), "part_bnneck" (PASS: one for each of the four
-            tokens) or "none".
+        neck: "bnneck" (batch norm without bias, arXiv:1903.07071), "linear_bnneck" (MSINet: an FC in front of it, both
+            for each part of the vector), "part_bnneck" (PASS: one for each of the four tokens) or "none".
         image_size: (height, width) in pixels.
         interpolation: of the resize, "bilinear" or "bicubic".
         variant: the name this configuration was made from.

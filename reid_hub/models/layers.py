@@ -1,5 +1,7 @@
 """Small layers that turn a feature map into a vector."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,6 +32,32 @@ class BNNeck(nn.Module):
     def width_groups(self, groups, reads: tuple[str, ...]) -> None:
         """Declare that the norm is numbered like the vector in front of it."""
         groups.layer("", writes=reads)
+
+
+class LinearBNNeck(nn.Module):
+    """FC without bias, then BNNeck, for each part of a vector: (B, D) -> (B, D); MSINet, arXiv:2303.07065."""
+
+    def __init__(self, part_dims: Sequence[int], init_std: float = 0.01):
+        super().__init__()
+        self.part_dims = tuple(part_dims)
+        self.fc = nn.ModuleList(nn.Linear(dim, dim, bias=False) for dim in self.part_dims)
+        self.norm = nn.ModuleList(BNNeck(dim) for dim in self.part_dims)
+        for fc in self.fc:
+            fc.init_std = init_std  # read by ReIDModel._init_weights, which sees leaves only
+
+    def forward(self, features: Tensor) -> Tensor:
+        parts = zip(self.fc, self.norm, features.split(self.part_dims, 1), strict=True)
+        return torch.cat([norm(fc(part)) for fc, norm, part in parts], 1)
+
+    def width_groups(self, groups, reads: tuple[str, ...]) -> None:
+        """Declare that each part is read by its own FC, which writes a group of its own."""
+        rest = list(reads)
+        for number, dim in enumerate(self.part_dims):
+            part = []
+            while sum(groups.groups[name].size for name in part) < dim:
+                part.append(rest.pop(0))
+            groups.layer(f"fc.{number}", reads=tuple(part), writes=f"neck.{number}")
+            groups.layer(f"norm.{number}", writes=f"neck.{number}")
 
 
 class AveragePool(nn.Module):
@@ -86,7 +114,15 @@ class ClsPool(nn.Module):
 
 
 class PartTokens(nn.Module):
-    """The class token and the three part tokens, (B, 4 + n, C) -> (B, 4, C); PASS, arXiv:2203.03931."""
+    """The class token and the three part tokens, (B, 4 + n, C) -> (B, 4, C); PASS, arXiv:2203.03931.
+
+    Attributes:
+        part_dims: lengths of the two vectors that `fuse_parts` makes of them.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.part_dims = (channels, channels)
 
     def forward(self, tokens: Tensor) -> Tensor:
         return tokens[:, :4]
@@ -117,10 +153,67 @@ class PartBNNeck(nn.Module):
             groups.layer(f"parts.{i}", writes=reads[:1])
 
 
-def build_pooling(config) -> nn.Module:
-    """The pooling layer that `config.pooling` names."""
+class GlobalStripesPool(nn.Module):
+    """The mean of the last map, and those of an earlier map's upper and lower half: (B, C) and (B, 256) side by side.
+
+    MSINet (arXiv:2303.07065); a 1x1 convolution takes the earlier map to 128 channels first. With an odd number of
+    rows the middle one belongs to the lower half, as in the published code.
+
+    Attributes:
+        takes_stages: the pooling is called with what the backbone's `stages` returns instead of with one map.
+        part_dims: lengths of the two vectors.
+
+    Raises:
+        ValueError: if the earlier map has one row only.
+    """
+
+    takes_stages = True
+
+    def __init__(self, stage_channels: Sequence[int], stripe_dim: int = 128):
+        super().__init__()
+        self.f_conv = nn.Conv2d(stage_channels[0], stripe_dim, 1)
+        self.part_dims = (stage_channels[-1], 2 * stripe_dim)
+
+    def forward(self, stages: Sequence[Tensor]) -> Tensor:
+        striped = self.f_conv(stages[0])
+        middle = striped.shape[2] // 2
+        if not middle:
+            raise ValueError("two stripes need a map of at least 2 rows, got 1: use larger images")
+        halves = striped[:, :, :middle], striped[:, :, middle:]
+        return torch.cat([part.mean((2, 3)) for part in (stages[-1], *halves)], 1)
+
+    def width_groups(self, groups, stages: tuple[str, ...]) -> tuple[str, ...]:
+        """Declare the convolution; returns the groups of the vector, the halves' twice the same."""
+        groups.layer("f_conv", reads=stages[0], writes="f_conv")
+        return (stages[-1], "f_conv", "f_conv")
+
+
+def build_pooling(config, backbone: nn.Module) -> nn.Module:
+    """The pooling layer that `config.pooling` names.
+
+    Raises:
+        ValueError: if it needs stages that the backbone does not have.
+    """
+    if config.pooling == "global_stripes":
+        if not hasattr(backbone, "stage_channels"):
+            raise ValueError(
+                f"pooling 'global_stripes' needs a backbone with stages, MSINet; {config.backbone_config.model_type!r} "
+                "has none: choose another pooling"
+            )
+        return GlobalStripesPool(backbone.stage_channels)
+    if config.pooling == "part_tokens":
+        return PartTokens(backbone.out_channels)
     if config.pooling == "gem":
         return GeMPool(config.gem_p)
     if config.pooling == "stabilised_max":
         return StabilisedMaxPool(config.pooling_window)
-    return {"avg": AveragePool, "max": MaxPool, "cls": ClsPool, "part_tokens": PartTokens}[config.pooling]()
+    return {"avg": AveragePool, "max": MaxPool, "cls": ClsPool}[config.pooling]()
+
+
+def build_neck(config, part_dims: Sequence[int]) -> nn.Module:
+    """The neck that `config.neck` names, for a vector of these parts."""
+    if config.neck == "none":
+        return nn.Identity()
+    if config.neck == "part_bnneck":
+        return PartBNNeck(part_dims[0])
+    return BNNeck(sum(part_dims)) if config.neck == "bnneck" else LinearBNNeck(part_dims)

@@ -16,6 +16,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .backbone_library import LibraryBackbone
+from .backbone_msinet import CrossAttention, MSINet
 from .backbone_osnet import OSNet
 from .backbone_part_vit import PartViT
 from .backbone_squeezenet import SqueezeNet
@@ -23,12 +24,13 @@ from .checkpoint_reid import CheckpointMixin
 from .configuration_reid import ReIDConfig
 from .head_linear import LinearHead
 from .image_processing_reid import ReIDImageProcessor
-from .layers import BNNeck, GeMPool, PartBNNeck, PartTokens, build_pooling, fuse_parts
+from .layers import BNNeck, GeMPool, PartBNNeck, build_neck, build_pooling, fuse_parts
 from .width_groups import WidthGroups
 
 # Backbones of our own by the model_type of their configuration; everything else is a library's.
 BACKBONES: dict[str, Callable[[Any], nn.Module]] = {
     "reid_osnet": OSNet,
+    "reid_msinet": MSINet,
     "reid_part_vit": PartViT,
     "reid_squeezenet": SqueezeNet,
 }
@@ -54,7 +56,13 @@ class ReIDOutput(ModelOutput):
 
 
 class ReIDModel(CheckpointMixin, PreTrainedModel):
-    """Pictures to vectors for person re-identification, (B, 3, H, W) -> `ReIDOutput`."""
+    """Pictures to vectors for person re-identification, (B, 3, H, W) -> `ReIDOutput`.
+
+    Attributes:
+        backbone, pooling, head, neck: what a picture goes through, in this order.
+        feature_dim, embedding_dim: lengths of the features and of the embeddings.
+        part_dims: lengths of the vectors that features and embeddings are made of, for losses of their own; mostly one.
+    """
 
     config: ReIDConfig
     config_class = ReIDConfig
@@ -71,19 +79,15 @@ class ReIDModel(CheckpointMixin, PreTrainedModel):
             self.backbone = BACKBONES[backbone.model_type](backbone)
         else:
             self.backbone = LibraryBackbone(backbone, config.last_stride)
-        self.pooling = build_pooling(config)
-        self.feature_dim = self.backbone.out_channels * (2 if isinstance(self.pooling, PartTokens) else 1)
+        self.pooling = build_pooling(config, self.backbone)
+        self.part_dims = getattr(self.pooling, "part_dims", (self.backbone.out_channels,))
         self.head = nn.Identity()
         if config.head == "linear":
             options = {"bias": config.head_bias, "relu": config.head_relu, "init_std": config.head_init_std}
-            self.head = LinearHead(self.feature_dim, config.embedding_dim, **options)
-            self.feature_dim = config.embedding_dim
-        self.neck = nn.Identity()
-        if config.neck == "bnneck":
-            self.neck = BNNeck(self.feature_dim)
-        elif config.neck == "part_bnneck":
-            self.neck = PartBNNeck(self.backbone.out_channels)
-        self.embedding_dim = self.feature_dim
+            self.head = LinearHead(sum(self.part_dims), config.embedding_dim, **options)
+            self.part_dims = (config.embedding_dim,)
+        self.neck = build_neck(config, self.part_dims)
+        self.feature_dim = self.embedding_dim = sum(self.part_dims)
         self.post_init()
 
     @can_return_tuple
@@ -95,8 +99,10 @@ class ReIDModel(CheckpointMixin, PreTrainedModel):
         """
         if pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
             raise ValueError(f"pixel_values must be (B, 3, H, W), got {tuple(pixel_values.shape)}")
-        feature_map = self.backbone(pixel_values)
-        pooled = self.pooling(feature_map)
+        takes_stages = getattr(self.pooling, "takes_stages", False)
+        stages = self.backbone.stages(pixel_values) if takes_stages else (self.backbone(pixel_values),)
+        feature_map = stages[-1]
+        pooled = self.pooling(stages if takes_stages else feature_map)
         features = self.head(fuse_parts(pooled) if pooled.ndim == 3 else pooled)
         embeddings = features
         if self.training or self.config.retrieve == "neck":
@@ -121,7 +127,7 @@ class ReIDModel(CheckpointMixin, PreTrainedModel):
             vector = self.pooling.width_groups(groups.inside("pooling"), stages)
         if isinstance(self.head, LinearHead):
             vector = self.head.width_groups(groups.inside("head"), vector)
-        if isinstance(self.neck, (BNNeck, PartBNNeck)):
+        if hasattr(self.neck, "width_groups"):
             self.neck.width_groups(groups.inside("neck"), vector)
         return groups
 
@@ -145,6 +151,8 @@ class ReIDModel(CheckpointMixin, PreTrainedModel):
             init.zeros_(module.num_batches_tracked)
         elif isinstance(module, GeMPool):
             init.constant_(module.p, module.initial_p)
+        elif isinstance(module, CrossAttention):
+            init.zeros_(module.gamma)
         if isinstance(module, (BNNeck, nn.BatchNorm1d, nn.BatchNorm2d, nn.InstanceNorm2d, nn.LayerNorm)):
             init.ones_(module.weight)
         if isinstance(getattr(module, "bias", None), Tensor):

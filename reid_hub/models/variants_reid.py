@@ -53,6 +53,16 @@ def _part_vit(embed_dim: int, heads: int, width: int | None = None) -> dict:
     }
 
 
+def _msinet(channels: list[int]) -> dict:
+    """MSINet (arXiv:2303.07065): the global and the striped vector are compared, and classified behind their necks."""
+    return {
+        "backbone_config": {"model_type": "reid_msinet", "channels": channels},
+        "pooling": "global_stripes",
+        "neck": "linear_bnneck",
+        "retrieve": "features",
+    }
+
+
 def _planes(width: int, *multipliers: int) -> list[int]:
     return [width, *(width * multiplier for multiplier in multipliers)]
 
@@ -95,6 +105,11 @@ VARIANTS: dict[str, dict] = {
     "osnet-x0.75": _osnet([48, 192, 288, 384]),
     "osnet-x0.5": _osnet([32, 128, 192, 256]),
     "osnet-x0.25": _osnet([16, 64, 96, 128]),
+    # Only x1.0 was released; the widths are OSNet's.
+    "msinet-x1.0": _msinet([64, 256, 384, 512]),
+    "msinet-x0.75": _msinet([48, 192, 288, 384]),
+    "msinet-x0.5": _msinet([32, 128, 192, 256]),
+    "msinet-x0.25": _msinet([16, 64, 96, 128]),
 }
 
 

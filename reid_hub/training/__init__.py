@@ -1,7 +1,8 @@
 """Training: published recipes as data, and a trainer that follows them."""
 
 from reid_hub.training.arguments import training_arguments
-from reid_hub.training.holdout import Holdout, TrainingSubset, split_identities
+from reid_hub.training.heads import read_heads, write_heads
+from reid_hub.training.holdout import Holdout, TrainingSubset, draw_identities, split_identities
 from reid_hub.training.optimizers import OPTIMIZERS, build_optimizer, build_scheduler
 from reid_hub.training.overrides import override, parse_override
 from reid_hub.training.recipes import RECIPES, Recipe
@@ -20,8 +21,11 @@ __all__ = [
     "build_optimizer",
     "build_sampler",
     "build_scheduler",
+    "draw_identities",
     "override",
     "parse_override",
+    "read_heads",
     "split_identities",
     "training_arguments",
+    "write_heads",
 ]

@@ -82,6 +82,19 @@ def _has_match(camid: int, gallery_camids: np.ndarray) -> bool:
     return len(gallery_camids) > 0 if camid == NO_CAMERA else bool((gallery_camids != camid).any())
 
 
+def draw_identities(pids: Sequence[int], share: float, seed: int) -> np.ndarray:
+    """A share of the identities, drawn at random and rounded down, sorted: few-shot training.
+
+    Raises:
+        ValueError: for a share outside of (0, 1], or one that leaves fewer than two identities.
+    """
+    ids = np.unique(pids)
+    count = int(share * len(ids) + 1e-9)  # 0.3 of 10 identities are three, whatever 0.3 is in binary
+    if not 0 < share <= 1 or count < 2:
+        raise ValueError(f"the kept share must be in (0, 1] and leave two identities, got {share} of {len(ids)}")
+    return np.sort(np.random.default_rng([seed, count]).permutation(ids)[:count])
+
+
 class TrainingSubset:
     """Some rows of an `ImageDataset`, with their identities numbered 0..C-1 again.
 

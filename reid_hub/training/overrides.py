@@ -3,13 +3,15 @@
 import json
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
-from inspect import signature
+from inspect import Parameter, signature
 from typing import Any
 
 from reid_hub.methods import METHODS
 from reid_hub.registry import lookup
 from reid_hub.training.optimizers import OPTIMIZERS
 from reid_hub.training.recipes import Recipe
+
+VAR_KEYWORD = Parameter.VAR_KEYWORD
 
 
 def override(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
@@ -69,6 +71,10 @@ def _same_kind(old: Any, value: Any, name: str) -> Any:
 
 
 def _check_options(table: Mapping[str, Any], name: str, kind: str, options: Mapping[str, Any]) -> None:
-    parameters = signature(lookup(table, name, kind)).parameters
+    parameters = {}
+    for level in lookup(table, name, kind).__mro__:
+        parameters |= signature(level).parameters
+        if "__init__" in vars(level) and VAR_KEYWORD not in {p.kind for p in signature(level).parameters.values()}:
+            break  # a constructor with ** hands the rest on to the class above
     for option in options:
         lookup(parameters, option, f"option of {kind} {name!r}")

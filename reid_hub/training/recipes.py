@@ -101,6 +101,19 @@ RECIPES: dict[str, Recipe] = {
         schedule=Schedule("cosine", epochs=120, first_epoch=1, warmup_epochs=5),
         **_VIT,
     ),
+    "oskt": Recipe(
+        source="OSKT (arXiv:2511.06016), refinement of a CNN's weight chain",
+        method="oskt",
+        schedule=Schedule("step", epochs=100, milestones=(50, 70), **_WARMUP),
+        **{**_BOT, "options": {**_BOT["options"], "alpha": 1.0, "alpha_schedule": "constant"}},
+    ),
+    "oskt-vit": Recipe(
+        source="OSKT (arXiv:2511.06016), refinement of a ViT's weight chain",
+        method="oskt",
+        learning_rate=4e-4,
+        schedule=Schedule("cosine", epochs=120, first_epoch=0, warmup_epochs=20),
+        **{**_VIT, "options": {**_VIT["options"], "alpha": 1.0, "alpha_schedule": "ramp"}},
+    ),
     "osnet": Recipe(
         source="torchreid, im_osnet_x1_0_softmax_256x128_amsgrad; its 10 epochs of a frozen trunk are left out",
         options={"label_smoothing": 0.1, "metric": None, "classifier_bias": True},
@@ -109,6 +122,20 @@ RECIPES: dict[str, Recipe] = {
         optimizer_options={"amsgrad": True},
         schedule=Schedule("step", epochs=150, first_epoch=0, milestones=(60,)),
         augmentation=Augmentation(pad=0, erasing=0.0),
+    ),
+    "msinet": Recipe(
+        source="MSINet (arXiv:2303.07065), single domain, without its spatial alignment",
+        options={
+            "label_smoothing": 0.1,
+            "metric": "triplet",
+            "metric_options": {"margin": 0.3, "normalise": True},
+            "classifier_bias": True,
+            "per_part": True,
+        },
+        learning_rate=0.065,
+        optimizer="sgd",
+        optimizer_options={"momentum": 0.9},
+        schedule=Schedule("step", epochs=350, first_epoch=0, milestones=(150, 225, 300), **_WARMUP),
     ),
     "fd": Recipe(
         source="Factorized Distillation (arXiv:1811.08073), initial student and whole-image teacher",

@@ -22,6 +22,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from reid_hub.data.augmentation import BatchTransform
 from reid_hub.methods import Method
 from reid_hub.models import ReIDModel
+from reid_hub.training.heads import write_heads
 from reid_hub.training.optimizers import build_optimizer, build_scheduler
 from reid_hub.training.recipes import Recipe
 from reid_hub.training.resume import RUN_FILE, check_fresh, check_same_run, describe_run
@@ -106,6 +107,7 @@ class ReIDTrainer(Trainer):
 
     def _prepare_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Move the bytes to the device and augment them there, as a function of the seed and the step alone."""
+        self.model.set_progress(self.state.global_step, self.state.max_steps, self.state.epoch or 0.0)
         inputs = super()._prepare_inputs(inputs)
         counters = {"seed": self.args.seed, "step": self.state.global_step}
         pixel_values = self.transform(inputs["pixel_values"], inputs["indices"], **counters)
@@ -206,6 +208,7 @@ class ReIDTrainer(Trainer):
     def _export(self, folder: Path) -> None:
         if self.args.should_save:
             self.model.export().save_pretrained(folder)
+            write_heads(folder, self.model.training_state())
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Write the method's whole state for resuming; without training_args.bin, which is a pickle."""

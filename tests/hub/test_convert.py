@@ -1,4 +1,4 @@
-"""Foreign checkpoints: torchvision's own networks, and OSNet written a second time from its tensor names alone."""
+"""Foreign checkpoints: torchvision's own networks; OSNet and MSINet written a second time from their tensor names."""
 
 import io
 import pickle
@@ -63,17 +63,110 @@ class FunctionalOSNet:
         return F.relu(self.norm(F.linear(v, self.t["fc.0.weight"], self.t["fc.0.bias"]), "fc.1"))
 
 
+class FunctionalMSINet(FunctionalOSNet):
+    """MSINet's evaluation forward from a published state dict: the vector v beside f, and n beside n_f."""
+
+    # Interactions in the middle and at the tail of each cell: Gate, eXchange, Cross attention, or none.
+    CELLS = ("GG", "XG", "transition", "CG", "G-", "transition", "GC", "XC")
+
+    def interact(self, a, b, name, kind):
+        if kind == "G":
+            return self.gate(a, name), self.gate(b, name)
+        if kind != "C":
+            return (b, a) if kind == "X" else (a, b)
+        energy = torch.einsum("nihw,njhw->nij", a, b)
+        gamma, energies = self.t[f"{name}.gamma"], (energy, energy.transpose(1, 2))
+        return [
+            x + gamma * torch.einsum("nij,njhw->nihw", F.softmax(e.amax(2, keepdim=True) - e, 2), x)
+            for x, e in zip((a, b), energies, strict=True)
+        ]
+
+    def cell(self, x, name, kinds):
+        a, b = self.layer(x, f"{name}.conv1a"), self.layer(x, f"{name}.conv1b")
+        for level, kind in zip((2, 3), kinds, strict=True):
+            a = self.lite(a, f"{name}.conv{level}a")
+            for number in range(3):
+                b = self.lite(b, f"{name}.conv{level}b.{number}")
+            a, b = self.interact(a, b, f"{name}._op{level}", kind)
+        out = self.layer(a, f"{name}.conv4a", relu=False) + self.layer(b, f"{name}.conv4b", relu=False)
+        has_downsample = f"{name}.downsample.conv.weight" in self.t
+        return F.relu(out + (self.layer(x, f"{name}.downsample", relu=False) if has_downsample else x))
+
+    def __call__(self, x):
+        t, x = self.t, F.max_pool2d(self.layer(x, "conv1", stride=2, pad=3), 3, 2, 1)
+        for number, kinds in enumerate(self.CELLS):
+            if kinds == "transition":
+                x = F.avg_pool2d(self.layer(x, f"cells.{number}.0"), 2)
+                early = x
+            else:
+                x = self.cell(x, f"cells.{number}", kinds)
+        halves = F.conv2d(early, t["f_conv.weight"], t["f_conv.bias"]).chunk(2, 2)
+        v, f = x.mean((2, 3)), torch.cat([half.mean((2, 3)) for half in halves], 1)
+        n, n_f = self.norm(v @ t["fc.weight"].T, "head"), self.norm(f @ t["f_fc.weight"].T, "f_head")
+        return torch.cat([v, f], 1), torch.cat([n, n_f], 1)
+
+
+def with_statistics(name: str, tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    noise = torch.rand(tensor.shape, generator=generator)
+    return noise + 0.5 if "running_var" in name else tensor + (noise - 0.5) * 0.2 * tensor.is_floating_point()
+
+
 def torchreid_state(seed: int = 0) -> dict[str, torch.Tensor]:
     """A state dict as torchreid writes it, with random statistics."""
     generator = torch.Generator().manual_seed(seed)
     state = {}
     for name, tensor in ReIDModel(ReIDConfig.from_variant("osnet-x0.25")).state_dict().items():
         name = name.removeprefix("backbone.").replace("head.fc.", "fc.0.").replace("head.bn.", "fc.1.")
-        noise = torch.rand(tensor.shape, generator=generator)
-        state[name] = (
-            noise + 0.5 if "running_var" in name else tensor + (noise - 0.5) * 0.2 * tensor.is_floating_point()
-        )
+        state[name] = with_statistics(name, tensor, generator)
     return {**state, "classifier.weight": torch.zeros(9, 512), "classifier.bias": torch.zeros(9)}
+
+
+def msinet_state() -> dict[str, torch.Tensor]:
+    """A state dict as MSINet's code writes it: with both classifiers, and the BNNecks' biases at zero."""
+    generator = torch.Generator().manual_seed(0)
+    renamed = (
+        ("backbone.", ""), ("pooling.", ""), ("neck.fc.0", "fc"), ("neck.fc.1", "f_fc"), ("neck.norm.0", "head"),
+        ("neck.norm.1", "f_head"),
+    )  # fmt: skip
+    state = {}
+    for name, tensor in ReIDModel(ReIDConfig.from_variant("msinet-x0.25")).state_dict().items():
+        for ours, theirs in renamed:
+            name = theirs + name.removeprefix(ours) if name.startswith(ours) else name
+        state[name] = with_statistics(name, tensor, generator)
+    for part, width in (("", 128), ("f_", 256)):
+        state[f"{part}head.bias"] = torch.zeros(width)
+        state[f"{part}classifier.weight"], state[f"{part}classifier.bias"] = torch.ones(9, width), torch.ones(9)
+    return state
+
+
+MSINET_REST = ["classifier.bias", "classifier.weight", "f_classifier.bias", "f_classifier.weight", "f_head.bias",
+               "head.bias"]  # fmt: skip
+
+
+def test_msinet_written_twice_agrees(tmp_path):
+    state = msinet_state()
+    assert state["cells.7._op3.gamma"].abs() > 1e-3  # cross attention takes part
+    torch.save({"state_dict": state, "epoch": 350}, tmp_path / "msinet.pth.tar")
+    model, conversion = convert_checkpoint(tmp_path / "msinet.pth.tar", "msinet-x0.25", tmp_path / "out")
+    assert (conversion.ignored, conversion.fresh) == (MSINET_REST, [])
+    assert len(conversion.used) == len(state) - 6
+    x = torch.randn(2, 3, 128, 64)
+    loaded = AutoModel.from_pretrained(tmp_path / "out")
+    with torch.no_grad():
+        compared, classified = FunctionalMSINet(state)(x)
+        torch.testing.assert_close(loaded(x).embeddings, compared, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model.neck(model(x).features), classified, rtol=1e-4, atol=1e-4)
+
+
+def test_msinet_trunk_alone_takes_only_the_trunk():
+    state = msinet_state()
+    model = ReIDModel(ReIDConfig.from_variant("msinet-x0.25", pooling="avg", neck="bnneck", retrieve="neck"))
+    conversion = load_foreign(model, {**state, "align_module.conv1.weight": torch.zeros(1)})
+    assert all(name.startswith("backbone.") for name in conversion.used)
+    assert conversion.fresh == ["neck.running_mean", "neck.running_var", "neck.weight"]
+    del state["f_fc.weight"]
+    fresh = load_foreign(ReIDModel(ReIDConfig.from_variant("msinet-x0.25")), state).fresh
+    assert fresh == ["neck.fc.1.weight"]
 
 
 def test_osnet_written_twice_agrees(tmp_path):

@@ -75,6 +75,41 @@ def test_metric_loss_is_the_named_one_or_none(model, pixels):
     assert torch.equal(alone["loss"], alone["identity"])
 
 
+def test_each_part_of_a_vector_has_a_classifier_and_losses_of_its_own():
+    msinet = {"model_type": "reid_msinet", "channels": [16, 64, 64, 64]}
+    torch.manual_seed(0)
+    model = ReIDModel(ReIDConfig.from_variant("msinet-x0.25", backbone_config=msinet)).double().train()
+    reference, pixels = copy.deepcopy(model), torch.randn(6, 3, 64, 32, dtype=torch.float64)
+    options = {"metric_options": {"margin": 0.3, "normalise": True}, "classifier_bias": True, "center_weight": 5e-4}
+    method = SupervisedMethod(model, 4, per_part=True, **options).double()
+    for classifier in method.classifier:
+        nn.init.normal_(classifier.weight)
+        nn.init.normal_(classifier.bias)
+    centers = method.centers.clone()
+    outputs, output = method(pixels, PIDS), reference(pixels)
+    identity = triplet = center = 0
+    for classifier, part in zip(method.classifier, (slice(0, 64), slice(64, 320)), strict=True):
+        logits = output.embeddings[:, part] @ classifier.weight.T + classifier.bias
+        identity = identity + F.cross_entropy(logits, PIDS, label_smoothing=0.1)
+        unit = output.features[:, part] / output.features[:, part].norm(dim=1, keepdim=True)
+        triplet = triplet + batch_hard_triplet_loss(unit, PIDS, margin=0.3)
+        center = center + (output.features[:, part] - centers[PIDS][:, part]).square().sum(1).mean()
+    torch.testing.assert_close(outputs["identity"], identity)
+    torch.testing.assert_close(outputs["triplet"], triplet)
+    torch.testing.assert_close(outputs["center"], center)
+    torch.testing.assert_close(outputs["loss"], identity + triplet + 5e-4 * center)
+
+
+def test_a_vector_of_one_part_is_trained_as_without_parts(model, pixels):
+    losses = []
+    for per_part in (False, True):
+        torch.manual_seed(3)
+        method = SupervisedMethod(copy.deepcopy(model), 4, per_part=per_part)
+        losses.append(method(pixels, PIDS)["loss"])
+        assert set(method.training_state()) == {"classifier.weight"}
+    assert torch.equal(*losses)
+
+
 def test_centers_follow_sgd_on_the_unweighted_center_loss_over_training(model, pixels):
     method = SupervisedMethod(model, 4, center_weight=5e-4)
     centers = nn.Parameter(method.centers.clone())

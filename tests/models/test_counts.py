@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from reid_hub import ReIDConfig, ReIDModel
-from reid_hub.evaluation import measure_cost
+from reid_hub.evaluation.cost import measure_cost
 from reid_hub.models.variants_reid import VARIANTS
 
 
@@ -23,6 +23,7 @@ def count(module: torch.nn.Module) -> int:
         ("res50-s1", 374_152), ("res50-s2", 611_088), ("res50-s3", 1_480_976), ("res50-s4", 2_421_280),
         ("res50-s5", 5_892_640), ("res50-s6", 9_638_976), ("res50", 23_508_032),
         ("osnet-x1.0", 1_905_828), ("osnet-x0.75", 1_087_610), ("osnet-x0.5", 497_426), ("osnet-x0.25", 134_792),
+        ("msinet-x1.0", 1_949_539), ("msinet-x0.75", 1_110_698), ("msinet-x0.5", 506_355), ("msinet-x0.25", 136_026),
         ("squeezenet", 735_424),
     ],
 )  # fmt: skip
@@ -42,6 +43,40 @@ def test_trunk_has_the_published_number_of_parameters(variant, published):
 )  # fmt: skip
 def test_model_has_the_published_number_of_parameters(variant, published):
     assert count(build_on_meta(variant)) == published
+
+
+@pytest.mark.parametrize(
+    ("variant", "published"),
+    [("osnet-x1.0", 2_169_508), ("osnet-x0.75", 1_236_218), ("osnet-x0.5", 563_730), ("osnet-x0.25", 151_560)],
+)
+def test_osnet_with_an_embedding_as_wide_as_its_trunk_has_the_size_that_oskt_compares(variant, published):
+    width = ReIDConfig.from_variant(variant).backbone_config.channels[-1]
+    assert count(build_on_meta(variant, embedding_dim=width)) == published
+
+
+MSINETS = {  # Parameters without classifiers, multiply-adds with both necks, both as published (x1.0) or computed.
+    "msinet-x1.0": (2_328_035, 1_129_131_520),
+    "msinet-x0.75": (1_361_962, 656_103_616),
+    "msinet-x0.5": (663_155, 310_250_368),
+    "msinet-x0.25": (231_130, 91_570_816),
+}
+
+
+@pytest.mark.parametrize("variant", MSINETS)
+def test_msinet_costs_what_is_published(variant):
+    published, macs = MSINETS[variant]
+    model = build_on_meta(variant, retrieve="neck")
+    # Batch norm's biases, frozen at zero there, are no parameters here.
+    assert count(model) + model.feature_dim == published
+    cost = measure_cost(model, repeats=1)
+    # Of the two energies of a cross attention one is the other's transpose, and is not computed again.
+    c2, c3 = (width // 4 for width in model.backbone.stage_channels)
+    assert cost["macs"] + cost["attention_macs"] + c2**2 * 32 * 16 + 2 * c3**2 * 16 * 8 == macs
+
+
+def test_msinet_cells_have_the_published_sizes():
+    sizes = [98_696, 105_796, 66_048, 307_303, 232_806, 148_224, 574_089, 407_041]
+    assert [count(cell) for cell in build_on_meta("msinet-x1.0").backbone.cells] == sizes
 
 
 @pytest.mark.parametrize(

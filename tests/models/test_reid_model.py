@@ -21,6 +21,7 @@ CONFIGS = {
         backbone_config={"model_type": "reid_osnet", "channels": [16, 64, 96, 128], "ibn": True},
         image_size=(64, 32),
     ),
+    "msinet": lambda: ReIDConfig.from_variant("msinet-x0.25", image_size=(64, 32)),
     "part vit": lambda: ReIDConfig.from_variant(
         "vit-s",
         backbone_config={"model_type": "reid_part_vit", "embed_dim": 24, "width": 16, "depth": 2, "heads": 2},

@@ -74,6 +74,17 @@ def test_fd_halves_every_twenty_epochs():
         assert recipe.schedule.rate(e, recipe.learning_rate) == pytest.approx(0.0025 * 0.5 ** (e // 20))
 
 
+MSINET_VALUES = {0: 6.5e-4, 1: 7.085e-3, 5: 0.032825, 9: 0.058565, 10: 0.065, 149: 0.065, 150: 6.5e-3, 224: 6.5e-3,
+                 225: 6.5e-4, 299: 6.5e-4, 300: 6.5e-5, 349: 6.5e-5}  # fmt: skip
+
+
+@pytest.mark.parametrize(("epoch", "rate"), MSINET_VALUES.items())
+def test_msinet_rates(epoch, rate):
+    """Counted from 0: the published loop steps its scheduler behind each epoch."""
+    assert RECIPES["msinet"].schedule.rate(epoch, 0.065) == pytest.approx(rate, rel=1e-9)
+    assert RECIPES["msinet"].learning_rate == 0.065
+
+
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("steps_per_epoch", [1, 7])
 def test_a_run_of_the_recipes_own_length_has_the_published_rate_in_every_step(name, steps_per_epoch):

@@ -1,0 +1,180 @@
+"""Proof of OSKT on real people: teacher, chains, and students of several widths against baselines, under one recipe.
+
+    python benchmarks/oskt.py --data-dir DIR               # everything that is not measured yet; stop it any time
+    python benchmarks/oskt.py --data-dir DIR --scale full  # ResNet-50 at 256x128 and the published epochs, for a GPU
+    python benchmarks/oskt.py --render                     # table and plot from what is measured
+
+DIR holds a data set in Market-1501's layout. Every run is a process of its own and resumes from its checkpoints; a run
+whose results.json lies in benchmarks/oskt is not repeated. The test identities are met once, at the end of a run.
+
+Every student is trained by the published recipe, but on identity classification alone: from random weights the
+recipe's triplet with hard factor 0.2 draws all features together (see model_cards/res50-s1.bot-market1501_tr751), and
+OSKT must not win by that. "scratch-lr" is scratch with the higher learning rate that suits it better.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import copyfile
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "oskt"
+CLASSIFICATION = {"options.metric": None, "options.center_weight": 0.0}
+SCRATCH_RATE = 2e-3
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What is trained and for how long; `chains` are widths of the stem."""
+
+    teacher: str
+    image_size: tuple[int, int]
+    chains: tuple[int, ...]
+    students: dict[str, int]  # variant: the chain it is expanded from
+    teacher_epochs: int
+    refine_epochs: int
+    student_epochs: int
+    arguments: dict
+
+
+SCALES = {
+    "small": Scale(
+        "res50-s5", (128, 64), (8, 16), {"res50-s1": 8, "res50-s3": 16, "res50-s2": 8, "res50-s4": 16}, 20, 6, 12, {}
+    ),
+    "full": Scale(
+        "res50", (256, 128), (8, 16, 32),
+        {"res50-s1": 8, "res50-s3": 16, "res50-s5": 32, "res50-s2": 8, "res50-s4": 16}, 200, 100, 100, {"bf16": True},
+    ),
+}  # fmt: skip
+ARMS = ("oskt", "scratch", "wtsel", "depgraph", "scratch-lr")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", help="the data set, in Market-1501's layout")
+    parser.add_argument("--dataset-name", default="market1501_tr751", help="what the tables call it")
+    parser.add_argument("--scale", choices=SCALES, default="small")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1], help="of the students; the first for all, first"
+    )
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
+    parser.add_argument("--students", nargs="+", help="variants; by default all of the scale")
+    parser.add_argument("--work", type=Path, default=Path("runs/oskt"), help="checkpoints")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs at a time")
+    parser.add_argument("--one", help="run this one in this process (what the workers do)")
+    parser.add_argument("--render", action="store_true", help="only write table and plot")
+    options = parser.parse_args()
+    if options.one:
+        return execute(options.one, options)
+    if not options.render:
+        if not options.data_dir:
+            parser.error("--data-dir is needed: a folder in Market-1501's layout")
+        run_all(plan(options), options)
+    from oskt_table import render
+
+    render(RESULTS, SCALES[options.scale].teacher)
+
+
+def plan(options: argparse.Namespace) -> dict[str, list[str]]:
+    """The runs that are left, most wanted first, each with those that it starts from."""
+    scale = SCALES[options.scale]
+    teacher, sparse = f"{scale.teacher}.teacher", f"{scale.teacher}.sparse"
+    wanted = {
+        f"{student}.{arm}" + (f"-seed{seed}" if seed else ""): {
+            "oskt": [f"{scale.teacher}.chain{scale.students[student]}"], "wtsel": [teacher], "depgraph": [sparse]
+        }.get(arm, [])
+        for seed in options.seeds
+        for student in options.students or scale.students
+        for arm in options.arms
+    }  # fmt: skip
+    left = {name: needs for name, needs in wanted.items() if not (RESULTS / name / "results.json").is_file()}
+    # What they start from must lie in the work folder, also where its figures are known from an earlier session.
+    needed = dict.fromkeys(need for needs in left.values() for need in needs)
+    sources = {name: [teacher] if name != teacher else [] for name in [teacher, *needed]}
+    missing = {name: needs for name, needs in sources.items() if not (options.work / name / "results.json").is_file()}
+    left = {**missing, **left}
+    return {name: [need for need in needs if need in left] for name, needs in left.items()}
+
+
+def run_all(left: dict[str, list[str]], options: argparse.Namespace) -> None:
+    """Run everything, as many at a time as there are workers, each as soon as what it needs is there."""
+    left, running, done, failed = dict(left), {}, set(), []
+    with ThreadPoolExecutor(options.workers) as pool:
+        while left or running:
+            ready = [name for name, needs in left.items() if done.issuperset(needs)]
+            for name in ready[: options.workers - len(running)]:
+                del left[name]
+                running[pool.submit(spawn, name, options)] = name
+            if not running:
+                break  # what is left needs something that failed
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                name = running.pop(future)
+                (done.add if future.result() else failed.append)(name)
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}; see the .log files in {options.work}, then run the same again")
+
+
+def spawn(name: str, options: argparse.Namespace) -> bool:
+    """Run one in a process with one thread, its output in a log."""
+    words = ["--data-dir", options.data_dir, "--dataset-name", options.dataset_name, "--scale", options.scale]
+    threads = str(max(1, os.cpu_count() // options.workers))
+    options.work.mkdir(parents=True, exist_ok=True)
+    print(f"{name}: started", flush=True)
+    with (options.work / f"{name}.log").open("w") as log:
+        command = [sys.executable, __file__, *words, "--work", str(options.work), "--one", name]
+        code = subprocess.run(
+            command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": threads}
+        ).returncode
+    metrics = json.loads((RESULTS / name / "results.json").read_text())["metrics"] if code == 0 else {}
+    print(f"{name}: {metrics or 'FAILED'}", flush=True)
+    return code == 0
+
+
+def execute(name: str, options: argparse.Namespace) -> None:
+    """One run, resumed where it was; its results.json is copied to benchmarks/oskt."""
+    from reid_hub.jobs.baselines import shrink, train_sparse
+
+    from reid_hub.jobs.expand import open_chain
+    from reid_hub.jobs.models import open_model
+    from reid_hub.jobs.refine import RefineSettings, refine
+    from reid_hub.jobs.train import TrainSettings, train
+
+    scale, out = SCALES[options.scale], options.work / name
+    variant, _, arm = name.partition(".")
+    arm, _, seed = arm.partition("-seed")
+    teacher = options.work / f"{scale.teacher}.teacher"
+    common = {
+        "data": "market_layout", "data_dir": options.data_dir, "dataset_name": options.dataset_name,
+        "image_size": scale.image_size, "validation": 0, "channels_last": True, "resume": True,
+        "output_dir": out, "seed": int(seed or 0), "arguments": scale.arguments,
+    }  # fmt: skip
+    changes = {**CLASSIFICATION, **({"learning_rate": SCRATCH_RATE} if arm in ("teacher", "scratch-lr") else {})}
+    student = {**common, "recipe": "bot", "changes": changes, "epochs": scale.student_epochs, "origin": arm}
+    if arm == "teacher":
+        train(TrainSettings(**{**student, "epochs": scale.teacher_epochs}, model=variant))
+    elif arm.startswith("chain"):
+        width = int(arm.removeprefix("chain"))
+        refine(RefineSettings(**common, changes=changes, model=str(teacher), width=width, epochs=scale.refine_epochs))
+    elif arm == "sparse":
+        train_sparse(TrainSettings(**{**student, "epochs": scale.refine_epochs}, model=str(teacher)))
+    else:
+        start = Path(variant) if arm.startswith("scratch") else out / "start"
+        if not arm.startswith("scratch") and not (start / "config.json").is_file():
+            if arm == "oskt":
+                model = open_chain(options.work / f"{scale.teacher}.chain{scale.students[variant]}").expand(variant)
+            else:
+                source = options.work / f"{scale.teacher}.{'sparse' if arm == 'depgraph' else 'teacher'}"
+                model = shrink(open_model(source), variant, by=arm)
+            model.save_pretrained(start)
+        train(TrainSettings(**student, model=str(start)))
+    (RESULTS / name).mkdir(parents=True, exist_ok=True)
+    copyfile(out / "results.json", RESULTS / name / "results.json")
+
+
+if __name__ == "__main__":
+    main()

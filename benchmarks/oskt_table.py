@@ -1,0 +1,109 @@
+"""Table and plot of the OSKT proof, rendered from results.json files alone."""
+
+import json
+import re
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean, stdev
+
+ARMS = {
+    "oskt": "OSKT",
+    "wtsel": "weight selection",
+    "depgraph": "DepGraph",
+    "scratch": "scratch",
+    "scratch-lr": "scratch, its own rate",
+}
+
+
+def render(folder: Path, teacher: str) -> None:
+    """Write README.md and accuracy.png of a folder of runs."""
+    runs = defaultdict(list)
+    for path in sorted(folder.glob("*/results.json")):
+        variant, _, arm = path.parent.name.partition(".")
+        runs[variant, re.sub(r"-seed\d+$", "", arm)].append(json.loads(path.read_text()))
+    if not runs:
+        raise SystemExit(f"nothing measured in {folder} yet")
+    plot(folder / "accuracy.png", runs, teacher)
+    (folder / "README.md").write_text(page(runs, teacher), encoding="utf-8")
+    print(f"{folder / 'README.md'}, {folder / 'accuracy.png'}")
+
+
+def page(runs: dict, teacher: str) -> str:
+    """The README: what was run, on what, with which figures."""
+    first = next(iter(runs.values()))[0]
+    lines = [
+        "# OSKT on real people",
+        "",
+        "Rendered by `python benchmarks/oskt.py --render` from the results.json files beside it; mAP / rank-1 in",
+        "percent, mean over seeds, with the standard deviation of mAP where there are several.",
+        "",
+        f"Data set: {first['dataset']['name']}, {_counts(first)}. **Not comparable with published figures** on",
+        "Market-1501: another split, another teacher, fewer epochs, smaller pictures.",
+        "",
+        "| student | parameters | " + " | ".join(ARMS.values()) + " |",
+        "|---|---:|" + "---:|" * len(ARMS),
+    ]
+    variants = sorted({variant for variant, arm in runs if arm in ARMS}, key=lambda name: _parameters(runs, name))
+    for variant in variants:
+        cells = [_cell(runs.get((variant, arm), [])) for arm in ARMS]
+        lines.append(f"| {variant} | {_parameters(runs, variant):,} | {' | '.join(cells)} |")
+    lines += ["", "| before any student is trained | mAP / rank-1 | epochs |", "|---|---:|---:|"]
+    for (variant, arm), results in runs.items():
+        if arm not in ARMS:
+            name = {"teacher": "the teacher", "sparse": "the teacher after sparsity learning (for DepGraph)"}.get(
+                arm, f"narrowest student of chain {arm.removeprefix('chain')}, as expanded"
+            )
+            lines.append(f"| {variant}: {name} | {_cell(results)} | {results[0]['training']['epochs']:g} |")
+    lines += ["", "![accuracy against parameters](accuracy.png)", "", "## How each was run", ""]
+    lines += [f"- `{result['command']}`" for results in runs.values() for result in results]
+    student = next(results[0] for (_, arm), results in runs.items() if arm in ARMS or arm == "teacher")
+    lines += [
+        "",
+        f"Students: {student['training']['epochs']:g} epochs of recipe `{student['training']['recipe']}` with "
+        f"{json.dumps(student['training']['changes'])}; {student['cost']['image_size'][0]}x"
+        f"{student['cost']['image_size'][1]} pixels, {student['training']['precision']}, on "
+        f"{student['cost']['latency_device']}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def plot(path: Path, runs: dict, teacher: str) -> None:
+    """mAP against parameters, one line per arm."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for arm, label in ARMS.items():
+        points = sorted((_parameters(runs, v), 100 * _mean(results)) for (v, a), results in runs.items() if a == arm)
+        if points:
+            axes.plot(*zip(*points, strict=True), marker="o", label=label)
+    if (teacher, "teacher") in runs:
+        axes.axhline(100 * _mean(runs[teacher, "teacher"]), color="grey", linestyle="--", label=f"teacher, {teacher}")
+    axes.set(xscale="log", xlabel="parameters", ylabel="mAP, %", title="Students of one teacher, under one recipe")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _mean(results: list[dict]) -> float:
+    return mean(result["metrics"]["mAP"] for result in results)
+
+
+def _cell(results: list[dict]) -> str:
+    if not results:
+        return "-"
+    spread = f" ± {100 * stdev(r['metrics']['mAP'] for r in results):.1f}" if len(results) > 1 else ""
+    return f"{100 * _mean(results):.1f}{spread} / {100 * mean(r['metrics']['rank1'] for r in results):.1f}"
+
+
+def _parameters(runs: dict, variant: str) -> int:
+    return next(results[0]["cost"]["parameters"] for (v, _), results in runs.items() if v == variant)
+
+
+def _counts(result: dict) -> str:
+    counts = result["dataset"]["data_dir_counts"]
+    return ", ".join(f"{split} {part['images']:,} images of {part['identities']} ids" for split, part in counts.items())

@@ -1,0 +1,40 @@
+"""The command line: each command parses, calls one job, and prints what was made."""
+
+import sys
+
+import typer
+
+from reid_hub.cli.evaluate import evaluate, index_build, search
+from reid_hub.cli.hub import card, convert, list_names, push
+from reid_hub.cli.oskt import expand, refine
+from reid_hub.cli.train import demo, train
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Compact person re-identification: train, shrink, evaluate, convert, publish and search.",
+)
+for command in (demo, train, refine, expand, evaluate, convert):
+    app.command()(command)
+index_app = typer.Typer(no_args_is_help=True, help="Build galleries to search in.")
+index_app.command("build")(index_build)
+app.add_typer(index_app, name="index")
+for command in (search, card, push):
+    app.command()(command)
+app.command("list")(list_names)
+
+
+def main() -> None:
+    """Run the command line; what is wrong with the input is said in one line, without a traceback."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        app()
+    except (ValueError, OSError, ImportError, RuntimeError, StrictDataclassError) as error:
+        typer.secho(f"Error: {error}", fg="red", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.secho("Stopped; --resume goes on from the last checkpoint.", err=True)
+        sys.exit(130)

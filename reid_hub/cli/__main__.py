@@ -1,0 +1,3 @@
+from reid_hub.cli import main
+
+main()

@@ -1,0 +1,92 @@
+"""Commands about a model that is there: evaluate, index, search."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reid_hub.cli.options import Data, DataDir, DataOption, DatasetName, Flip, Model, Revision, pairs, show
+
+
+def evaluate(
+    model: Model,
+    data: Data = "synthetic",
+    data_dir: DataDir = None,
+    data_option: DataOption = None,
+    dataset_name: DatasetName = None,
+    revision: Revision = None,
+    flip: Flip = False,
+    rerank: Annotated[bool, typer.Option(help="k-reciprocal re-ranking (k1 20, k2 6, lambda 0.3).")] = False,
+    batch_size: int = 64,
+    name: Annotated[str | None, typer.Option(help="What the results call the model.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Checkpoint folder that gets results.json and card; by default MODEL, if local.")
+    ] = None,
+    pictures: Annotated[Path | None, typer.Option(help="Folder for rank lists, CMC curve and embedding map.")] = None,
+):
+    """Evaluate a model on the query and gallery of a data set.
+
+    Example: reid-hub evaluate runs/train --data market1501 --data-dir ~/market --flip --pictures pictures
+    """
+    from reid_hub.data import load_reid_dataset
+    from reid_hub.jobs.evaluate import evaluate as run
+    from reid_hub.jobs.evaluate import recorded_training
+    from reid_hub.jobs.models import open_model
+
+    folder = out or (Path(model) if Path(model).is_dir() else None)
+    results = run(
+        open_model(model, revision),
+        load_reid_dataset(data, data_dir, **pairs(data_option)),
+        dataset_name=dataset_name or data,
+        name=name,
+        flip=flip,
+        rerank=rerank,
+        batch_size=batch_size,
+        training=recorded_training(model),
+        folder=folder,
+        pictures=pictures,
+    )
+    show(results, {"results and card": folder, "pictures": pictures})
+
+
+def index_build(
+    gallery: Annotated[Path, typer.Argument(help="A folder of pictures; the ids are the paths below it.")],
+    model: Annotated[str, typer.Option(help="A checkpoint folder or a repository of the Hub.")],
+    out: Annotated[Path, typer.Option(help="Folder for the index.")],
+    flip: Flip = True,
+):
+    """Embed a folder of pictures into an index.
+
+    Example: reid-hub index build gallery --model runs/demo/model --out gallery.index
+    """
+    from reid_hub.jobs.models import open_model
+    from reid_hub.jobs.search import build_index
+
+    index, skipped = build_index(gallery, open_model(model), out, flip=flip)
+    for reason in skipped[:5]:
+        typer.echo(f"skipped: {reason}", err=True)
+    typer.echo(f"{out}: {len(index):,} pictures, {len(skipped):,} skipped because they cannot be read")
+
+
+def search(
+    index: Annotated[Path, typer.Argument(help="What `reid-hub index build` wrote.")],
+    query: Annotated[list[Path], typer.Argument(help="Pictures to search for.")],
+    model: Annotated[str, typer.Option(help="The model that the index was built with.")],
+    top: Annotated[int, typer.Option(min=1, help="How many answers.")] = 10,
+    gallery: Annotated[Path | None, typer.Option(help="The folder that was indexed, for --picture.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Draw the answers into this file.")] = None,
+    flip: Flip = True,
+):
+    """Find the gallery's pictures that are nearest to query pictures.
+
+    Example: reid-hub search gallery.index query.jpg --model runs/demo/model --gallery gallery --picture out.png
+    """
+    from reid_hub.jobs.models import open_model
+    from reid_hub.jobs.search import search_index
+
+    options = {"top": top, "flip": flip, "gallery_dir": gallery, "picture": picture}
+    distances, ids = search_index(index, open_model(model), query, **options)
+    for path, row, names in zip(query, distances, ids, strict=True):
+        typer.echo(str(path))
+        for rank, (distance, name) in enumerate(zip(row, names, strict=True), start=1):
+            typer.echo(f"  {rank:>3}  {distance:.4f}  {name}")

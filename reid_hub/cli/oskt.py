@@ -1,0 +1,92 @@
+"""Commands of One-Shot Knowledge Transfer: refine a weight chain, expand students from it."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from reid_hub.cli.options import Revision, show, takes, training_run
+
+
+class Clustering(StrEnum):
+    """Of a teacher's rows: the method's, and its ablations."""
+
+    ward = "ward"
+    random = "random"
+    inverse = "inverse"
+
+
+class Distance(StrEnum):
+    """Between rows."""
+
+    euclidean = "euclidean"
+    cosine = "cosine"
+
+
+@takes(training_run, out=Path("runs/chain"), recipe="oskt")
+def refine(
+    run: dict[str, Any],
+    model: Annotated[str, typer.Option(help="The trained teacher: a folder or a repository of the Hub.")],
+    width: Annotated[
+        list[int], typer.Option(help="Of the narrowest student: channels of the stem, width of a ViT. Several: chains.")
+    ] = [8],  # noqa: B006 - typer copies it
+    progressive: Annotated[
+        bool, typer.Option(help="Refine the widest chain first; its narrowest student teaches the next.")
+    ] = False,
+    distance: Annotated[Distance | None, typer.Option(help="By default the architecture's published one.")] = None,
+    clustering: Annotated[Clustering, typer.Option(help="How rows are clustered.")] = Clustering.ward,
+):
+    """Refine a teacher's weight chain, from which students of any width are expanded.
+
+    With several widths the chains lie in sub-folders of --out, named by their width.
+
+    Example: reid-hub refine --model runs/train --width 4 --data synthetic --epochs 4
+    """
+    from reid_hub.jobs.refine import RefineSettings, refine_all
+
+    options = {"distance": distance and str(distance), "clustering": str(clustering)}
+    settings = RefineSettings(**run, model=model, **options)
+    for folder, results in refine_all(settings, width, progressive=progressive).items():
+        show(results, {"weight chain": folder, "refined teacher": folder / "teacher"})
+
+
+def expand(
+    chain: Annotated[str, typer.Argument(help="A chain's folder or a repository of the Hub.")],
+    out: Annotated[Path, typer.Option(help="Folder for the student.")],
+    student: Annotated[str | None, typer.Option(help="A variant (`reid-hub list variants`).")] = None,
+    width: Annotated[int | None, typer.Option(help="Channels of the stem, or width of a ViT.")] = None,
+    budget_params: Annotated[str | None, typer.Option(help="The widest student with at most, e.g., 1.5M.")] = None,
+    budget_macs: Annotated[str | None, typer.Option(help="... that multiplies and adds at most, e.g., 0.2G.")] = None,
+    budget_ms: Annotated[float | None, typer.Option(help="... that takes at most so long for a picture here.")] = None,
+    statistics: Annotated[bool, typer.Option(help="Carry statistics of the norms and the neck over.")] = True,
+    rescale_queries: Annotated[bool, typer.Option(help="ViT: keep the attention of merged channels.")] = False,
+    revision: Revision = None,
+):
+    """Expand a student from a weight chain: by name, by width, or the widest within budgets. Needs no data.
+
+    Example: reid-hub expand runs/chain --budget-params 0.3M --out runs/student
+    """
+    from reid_hub.evaluation import measure_cost
+    from reid_hub.jobs.expand import expand_within, open_chain, parse_amount
+
+    budgets = {
+        "params": budget_params and parse_amount(budget_params),
+        "macs": budget_macs and parse_amount(budget_macs),
+        "ms": budget_ms,
+    }
+    asked = [student is not None, width is not None, any(value is not None for value in budgets.values())]
+    if sum(asked) > 1:
+        raise ValueError("give one of --student, --width or the budgets, not several")
+    options = {"statistics": statistics, "rescale_queries": rescale_queries}
+    opened = open_chain(chain, revision)
+    if asked[2]:
+        model = expand_within(opened, **budgets, **options)
+    else:
+        model = opened.expand(student if width is None else width, **options)
+    model.save_pretrained(out)
+    cost = measure_cost(model)
+    typer.echo(
+        f"{out}: {cost['parameters']:,} parameters, {cost['macs'] + cost['attention_macs']:,} multiply-adds, "
+        f"{cost['latency_ms']:.1f} ms a picture here; train it with `reid-hub train --model {out}`"
+    )

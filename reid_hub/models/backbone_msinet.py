@@ -1,0 +1,165 @@
+"""MSINet, two branches that interact (arXiv:2303.07065), with the tensor names of the published checkpoint."""
+
+import torch
+from torch import Tensor, nn
+
+from .backbone_osnet import ChannelGate, ConvLayer, declare_stages, declare_stream, lite_stream
+from .width_groups import WidthGroups
+
+# What an interaction does to the channels of its two branches: `ties` says that both must be numbered alike, and
+# `width_groups` takes the groups of the branches' last layers and returns those of the branches behind it.
+
+
+class Unchanged(nn.Module):
+    """No interaction: (a, b) -> (a, b)."""
+
+    ties = False
+
+    def __init__(self, channels: int):
+        super().__init__()
+
+    def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        return a, b
+
+    def width_groups(self, groups: WidthGroups, a: str, b: str) -> tuple[str, str]:
+        return a, b
+
+
+class Exchange(Unchanged):
+    """The branches change places: (a, b) -> (b, a)."""
+
+    def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        return b, a
+
+    def width_groups(self, groups: WidthGroups, a: str, b: str) -> tuple[str, str]:
+        return b, a
+
+
+class SharedGate(ChannelGate):
+    """OSNet's channel gate on each branch by itself, with the same weights for both."""
+
+    ties = True
+
+    def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        return super().forward(a), super().forward(b)
+
+    def width_groups(self, groups: WidthGroups, a: str, b: str) -> tuple[str, str]:
+        super().width_groups(groups, a)
+        return a, b
+
+
+class CrossAttention(nn.Module):
+    """Attention over channels, weighted by how little they correlate with the other branch (paper, section 3.3).
+
+    With a and b as (C, h * w) matrices: a + gamma * softmax(-a b') a and b + gamma * softmax(-b a') b, the softmax over
+    rows; the published code's max(E) - E in place of -E only shifts a row. Weights numbered by b's channels multiply
+    a's: both branches must number theirs alike.
+    """
+
+    ties = True
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(1))
+
+    def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        energy = a.flatten(2) @ b.flatten(2).mT
+        return self._attend(a, energy), self._attend(b, energy.mT)
+
+    def _attend(self, x: Tensor, energy: Tensor) -> Tensor:
+        return x + self.gamma * ((-energy).softmax(2) @ x.flatten(2)).view_as(x)
+
+    def width_groups(self, groups: WidthGroups, a: str, b: str) -> tuple[str, str]:
+        return a, b
+
+
+# Their names are `MSINET_INTERACTIONS` of the configuration.
+INTERACTIONS = {
+    "none": Unchanged,
+    "exchange": Exchange,
+    "gate": SharedGate,
+    "cross_attention": CrossAttention,
+}
+
+
+class Cell(nn.Module):
+    """Branches of 2 and 6 Lite layers that interact in the middle and at the tail, in a residual block.
+
+    (B, c_in, h, w) -> (B, c_out, h, w); paper, figure 3.
+    """
+
+    def __init__(self, c_in: int, c_out: int, middle: str, tail: str):
+        super().__init__()
+        width = c_out // 4
+        for branch, depth in (("a", 1), ("b", 3)):
+            setattr(self, f"conv1{branch}", ConvLayer(c_in, width))
+            setattr(self, f"conv2{branch}", lite_stream(width, depth))
+            setattr(self, f"conv3{branch}", lite_stream(width, depth))
+            setattr(self, f"conv4{branch}", ConvLayer(width, c_out, relu=False))
+        self._op2 = INTERACTIONS[middle](width)
+        self._op3 = INTERACTIONS[tail](width)
+        self.downsample = ConvLayer(c_in, c_out, relu=False) if c_in != c_out else nn.Identity()
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self._op2(self.conv2a(self.conv1a(x)), self.conv2b(self.conv1b(x)))
+        a, b = self._op3(self.conv3a(a), self.conv3b(b))
+        return self.relu(self.conv4a(a) + self.conv4b(b) + self.downsample(x))
+
+    def width_groups(self, groups: WidthGroups, writes: str, reads: str) -> None:
+        """Declare the cell: where an interaction ties the branches, their last layers write one group."""
+        name = groups.prefix
+        streams = (f"{name}.conv1a", f"{name}.conv1b")
+        for branch, stream in zip("ab", streams, strict=True):
+            getattr(self, f"conv1{branch}").width_groups(groups.inside(f"conv1{branch}"), stream, reads)
+        for level in (2, 3):
+            interaction = f"_op{level}"
+            tied = getattr(self, interaction).ties
+            ends = [f"{name}.conv{level}" if tied else f"{name}.conv{level}{branch}.end" for branch in "ab"]
+            for branch, stream, end in zip("ab", streams, ends, strict=True):
+                declare_stream(groups, f"conv{level}{branch}", end, stream)
+            streams = getattr(self, interaction).width_groups(groups.inside(interaction), *ends)
+        for branch, stream in zip("ab", streams, strict=True):
+            getattr(self, f"conv4{branch}").width_groups(groups.inside(f"conv4{branch}"), writes, stream)
+        if isinstance(self.downsample, ConvLayer):
+            self.downsample.width_groups(groups.inside("downsample"), writes, reads)
+
+
+class MSINet(nn.Module):
+    """MSINet trunk, (B, 3, H, W) -> (B, C, H/16, W/16): OSNet's stem, then three stages of two cells.
+
+    Attributes:
+        stage_channels: of the maps that `stages` returns.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        stem, *stages = config.channels
+        self.stage_channels = (stages[-2], stages[-1])
+        self.out_channels = stages[-1]
+        self.conv1 = ConvLayer(3, stem, kernel=7, stride=2)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.cells = nn.ModuleList()
+        width = stem
+        for number, channels in enumerate(stages):
+            if number:
+                self.cells.append(nn.Sequential(ConvLayer(width, width), nn.AvgPool2d(2, stride=2)))
+            for interactions in config.genotype[2 * number : 2 * number + 2]:
+                self.cells.append(Cell(width, channels, *interactions))
+                width = channels
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.stages(pixel_values)[-1]
+
+    def stages(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        """The map in front of the last stage and the last map, both with stride 16."""
+        x = self.maxpool(self.conv1(pixel_values))
+        for cell in self.cells[:-2]:
+            x = cell(x)
+        return x, self.cells[-1](self.cells[-2](x))
+
+    def width_groups(self, groups: WidthGroups) -> tuple[str, str]:
+        """Declare the channels; returns the groups of the maps that `stages` returns."""
+        self.conv1.width_groups(groups.inside("conv1"), "stem")
+        outputs = declare_stages(groups, [f"cells.{number}" for number in range(len(self.cells))], "stem")
+        return outputs[-3], outputs[-1]

@@ -1,0 +1,27 @@
+"""Tensors under dotted names, as a module."""
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor, nn
+
+
+class TensorTree(nn.Module):
+    """Tensors under dotted names, in nested empty modules: parameters, or buffers where `trained` says no."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], trained: Callable[[str], bool]):
+        super().__init__()
+        for name, tensor in tensors.items():
+            *path, leaf = name.split(".")
+            module = self
+            for part in path:
+                if part not in module._modules:
+                    module.add_module(part, nn.Module())
+                module = module._modules[part]
+            if trained(name):
+                module.register_parameter(leaf, nn.Parameter(tensor))
+            else:
+                module.register_buffer(leaf, tensor)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name, as they are, with their gradients' history."""
+        return {**dict(self.named_parameters()), **dict(self.named_buffers())}

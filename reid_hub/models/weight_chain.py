@@ -1,0 +1,306 @@
+"""The weight chain: a teacher's filters, one per cluster, from which students of every width are read."""
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from .checkpoint_reid import CheckpointMixin
+from .configuration_reid import ReIDConfig
+from .image_processing_reid import ReIDImageProcessor
+from .modeling_reid import ReIDModel
+from .tensor_tree import TensorTree
+from .variants_reid import find_variant
+from .width_scale import at_width
+from .width_slots import Decoder, Slots, allocate
+
+STATISTICS = ("running_mean", "running_var")
+
+
+@strict
+class WeightChainConfig(PreTrainedConfig):
+    """What a weight chain is a chain of.
+
+    Args:
+        teacher_config: configuration of the teacher; the chain's columns and vectors are as wide as it.
+        student_config: configuration of the narrowest student; the chain has as many rows.
+        teacher_fingerprint: of the teacher that the tables were made from.
+        clustering, distance: how the rows were clustered ("ward", "random", "inverse"; "euclidean", "cosine").
+        refinement: how the chain was refined; None for one that was only clustered.
+    """
+
+    model_type = "reid_weight_chain"
+    teacher_config: dict | PreTrainedConfig | None = None
+    student_config: dict | PreTrainedConfig | None = None
+    teacher_fingerprint: str | None = None
+    clustering: str = "ward"
+    distance: str = "euclidean"
+    refinement: dict | None = None
+
+    def __post_init__(self, **kwargs):
+        self.teacher_config = _reid_config(self.teacher_config)
+        self.student_config = _reid_config(self.student_config)
+        super().__post_init__(**kwargs)
+
+
+def _reid_config(config: dict | PreTrainedConfig | None) -> ReIDConfig:
+    if config is None:
+        return ReIDConfig()
+    return ReIDConfig(**config) if isinstance(config, dict) else config
+
+
+class WeightChain(CheckpointMixin, PreTrainedModel):
+    """One-Shot Knowledge Transfer (arXiv:2511.06016): what students of every width are expanded from.
+
+    Holds, under the teacher's names, every weight with one row per cluster of the teacher's rows (M, N, ...), and every
+    bias, norm and statistic as wide as the teacher (N,); and per width group the table of clusters, (N,).
+
+    Attributes:
+        groups: the teacher's width groups.
+        links: the chain's tensors; `links.tensors()` gives them by name.
+    """
+
+    config: WeightChainConfig
+    config_class = WeightChainConfig
+    base_model_prefix = "chain"
+    main_input_name = "pixel_values"
+    model_tags = ("person-reid", "weight-chain")
+    # The package plugs its clustering in here (teacher, sizes, distance, clustering, seed) -> tables; a copy of this
+    # file that travels with a checkpoint does without, it can only expand.
+    clusterer: Callable[..., dict[str, Tensor]] | None = None
+
+    def __init__(self, config: WeightChainConfig):
+        super().__init__(config)
+        with torch.device("meta"):
+            teacher, student = ReIDModel(config.teacher_config), ReIDModel(config.student_config)
+        self.groups, self.rows = teacher.width_groups(), _sizes(teacher, student)
+        links = {}
+        for name, tensor in teacher.state_dict().items():
+            if not tensor.is_floating_point():
+                continue  # counters of batches
+            shape, axes = list(tensor.shape), self.groups.axes.get(name)
+            if axes is not None and tensor.ndim > 1:
+                shape[0] = sum(self.rows[group] for group in axes.rows)
+            links[name] = torch.zeros(shape)
+        parameters = {name for name, _ in teacher.named_parameters()}
+        self.links = TensorTree(links, parameters.__contains__)
+        tables = {name: torch.zeros(group.size, dtype=torch.int64) for name, group in self.groups.groups.items()}
+        self.tables = TensorTree({_flat(name): table for name, table in tables.items()}, lambda name: False)
+        self.groups.module = None  # the skeletons have done their work
+        self.post_init()
+
+    def _init_weights(self, module):
+        """Nothing: a chain is read from a teacher or from a file."""
+
+    @classmethod
+    def from_teacher(
+        cls,
+        teacher: ReIDModel,
+        width: int | ReIDConfig,
+        *,
+        distance: str | None = None,
+        clustering: str = "ward",
+        seed: int = 0,
+    ) -> "WeightChain":
+        """Cluster a teacher's rows and keep the mean of each cluster.
+
+        Args:
+            width: of the narrowest student (channels of the stem, width of a ViT), or its configuration.
+            distance: "euclidean" or "cosine"; by default the published one for the architecture.
+            clustering: "ward"; "random" and "inverse" are the paper's ablations. `seed` is of the random one.
+
+        Raises:
+            ValueError: for a width that is not between 1 and the teacher's, or another architecture.
+            ImportError: in a copy of this class that travels without the package.
+        """
+        if cls.clusterer is None:
+            raise ImportError("clustering a teacher needs the package: pip install reid-hub")
+        config = at_width(teacher.config, width) if isinstance(width, int) else width
+        distance = distance or getattr(teacher.backbone, "row_distance", "euclidean")
+        options = {"distance": distance, "clustering": clustering, "seed": seed}
+        with torch.device("meta"):
+            sizes = _sizes(teacher, ReIDModel(config))
+        tables = cls.clusterer(teacher, sizes, **options)
+        return cls.from_tables(teacher, config, tables, distance=distance, clustering=clustering)
+
+    @classmethod
+    @torch.no_grad()
+    def from_tables(
+        cls, teacher: ReIDModel, student_config: ReIDConfig, tables: Mapping[str, Tensor], **provenance: Any
+    ) -> "WeightChain":
+        """A chain of given tables: each row the mean of its cluster, vectors as the teacher's.
+
+        Raises:
+            ValueError: if a table is missing, or is no partition of the group's channels into the student's.
+        """
+        config = WeightChainConfig(
+            teacher_config=teacher.config,
+            student_config=student_config,
+            teacher_fingerprint=teacher.fingerprint(),
+            **provenance,
+        )
+        chain = cls(config).to(teacher.device, teacher.dtype)
+        wrong = sorted(set(tables) ^ set(chain.groups.groups))
+        if wrong:
+            raise ValueError(f"there must be one table per width group; missing or unknown: {', '.join(wrong[:6])}")
+        for name, table in tables.items():
+            chain.table(name).copy_(_partition(name, torch.as_tensor(table), chain))
+        means, state = chain.average_rows(teacher.state_dict()), teacher.state_dict()
+        for name, link in chain.links.tensors().items():
+            link.copy_(means.get(name, state[name]))
+        return chain.eval()
+
+    def table(self, group: str) -> Tensor:
+        """(N,) cluster of each of the teacher's channels of a group."""
+        return self.tables.get_buffer(_flat(group))
+
+    def row_index(self, name: str) -> Tensor:
+        """(N,) chain row of each of the teacher's rows of a weight, segments one after another."""
+        parts, start = [], 0
+        for group in self.groups.axes[name].rows:
+            parts.append(self.table(group) + start)
+            start += self.rows[group]
+        return torch.cat(parts)
+
+    def average_rows(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Mean over each cluster of the rows of all weights in a group, (N, ...) -> (M, ...)."""
+        means = {}
+        for name, axes in self.groups.axes.items():
+            if tensors[name].ndim > 1:
+                index, rows = self.row_index(name), sum(self.rows[group] for group in axes.rows)
+                total = tensors[name].new_zeros(rows, *tensors[name].shape[1:]).index_add(0, index, tensors[name])
+                sizes = torch.bincount(index, minlength=rows).to(total)
+                means[name] = total / sizes.view(-1, *[1] * (total.ndim - 1))
+        return means
+
+    def slots(self, sizes: Mapping[str, int] | None = None) -> dict[str, Slots]:
+        """How every group of a student with these widths is filled; by default of the narrowest.
+
+        Raises:
+            ValueError: naming the group and its legal range.
+        """
+        slots = {}
+        for name, group in self.groups.groups.items():
+            width = self.rows[name] if sizes is None else sizes[name]
+            try:
+                slots[name] = allocate(self.table(name).cpu(), width, group.blocks)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}; choose a wider or narrower student, or another chain") from None
+        return slots
+
+    def expand(
+        self,
+        student: int | str | ReIDConfig | None = None,
+        *,
+        statistics: bool = True,
+        rescale_queries: bool = False,
+    ) -> ReIDModel:
+        """A student of any width from the chain's to the teacher's, without data or training.
+
+        Args:
+            student: a width, the name of a variant, a configuration; by default the narrowest.
+            statistics: carry the batch norms' averaged statistics and the neck over; False is the published way, whose
+                students mean nothing in evaluation mode before they are trained.
+            rescale_queries: keep the attention of merged channels, see `Decoder`; not in the published way.
+
+        Raises:
+            ValueError: for another architecture or depth, or a width out of range, naming the range.
+        """
+        config = self.student(student)
+        model = ReIDModel(config).to(self.device, self.dtype)
+        sizes = _sizes(self, model)
+        decoder = Decoder(self.groups, self.slots(sizes), rescale_queries=rescale_queries)
+        with torch.no_grad():
+            decoded, state = decoder(self.links.tensors()), model.state_dict()
+        if not statistics:
+            fresh = [name for name in decoded if name.startswith("neck.") or name.endswith(STATISTICS)]
+            decoded = {name: tensor for name, tensor in decoded.items() if name not in fresh}
+        # A head or neck that the teacher does not have starts anew.
+        decoded = {name: tensor for name, tensor in decoded.items() if name in state or name.startswith("backbone.")}
+        misshaped = [name for name, tensor in decoded.items() if state[name].shape != tensor.shape]
+        if misshaped:
+            raise ValueError(
+                f"{misshaped[0]} is {tuple(state[misshaped[0]].shape)} in the student and in no width group; it must "
+                f"be as the teacher's, {tuple(decoded[misshaped[0]].shape)}: take a student of the same embedding width"
+            )
+        model.load_state_dict({**state, **decoded})
+        return model.eval()
+
+    def student(self, student: int | str | ReIDConfig | None = None) -> ReIDConfig:
+        """The configuration of a student: the teacher's, with the width of what is named.
+
+        Raises:
+            ValueError: for an unknown variant or a broken width.
+        """
+        if student is None:
+            return copy.deepcopy(self.config.student_config)
+        if isinstance(student, int):
+            return at_width(self.config.teacher_config, student)
+        if isinstance(student, str):
+            variant, teacher = find_variant(student), self.config.teacher_config.to_dict()
+            ours, theirs = teacher["backbone_config"]["model_type"], variant["backbone_config"]["model_type"]
+            if ours != theirs:
+                raise ValueError(
+                    f"{student} is a {theirs!r} and the chain's teacher a {ours!r}: only widths may differ"
+                )
+            named = {key: variant[key] for key in ("backbone_config", "embedding_dim") if key in variant}
+            return ReIDConfig(**{**teacher, **copy.deepcopy(named), "variant": student})
+        return student
+
+    def write_companions(self, folder) -> dict[str, Any]:
+        """The image processor of the students; other libraries cannot embed with a chain."""
+        ReIDImageProcessor.from_config(self.config.student_config).save_pretrained(folder)
+        return {}
+
+    def sizes_of(self, student: int | str | ReIDConfig) -> dict[str, int]:
+        """A student's width of every group, without its weights."""
+        config = self.student(student)
+        with torch.device("meta"):
+            return _sizes(self, ReIDModel(config))
+
+    def forward(self, *args, **kwargs):
+        raise TypeError("a weight chain is no network: chain.expand(width) gives a model that embeds pictures")
+
+
+def _sizes(teacher: "ReIDModel | WeightChain", student: ReIDModel) -> dict[str, int]:
+    """The student's width of each of the teacher's groups.
+
+    Raises:
+        ValueError: unless both declare the same channels, trunk for trunk.
+    """
+    ours = teacher.groups if isinstance(teacher, WeightChain) else teacher.width_groups()
+    theirs = student.width_groups()
+    same = all(
+        theirs.axes.get(name) == axes for name, axes in ours.axes.items() if name.startswith("backbone.")
+    ) and not [name for name in theirs.axes if name.startswith("backbone.") and name not in ours.axes]
+    if not same:
+        name = next(n for n in {**ours.axes, **theirs.axes} if ours.axes.get(n) != theirs.axes.get(n))
+        raise ValueError(
+            f"the student is of another architecture or depth than the teacher: they differ in {name}. Only widths may"
+        )
+    # A student may leave out what is behind the trunk; those channels keep the teacher's width.
+    return {
+        name: theirs.groups[name].size if name in theirs.groups else group.size for name, group in ours.groups.items()
+    }
+
+
+def _partition(name: str, table: Tensor, chain: WeightChain) -> Tensor:
+    group, clusters = chain.groups.groups[name], chain.rows[name]
+    if table.shape != (group.size,):
+        raise ValueError(f"the table of {name} must name a cluster for {group.size} channels, got {tuple(table.shape)}")
+    block, rows = group.size // group.blocks, clusters // group.blocks
+    for b, part in enumerate(table.view(group.blocks, block)):
+        if not torch.equal(part.unique(), torch.arange(b * rows, (b + 1) * rows)):
+            raise ValueError(
+                f"the table of {name} is no partition: channels {b * block} to {(b + 1) * block - 1} must be in the "
+                f"clusters {b * rows} to {(b + 1) * rows - 1}, each used; cluster the teacher again"
+            )
+    return table
+
+
+def _flat(name: str) -> str:
+    return name.replace(".", "/")

@@ -1,0 +1,77 @@
+"""One number for the width of a model, and the configuration of the same architecture at another width."""
+
+import copy
+from collections.abc import Callable
+
+from .configuration_reid import ReIDConfig
+
+
+def _scaled(values: list[int], old: int, new: int, what: str) -> list[int]:
+    """All values times new / old, which must come out whole."""
+    if any(value * new % old for value in values):
+        legal = [width for width in range(1, old + 1) if not any(value * width % old for value in values)]
+        near = min(legal, key=lambda width: abs(width - new))
+        raise ValueError(f"width {new} gives {what} of broken channel numbers; the nearest that does not is {near}")
+    return [value * new // old for value in values]
+
+
+def _resnet(backbone, width: int) -> None:
+    backbone.hidden_sizes = _scaled(backbone.hidden_sizes, backbone.embedding_size, width, "stages")
+    backbone.embedding_size = width
+
+
+def _channels(backbone, width: int) -> None:
+    backbone.channels = _scaled(backbone.channels, backbone.channels[0], width, "stages")
+
+
+def _part_vit(backbone, width: int) -> None:
+    if width % backbone.heads:
+        raise ValueError(f"the width of a ViT must be a multiple of its {backbone.heads} heads, got {width}")
+    backbone.width = width
+
+
+# How each architecture says its width: a function (configuration) -> width, and one that changes a configuration.
+WIDTHS: dict[str, tuple[Callable, Callable]] = {
+    "resnet": (lambda backbone: backbone.embedding_size, _resnet),
+    "reid_osnet": (lambda backbone: backbone.channels[0], _channels),
+    "reid_msinet": (lambda backbone: backbone.channels[0], _channels),
+    "reid_part_vit": (lambda backbone: backbone.width, _part_vit),
+}
+
+
+def width_of(config: ReIDConfig) -> int:
+    """The number that stands for a model's width: channels of the stem (CNN) or of the blocks (ViT).
+
+    Raises:
+        ValueError: for an architecture that has none.
+    """
+    return _entry(config)[0](config.backbone_config)
+
+
+def at_width(config: ReIDConfig, width: int) -> ReIDConfig:
+    """The same architecture with all stages scaled to another width.
+
+    An embedding as long as the trunk's last stage (OSNet x1.0) is scaled with it.
+
+    Raises:
+        ValueError: if a channel number would be broken, or the architecture has no single width.
+    """
+    if width < 1:
+        raise ValueError(f"a width must be at least 1, got {width}")
+    backbone = copy.deepcopy(config.backbone_config)
+    _entry(config)[1](backbone, width)
+    fields = {**config.to_dict(), "backbone_config": backbone, "variant": None}
+    if config.embedding_dim is not None and config.embedding_dim == _last(config.backbone_config):
+        fields["embedding_dim"] = _last(backbone)
+    return ReIDConfig(**fields)
+
+
+def _last(backbone) -> int | None:
+    return getattr(backbone, "channels", getattr(backbone, "hidden_sizes", [None]))[-1]
+
+
+def _entry(config: ReIDConfig) -> tuple[Callable, Callable]:
+    model_type = config.backbone_config.model_type
+    if model_type not in WIDTHS:
+        raise ValueError(f"a {model_type!r} backbone has no single width; those that have: {', '.join(WIDTHS)}")
+    return WIDTHS[model_type]
