@@ -27,6 +27,11 @@ CITATIONS: dict[str, str] = {
                Zhang, Shanghang and You, Yang and Zhao, Jian},
   booktitle = {CVPR}, year = {2023}
 }""",
+    "reid_part_vit": """@inproceedings{zhu2022pass,
+  title     = {{PASS}: Part-Aware Self-Supervised Pre-Training for Person Re-Identification},
+  author    = {Zhu, Kuan and Guo, Haiyun and Yan, Tianyi and Zhu, Yousong and Wang, Jinqiao and Tang, Ming},
+  booktitle = {ECCV}, year = {2022}
+}""",
     "reid_squeezenet": """@article{iandola2016squeezenet,
   title   = {{SqueezeNet}: {AlexNet}-level accuracy with 50x fewer parameters and <0.5{MB} model size},
   author  = {Iandola, Forrest N. and Han, Song and Moskewicz, Matthew W. and Ashraf, Khalid and Dally, William J. and

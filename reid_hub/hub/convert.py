@@ -1,12 +1,13 @@
-"""Foreign checkpoints into ours: torchreid's OSNet, MSINet, torchvision's, timm's and LUPerson's ResNet, SqueezeNet.
+"""Foreign checkpoints into ours: OSNet, MSINet, SqueezeNet, ResNet (torchvision, timm, LUPerson), ViT (PASS, DeiT).
 
 A foreign file is never unpickled beyond tensors and plain containers. Every tensor of it is either used or named as
 ignored, and every tensor of the trunk must be found.
 """
 
 import re
+from argparse import Namespace
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -15,26 +16,36 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from reid_hub.hub.convert_vit import part_vit_name, to_part_tokens
 from reid_hub.models import ReIDConfig, ReIDModel
 from reid_hub.registry import lookup
 
 # Wrappers that training code leaves around a network, outermost first: data parallel, MoCo (LUPerson), BoT, fast-reid.
 PREFIXES = ("module.", "encoder_q.", "base.", "backbone.", "timm_model.")
-CONTAINERS = ("state_dict", "model", "model_state_dict")
+CONTAINERS = ("state_dict", "model", "model_state_dict", "teacher")
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What became of a foreign checkpoint: our tensors filled, its tensors ignored, and ours left as initialised."""
+    """What became of a foreign checkpoint.
+
+    Attributes:
+        used: our tensors that were filled.
+        ignored: its tensors that were not needed.
+        fresh: ours left as initialised.
+        made: those of `used` that it does not hold, made from what it holds.
+    """
 
     used: list[str]
     ignored: list[str]
     fresh: list[str]
+    made: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         fresh = f"; left as initialised: {', '.join(self.fresh)}" if self.fresh else ""
         ignored = f"; ignored: {', '.join(self.ignored)}" if self.ignored else ""
-        return f"{len(self.used)} tensors used{ignored}{fresh}"
+        made = f", of which {', '.join(self.made)} made from others" if self.made else ""
+        return f"{len(self.used)} tensors used{made}{ignored}{fresh}"
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
@@ -51,7 +62,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             content = load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            # Self-supervised training (PASS) leaves its command line in the file: a Namespace holds values, no code.
+            with torch.serialization.safe_globals([Namespace]):
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         if "Weights only load failed" not in str(error) and "weights_only" not in str(error):
             raise ValueError(f"{path} is not a PyTorch checkpoint, or it is damaged: {error}") from None
@@ -61,17 +74,20 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         ) from None
     except (SafetensorError, RuntimeError, EOFError, OSError, KeyError) as error:
         raise ValueError(f"{path} is damaged or no checkpoint: {error}; fetch the file again") from None
+    # Of these only what is behind the prefix is the network: MoCo files also hold the momentum encoder and the queue,
+    # self-distillation's the projection behind the teacher.
+    alone = {"encoder_q."}
     for name in CONTAINERS:
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]
+            alone |= {"backbone."} if name == "teacher" else set()
     content = content if isinstance(content, dict) else {}
     tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
         raise ValueError(f"{path} holds no named tensors; needed is a state dict, bare or in {', '.join(CONTAINERS)}")
     for prefix in PREFIXES:
-        # MoCo files also hold the momentum encoder and the queue: only what is behind the prefix is the network.
         behind = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-        if behind and prefix == "encoder_q.":
+        if behind and prefix in alone:
             tensors = behind
         else:
             tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
@@ -129,13 +145,15 @@ NAMES: dict[str, Callable[[str], str | None]] = {
     "resnet": _resnet_name,
     "reid_osnet": _osnet_name,
     "reid_msinet": _msinet_name,
+    "reid_part_vit": part_vit_name,
     "reid_squeezenet": _squeezenet_name,
     "timm_wrapper": _timm_name,
 }
-# What a foreign checkpoint may hold beside the network we build: classifiers, projections, MSINet's second vector and
-# spatial alignment, and batch norm's dead bias.
+# What a foreign checkpoint may hold beside the network we build: classifiers (a distilled DeiT's second class token as
+# well), projections, MSINet's second vector and spatial alignment, and batch norm's dead bias.
 IGNORABLE = re.compile(
-    r"((f_)?(fc|classifier|head)|f_conv|align_module|heads|last_linear|projector|bottleneck\.bias)(\.|$)"
+    r"((f_)?(fc|classifier|head)|f_conv|align_module|heads|head_dist|dist_token|pre_logits|last_linear|projector"
+    r"|bottleneck(_\d)?\.bias)(\.|$)"
 )
 
 
@@ -146,7 +164,9 @@ def load_foreign(model: ReIDModel, tensors: dict[str, Tensor]) -> Conversion:
         ValueError: if a trunk tensor is missing, one is left over, or a shape differs; all are named.
     """
     rename = lookup(NAMES, model.config.backbone_config.model_type, "backbone that foreign checkpoints exist for")
-    ours = model.state_dict()
+    ours, held = model.state_dict(), set(tensors)
+    if model.config.backbone_config.model_type == "reid_part_vit":
+        tensors = to_part_tokens(tensors, model.config.backbone_config)
     named = {name: (rename(name) or "", tensor) for name, tensor in tensors.items()}
     used = {target: tensor for target, tensor in named.values() if target in ours}
     ignored = [name for name, (target, _) in named.items() if target not in ours and IGNORABLE.match(name)]
@@ -165,8 +185,9 @@ def load_foreign(model: ReIDModel, tensors: dict[str, Tensor]) -> Conversion:
             f"missing {_some(missing)}; unknown {_some(strange)}; other shape {_some(misshaped)}. "
             "Choose the variant that the file was trained as"
         )
+    made = [target for name, (target, _) in named.items() if target in ours and name not in held]
     model.load_state_dict({**ours, **used})
-    return Conversion(sorted(used), sorted(ignored), sorted(absent))
+    return Conversion(sorted(used), sorted(ignored), sorted(absent), sorted(made))
 
 
 def _some(names: list[str]) -> str:

@@ -16,6 +16,8 @@ VECTOR_FIELDS = (
     "head_relu", "image_mean", "image_size", "image_std", "interpolation", "last_stride", "neck", "pooling",
     "pooling_window", "retrieve",
 )  # fmt: skip
+# The same, of the backbone's configuration.
+BACKBONE_VECTOR_FIELDS = ("heads", "layer_norm_eps", "num_attention_heads", "stride")
 
 # With these files beside it, sentence-transformers 6 loads a checkpoint as an image model.
 SENTENCE_TRANSFORMERS = {
@@ -41,6 +43,10 @@ class CheckpointMixin:
         """A digest of what decides the embeddings, weights and configuration; stored with an index of them."""
         digest = hashlib.sha256()
         config = {key: value for key, value in self.config.to_dict().items() if key in VECTOR_FIELDS}
+        backbone = getattr(self.config, "backbone_config", None)
+        config |= {
+            f"backbone.{key}": getattr(backbone, key) for key in BACKBONE_VECTOR_FIELDS if hasattr(backbone, key)
+        }
         digest.update(json.dumps(config, sort_keys=True).encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())

@@ -9,9 +9,9 @@ from transformers import AutoConfig, PreTrainedConfig
 from .variants_reid import find_variant
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-POOLINGS = ("avg", "max", "gem", "stabilised_max", "cls", "global_stripes")
+POOLINGS = ("avg", "max", "gem", "stabilised_max", "cls", "global_stripes", "part_tokens")
 HEADS = ("none", "linear")
-NECKS = ("bnneck", "linear_bnneck", "none")
+NECKS = ("bnneck", "linear_bnneck", "part_bnneck", "none")
 RETRIEVALS = ("neck", "features")
 INTERPOLATIONS = ("bilinear", "bicubic")
 MSINET_INTERACTIONS = ("none", "exchange", "gate", "cross_attention")
@@ -75,7 +75,68 @@ class SqueezeNetConfig(PreTrainedConfig):
     model_type = "reid_squeezenet"
 
 
-OWN_BACKBONES = {config.model_type: config for config in (OSNetConfig, MSINetConfig, SqueezeNetConfig)}
+@strict
+class PartViTConfig(PreTrainedConfig):
+    """ViT with part tokens (PASS, arXiv:2203.03931) and a free width (OSKT, arXiv:2511.06016).
+
+    Args:
+        embed_dim: width E of the patch embedding, the tokens and the positions.
+        width: width D of the blocks and of the output.
+        depth, heads, mlp_ratio: of the blocks.
+        patch_size, stride: of the square patches, in pixels.
+        drop_path: probability that the last block's branches are skipped in training, rising from 0 linearly.
+        image_size: (height, width); a `ReIDConfig` sets its own here.
+
+    Raises:
+        ValueError: if the heads do not divide the width, `drop_path` is no probability below 1, or the picture is
+            smaller than a patch.
+    """
+
+    model_type = "reid_part_vit"
+    embed_dim: int = 384
+    width: int = 384
+    depth: int = 12
+    heads: int = 6
+    mlp_ratio: float = 4.0
+    patch_size: int = 16
+    stride: int = 16
+    drop_path: float = 0.1
+    layer_norm_eps: float = 1e-6
+    image_size: list[int] | tuple[int, ...] = (256, 128)
+
+    def __post_init__(self, **kwargs):
+        self.image_size = list(self.image_size)
+        self.validate_blocks()
+        self.validate_grid()
+        super().__post_init__(**kwargs)
+
+    @property
+    def mlp_width(self) -> int:
+        """Channels between the two layers of an MLP."""
+        return int(self.width * self.mlp_ratio)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches along (height, width)."""
+        rows, columns = ((size - self.patch_size) // self.stride + 1 for size in self.image_size)
+        return rows, columns
+
+    def validate_blocks(self):
+        if self.width % self.heads or self.width < self.heads:
+            below = max(self.width // self.heads, 1) * self.heads
+            raise ValueError(
+                f"width must be a multiple of the {self.heads} heads, got {self.width}: the nearest are {below} and "
+                f"{below + self.heads}"
+            )
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"drop_path must be a probability below 1, got {self.drop_path}")
+
+    def validate_grid(self):
+        if min(self.image_size) < self.patch_size:
+            raise ValueError(f"image_size {self.image_size} is smaller than a patch of {self.patch_size} pixels")
+
+
+OWN_BACKBONES = {config.model_type: config for config in (OSNetConfig, MSINetConfig, PartViTConfig, SqueezeNetConfig)}
 
 
 @strict
@@ -88,14 +149,15 @@ class ReIDConfig(PreTrainedConfig):
 
     Args:
         backbone_config: configuration of the trunk: one of ours (`model_type` "reid_osnet", "reid_msinet",
-            "reid_squeezenet"), "timm_wrapper", or any image model of transformers.
+            "reid_part_vit", "reid_squeezenet"), "timm_wrapper", or any image model of transformers.
         last_stride: stride of the last stage of a ResNet (1 is ReID's habit); None leaves the trunk as it is.
         pooling: "avg", "max", "gem", "stabilised_max" (FD, eq. 5: max over `pooling_window` averages), "cls" (first
-            token), or "global_stripes" (MSINet: mean of the last map, and of two stripes of an earlier one).
+            token), "global_stripes" (MSINet: mean of the last map, and of two stripes of an earlier one), or
+            "part_tokens" (PASS: the class token beside the mean of three part tokens).
         head: "none" or "linear" (FC to `embedding_dim` and BN; `head_bias`, `head_relu` as in OSNet).
         head_init_std: standard deviation of the head's FC at the start; None is Kaiming fan-out.
         neck: "bnneck" (batch norm without bias, arXiv:1903.07071), "linear_bnneck" (MSINet: an FC in front of it, both
-            for each part of the vector) or "none".
+            for each part of the vector), "part_bnneck" (PASS: one for each of the four tokens) or "none".
         image_size: (height, width) in pixels.
         interpolation: of the resize, "bilinear" or "bicubic".
         variant: the name this configuration was made from.
@@ -135,6 +197,12 @@ class ReIDConfig(PreTrainedConfig):
         self.validate_choices()
         self.validate_input()
         self.validate_head()
+        self.validate_parts()
+        if self.backbone_config.model_type == PartViTConfig.model_type:
+            # A ViT has a position for each patch, and the size of the picture is said in one place.
+            self.backbone_config = copy.deepcopy(self.backbone_config)
+            self.backbone_config.image_size = list(self.image_size)
+            self.backbone_config.validate_grid()
         super().__post_init__(**kwargs)
 
     def validate_choices(self):
@@ -157,6 +225,18 @@ class ReIDConfig(PreTrainedConfig):
         if (self.head == "linear") != (self.embedding_dim is not None):
             raise ValueError(
                 f"embedding_dim belongs to head='linear', got head={self.head!r} and embedding_dim={self.embedding_dim}"
+            )
+
+    def validate_parts(self):
+        if self.pooling == "part_tokens" and self.backbone_config.model_type != PartViTConfig.model_type:
+            raise ValueError(
+                f"pooling='part_tokens' needs a backbone with part tokens ({PartViTConfig.model_type!r}), got "
+                f"{self.backbone_config.model_type!r}"
+            )
+        if self.neck == "part_bnneck" and (self.pooling != "part_tokens" or self.head != "none"):
+            raise ValueError(
+                "neck='part_bnneck' normalises the tokens themselves, so it needs pooling='part_tokens' and "
+                f"head='none', got pooling={self.pooling!r} and head={self.head!r}; behind a head take neck='bnneck'"
             )
 
     @classmethod

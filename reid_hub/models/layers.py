@@ -113,6 +113,46 @@ class ClsPool(nn.Module):
         return tokens[:, 0]
 
 
+class PartTokens(nn.Module):
+    """The class token and the three part tokens, (B, 4 + n, C) -> (B, 4, C); PASS, arXiv:2203.03931.
+
+    Attributes:
+        part_dims: lengths of the two vectors that `fuse_parts` makes of them.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.part_dims = (channels, channels)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens[:, :4]
+
+    def width_groups(self, groups, maps: tuple[str, ...]) -> tuple[str, ...]:
+        """The groups of the vector that `fuse_parts` makes of the four tokens."""
+        return 2 * maps[-1:]
+
+
+def fuse_parts(parts: Tensor) -> Tensor:
+    """The class token beside the mean of the part tokens, (B, 1 + P, C) -> (B, 2C)."""
+    return torch.cat([parts[:, 0], parts[:, 1:].mean(1)], 1)
+
+
+class PartBNNeck(nn.Module):
+    """A BNNeck for each token in front of `fuse_parts`, (B, P, C) -> (B, 2C); PASS, arXiv:2203.03931."""
+
+    def __init__(self, dim: int, parts: int = 4):
+        super().__init__()
+        self.parts = nn.ModuleList(BNNeck(dim) for _ in range(parts))
+
+    def forward(self, parts: Tensor) -> Tensor:
+        return fuse_parts(torch.stack([neck(part) for neck, part in zip(self.parts, parts.unbind(1), strict=True)], 1))
+
+    def width_groups(self, groups, reads: tuple[str, ...]) -> None:
+        """Declare the norms; `reads` numbers the fused vector, whose halves both count like one token."""
+        for i in range(len(self.parts)):
+            groups.layer(f"parts.{i}", writes=reads[:1])
+
+
 class GlobalStripesPool(nn.Module):
     """The mean of the last map, and those of an earlier map's upper and lower half: (B, C) and (B, 256) side by side.
 
@@ -161,6 +201,8 @@ def build_pooling(config, backbone: nn.Module) -> nn.Module:
                 "has none: choose another pooling"
             )
         return GlobalStripesPool(backbone.stage_channels)
+    if config.pooling == "part_tokens":
+        return PartTokens(backbone.out_channels)
     if config.pooling == "gem":
         return GeMPool(config.gem_p)
     if config.pooling == "stabilised_max":
@@ -172,4 +214,6 @@ def build_neck(config, part_dims: Sequence[int]) -> nn.Module:
     """The neck that `config.neck` names, for a vector of these parts."""
     if config.neck == "none":
         return nn.Identity()
+    if config.neck == "part_bnneck":
+        return PartBNNeck(part_dims[0])
     return BNNeck(sum(part_dims)) if config.neck == "bnneck" else LinearBNNeck(part_dims)

@@ -18,18 +18,20 @@ from transformers.utils.generic import can_return_tuple
 from .backbone_library import LibraryBackbone
 from .backbone_msinet import CrossAttention, MSINet
 from .backbone_osnet import OSNet
+from .backbone_part_vit import PartViT
 from .backbone_squeezenet import SqueezeNet
 from .checkpoint_reid import CheckpointMixin
 from .configuration_reid import ReIDConfig
 from .head_linear import LinearHead
 from .image_processing_reid import ReIDImageProcessor
-from .layers import BNNeck, GeMPool, build_neck, build_pooling
+from .layers import BNNeck, GeMPool, PartBNNeck, build_neck, build_pooling, fuse_parts
 from .width_groups import WidthGroups
 
 # Backbones of our own by the model_type of their configuration; everything else is a library's.
 BACKBONES: dict[str, Callable[[Any], nn.Module]] = {
     "reid_osnet": OSNet,
     "reid_msinet": MSINet,
+    "reid_part_vit": PartViT,
     "reid_squeezenet": SqueezeNet,
 }
 
@@ -100,8 +102,11 @@ class ReIDModel(CheckpointMixin, PreTrainedModel):
         takes_stages = getattr(self.pooling, "takes_stages", False)
         stages = self.backbone.stages(pixel_values) if takes_stages else (self.backbone(pixel_values),)
         feature_map = stages[-1]
-        features = self.head(self.pooling(stages if takes_stages else feature_map))
-        embeddings = self.neck(features) if self.training or self.config.retrieve == "neck" else features
+        pooled = self.pooling(stages if takes_stages else feature_map)
+        features = self.head(fuse_parts(pooled) if pooled.ndim == 3 else pooled)
+        embeddings = features
+        if self.training or self.config.retrieve == "neck":
+            embeddings = self.neck(pooled if isinstance(self.neck, PartBNNeck) else features)
         return ReIDOutput(embeddings, features, feature_map, embeddings)
 
     def width_groups(self) -> WidthGroups:
@@ -128,10 +133,14 @@ class ReIDModel(CheckpointMixin, PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module):
-        """Initialise one leaf of ours; nested library models answer for their own.
+        """Initialise one leaf of ours; nested library models and modules with `initialise` answer for their own.
 
-        Convolutions: Kaiming normal, fan-out. FC of the head: Kaiming fan-out or N(0, head_init_std^2). Norms: 1 and 0.
+        Convolutions: Kaiming normal, fan-out. FC: N(0, init_std^2) where it has an `init_std`, or Kaiming fan-out.
+        Norms: 1 and 0.
         """
+        if hasattr(module, "initialise"):
+            module.initialise()
+            return
         if isinstance(module, nn.Linear) and getattr(module, "init_std", None) is not None:
             init.normal_(module.weight, std=module.init_std)
         elif isinstance(module, (nn.Conv2d, nn.Linear)):
@@ -144,7 +153,7 @@ class ReIDModel(CheckpointMixin, PreTrainedModel):
             init.constant_(module.p, module.initial_p)
         elif isinstance(module, CrossAttention):
             init.zeros_(module.gamma)
-        if isinstance(module, (BNNeck, nn.BatchNorm1d, nn.BatchNorm2d, nn.InstanceNorm2d)):
+        if isinstance(module, (BNNeck, nn.BatchNorm1d, nn.BatchNorm2d, nn.InstanceNorm2d, nn.LayerNorm)):
             init.ones_(module.weight)
         if isinstance(getattr(module, "bias", None), Tensor):
             init.zeros_(module.bias)
@@ -155,17 +164,18 @@ class ReIDModel(CheckpointMixin, PreTrainedModel):
         Raises:
             ValueError: for a backbone with batch norm, whose running statistics the second forward would update twice.
         """
-        model = getattr(self.backbone, "model", None)
-        if model is None or any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.backbone.modules()):
+        model = getattr(self.backbone, "model", self.backbone)
+        enable = _checkpointing(model, "enable")
+        if enable is None or any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.backbone.modules()):
             raise ValueError(
                 "gradient checkpointing runs the forward twice, and batch norm would update its running statistics "
                 f"twice; only transformer backbones have it, not {self.config.backbone_config.model_type!r}"
             )
-        _checkpointing(model, "enable")(activation_checkpointing_kwargs, **kwargs)
+        enable(activation_checkpointing_kwargs, **kwargs)
 
     def activation_checkpointing_disable(self) -> None:
         """Undo `activation_checkpointing_enable`."""
-        _checkpointing(self.backbone.model, "disable")()
+        _checkpointing(getattr(self.backbone, "model", self.backbone), "disable")()
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **kwargs) -> None:
         """The same under its former name, which older versions of transformers call."""
@@ -207,11 +217,10 @@ class ReIDModel(CheckpointMixin, PreTrainedModel):
         return torch.cat(vectors).numpy() if vectors else np.empty((0, self.embedding_dim), np.float32)
 
 
-def _checkpointing(model: PreTrainedModel, action: str) -> Callable:
-    """A library model's method, under the name it has had since transformers 5.20 or under the one before."""
-    return getattr(model, f"activation_checkpointing_{action}", None) or getattr(
-        model, f"gradient_checkpointing_{action}"
-    )
+def _checkpointing(model: nn.Module, action: str) -> Callable | None:
+    """A model's method, under the name it has had since transformers 5.20 or under the one before."""
+    names = (f"activation_checkpointing_{action}", f"gradient_checkpointing_{action}")
+    return next((getattr(model, name) for name in names if hasattr(model, name)), None)
 
 
 def _open(image):

@@ -36,6 +36,23 @@ def _osnet(channels: list[int]) -> dict:
     }
 
 
+def _part_vit(embed_dim: int, heads: int, width: int | None = None) -> dict:
+    """PASS (arXiv:2203.03931) as OSKT (arXiv:2511.06016) uses it: a student keeps its teacher's patch embedding."""
+    return {
+        "backbone_config": {
+            "model_type": "reid_part_vit",
+            "embed_dim": embed_dim,
+            "width": width or embed_dim,
+            "heads": heads,
+        },
+        "pooling": "part_tokens",
+        "neck": "part_bnneck",
+        "retrieve": "features",
+        "image_mean": (0.5, 0.5, 0.5),
+        "image_std": (0.5, 0.5, 0.5),
+    }
+
+
 def _msinet(channels: list[int]) -> dict:
     """MSINet (arXiv:2303.07065): the global and the striped vector are compared, and classified behind their necks."""
     return {
@@ -69,6 +86,13 @@ VARIANTS: dict[str, dict] = {
     "res50-s4": _resnet(R50, _planes(32, 2, 3, 4)),
     "res50-s5": _resnet(R50, _planes(32, 2, 4, 8)),
     "res50-s6": _resnet(R50, _planes(64, 2, 3, 4)),
+    # OSKT, table A3: teachers, and students with the teacher's heads in narrower blocks.
+    "vit-s": _part_vit(384, 6),
+    "vit-b": _part_vit(768, 12),
+    "vit-s-s1": _part_vit(384, 6, 120),
+    "vit-s-s2": _part_vit(384, 6, 168),
+    "vit-b-s1": _part_vit(768, 12, 264),
+    "vit-b-s2": _part_vit(768, 12, 336),
     # Students of Factorized Distillation, table 1.
     "squeezenet": _factorized({"backbone_config": {"model_type": "reid_squeezenet"}}, 512),
     "res18a": _factorized(_resnet(*R18), 512),

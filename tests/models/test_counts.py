@@ -79,6 +79,49 @@ def test_msinet_cells_have_the_published_sizes():
     assert [count(cell) for cell in build_on_meta("msinet-x1.0").backbone.cells] == sizes
 
 
+@pytest.mark.parametrize(
+    ("variant", "embed_dim", "width", "printed", "without_tokens", "published"),
+    [
+        # Millions in three conventions: every parameter of the trunk; without tokens and positions, which profilers
+        # that count by layers do not see; and the latter of a network whose patch embedding is as narrow as its blocks,
+        # which is what OSKT's tables print. (OSKT prints 4.42 for ViT-S-S2, counting an unused layer of 1000 classes.)
+        ("vit-s-s1", 384, 120, 2.486, 2.434, 2.199), ("vit-s-s2", 384, 168, 4.503, 4.451, 4.248),
+        ("vit-s", 384, 384, 21.789, 21.737, 21.737), ("vit-b-s1", 768, 264, 10.976, 10.871, 10.351),
+        ("vit-b-s2", 768, 336, 17.263, 17.159, 16.681), ("vit-b", 768, 768, 86.341, 86.236, 86.236),
+    ],
+)  # fmt: skip
+def test_part_vit_has_the_published_number_of_parameters(variant, embed_dim, width, printed, without_tokens, published):
+    def formula(e: int, d: int) -> int:
+        """Patch embedding; dw; blocks; last norm; four tokens with their positions; 128 positions."""
+        return (3 * 16 * 16 * e + e) + d * e + 12 * (12 * d * d + 13 * d) + 2 * d + 8 * e + 128 * e
+
+    backbone = build_on_meta(variant).backbone
+    assert count(backbone) == formula(embed_dim, width)
+    tokens = sum(p.numel() for name, p in backbone.named_parameters() if "." not in name)
+    assert tokens == 136 * embed_dim
+    narrow = formula(width, width) - 136 * width
+    assert [round(n / 1e6, 3) for n in (count(backbone), count(backbone) - tokens, narrow)] == [
+        printed, without_tokens, published,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("variant", "embed_dim", "width", "printed", "with_attention"),
+    [
+        ("vit-s-s1", 384, 120, 0.3175, 0.3677), ("vit-s-s2", 384, 168, 0.5827, 0.6530),
+        ("vit-s", 384, 384, 2.8601, 3.0206), ("vit-b-s1", 768, 264, 1.4270, 1.5374),
+        ("vit-b-s2", 768, 336, 2.2555, 2.3960), ("vit-b", 768, 768, 11.3647, 11.6859),
+    ],
+)  # fmt: skip
+def test_part_vit_has_the_published_multiply_adds(variant, embed_dim, width, printed, with_attention):
+    """128 patches are embedded; 132 tokens go through dw and the blocks, and each meets each twice (q k, values)."""
+    cost = measure_cost(build_on_meta(variant), repeats=1)
+    assert cost["macs"] == 128 * 3 * 16 * 16 * embed_dim + 132 * embed_dim * width + 12 * 132 * 12 * width * width
+    assert cost["attention_macs"] == 12 * 2 * 132 * 132 * width
+    assert round(cost["macs"] / 1e9, 4) == printed
+    assert round((cost["macs"] + cost["attention_macs"]) / 1e9, 4) == with_attention
+
+
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"])
 def test_trunk_counts_what_torchvision_counts(name):
     import torchvision
@@ -102,7 +145,8 @@ def test_every_variant_states_the_width_it_has(variant):
     model = build_on_meta(variant)
     with torch.device("meta"):
         output = model.eval()(torch.empty(1, 3, *model.config.image_size))
-    assert output.feature_map.shape[1] == model.backbone.out_channels
+    channels = output.feature_map.shape[1 if output.feature_map.ndim == 4 else 2]
+    assert channels == model.backbone.out_channels
     assert output.features.shape == (1, model.feature_dim)
     assert output.embeddings.shape == (1, model.embedding_dim)
 

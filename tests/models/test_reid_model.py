@@ -22,6 +22,11 @@ CONFIGS = {
         image_size=(64, 32),
     ),
     "msinet": lambda: ReIDConfig.from_variant("msinet-x0.25", image_size=(64, 32)),
+    "part vit": lambda: ReIDConfig.from_variant(
+        "vit-s",
+        backbone_config={"model_type": "reid_part_vit", "embed_dim": 24, "width": 16, "depth": 2, "heads": 2},
+        image_size=(64, 32),
+    ),
     "timm cnn": lambda: ReIDConfig.from_variant("timm/resnet10t", image_size=(64, 32)),
     "timm vit": lambda: ReIDConfig.from_variant("timm/vit_tiny_patch16_224", image_size=(64, 32), retrieve="features"),
     "timm channels last": lambda: ReIDConfig.from_variant("timm/swin_tiny_patch4_window7_224", image_size=(112, 56)),

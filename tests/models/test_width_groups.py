@@ -8,11 +8,17 @@ import torch
 from torch.func import functional_call
 
 from reid_hub import ReIDConfig, ReIDModel
-from reid_hub.models.width_groups import WidthGroups
+from reid_hub.models.width_groups import WidthGroup, WidthGroups
 
 IBN = {"model_type": "reid_osnet", "channels": [16, 64, 96, 128], "ibn": True}
+PART_VIT = {
+    "backbone_config": {
+        "model_type": "reid_part_vit", "embed_dim": 24, "width": 16, "depth": 2, "heads": 2, "drop_path": 0.0,
+    },
+}  # fmt: skip
 
 # Variant, overrides, number of groups. ResNet: stem, stages, two (basic: one) in each block. OSNet and MSINet: specs.
+# Part-token ViT: the residual stream, and in each block the attention and the MLP.
 NETWORKS = {
     "res50": ("res50-s1", {}, 1 + 4 + 2 * 16),
     "res18": ("res18-x0.25", {}, 1 + 3 + 8),  # basic blocks: the first stage has no shortcut, its stream is the stem's
@@ -20,7 +26,14 @@ NETWORKS = {
     "osnet": ("osnet-x0.25", {"embedding_dim": 24}, 62),
     "osnet-ibn": ("osnet-x0.25", {"embedding_dim": 24, "backbone_config": IBN}, 62),
     "msinet": ("msinet-x0.25", {"retrieve": "neck"}, 66),  # so that evaluation goes through the neck's groups as well
+    "vit": ("vit-s", PART_VIT, 1 + 2 * 2),
+    "vit-bnneck": ("vit-s", {**PART_VIT, "neck": "bnneck", "retrieve": "neck"}, 1 + 2 * 2),
+    "vit-embedding": ("vit-s", {**PART_VIT, "neck": "none", "head": "linear", "embedding_dim": 12}, 1 + 2 * 2 + 1),
 }
+# The part-token ViT's patch embedding, tokens and positions keep the teacher's width: they are in no group, and neither
+# are the columns of the layer behind them.
+FULL_WIDTH = re.compile(r"backbone\.(patch_embed\.proj\.\w+|(cls|part)_token\d?|(cls|part\d)_pos|pos_embed)")
+FULL_WIDTH_COLUMNS = {"backbone.dw.weight"}
 
 
 def build(name: str, seed: int = 0) -> ReIDModel:
@@ -115,11 +128,23 @@ def test_every_channel_axis_is_covered(name):
     for key, tensor in model.state_dict().items():
         if tensor.ndim == 0 or key.endswith("gamma"):
             continue
+        if FULL_WIDTH.fullmatch(key):
+            assert key not in groups.axes, key
+            continue
         layer = model.get_submodule(key.rpartition(".")[0])
         axes = groups.axes[key]
         assert axes.rows, key
         counts_inputs = tensor.ndim > 1 and getattr(layer, "groups", 1) == 1 and tensor.shape[1] != 3
-        assert bool(axes.columns) == counts_inputs, key
+        assert bool(axes.columns) == (counts_inputs and key not in FULL_WIDTH_COLUMNS), key
+
+
+def test_attention_is_declared_by_heads_with_its_queries_first():
+    groups = build("vit").width_groups()
+    assert groups.groups["blocks.1.attn"] == WidthGroup(16, blocks=2)
+    assert groups.axes["backbone.blocks.1.attn.qkv.weight"].rows == ("blocks.1.attn",) * 3
+    assert groups.queries == {
+        f"backbone.blocks.{i}.attn.qkv.{tensor}": f"blocks.{i}.attn" for i in (0, 1) for tensor in ("weight", "bias")
+    }
 
 
 BLOCK, LAST_OF_STREAM = r"backbone\.conv3\.1\.", r"conv2(a|b\.1|c\.2|d\.3)\."
