@@ -57,6 +57,8 @@ class KDPPMethod(SupervisedMethod):
         super().__init__(model, num_ids, **supervised)
         if teacher_classifier is None and class_means is None:
             raise ValueError("the teacher teaches nothing: give its classifier, its class means, or both")
+        if teacher_classifier is not None and isinstance(self.classifier, nn.ModuleList):
+            raise ValueError("a student with a classifier for each part has no logits to compare: leave per_part False")
         _check_shape("teacher_classifier", teacher_classifier, (num_ids, teacher.embedding_dim))
         _check_shape("class_means", class_means, (num_ids, teacher.feature_dim))
         self.kd_weight, self.nd_weight, self.temperature = kd_weight, nd_weight, temperature

@@ -160,6 +160,14 @@ def test_each_lesson_can_be_left_out(pixels):
         method_of(model, teacher, class_means=torch.randn(5, 12))
 
 
+def test_classifiers_of_parts_are_not_compared_with_the_one_of_a_teacher():
+    msinet = {"model_type": "reid_msinet", "channels": [16, 64, 64, 64]}
+    model = ReIDModel(ReIDConfig.from_variant("msinet-x0.25", backbone_config=msinet, image_size=(64, 32)))
+    with pytest.raises(ValueError, match="leave per_part False"):
+        method_of(model, build(12, 1), per_part=True)
+    assert isinstance(method_of(model, build(12, 1), teacher_classifier=None, per_part=True).classifier, nn.ModuleList)
+
+
 def test_warm_up_weights_the_logits_by_whole_epochs(pixels):
     method = method_of(build(12, 0), build(12, 1), kd_warmup_epochs=20).eval()
     share = []

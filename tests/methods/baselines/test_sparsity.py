@@ -25,15 +25,19 @@ CONFIGS = {
     "bottleneck": resnet([4, 6]),
     "basic": resnet([4, 6], "basic"),
     "embedding": resnet([4, 6], head="linear", embedding_dim=5, neck="none"),
-    "osnet": ReIDConfig.from_variant("osnet-x0.25", image_size=(64, 32)),
+    # Wide enough for two channels in the gate: of one, the library makes all gradients NaN.
+    "osnet": ReIDConfig.from_variant(
+        "osnet-x0.25",
+        backbone_config={"model_type": "reid_osnet", "channels": [8, 128, 144, 160]},
+        image_size=(64, 32),
+        embedding_dim=32,
+    ),
 }
 
 
 def with_gradients(config: ReIDConfig) -> SupervisedMethod:
     torch.manual_seed(0)
     model = ReIDModel(copy.deepcopy(config))
-    if not hasattr(model.backbone, "width_groups"):
-        pytest.skip("this backbone does not declare its channels yet")
     for parameter in model.parameters():
         if parameter.ndim == 1:
             parameter.data.add_(0.5 * torch.rand(parameter.shape))
@@ -60,15 +64,14 @@ def test_gradients_are_those_of_the_authors_library(name):
         out_channel_groups={},
         reg=1e-2,
     )
-    for parameter in traced.parameters():
+    for parameter in (*traced.parameters(), *method.parameters()):
         parameter.grad = torch.zeros_like(parameter)
     pruner.regularize(traced)
-    before = {n: p.grad.clone() for n, p in method.named_parameters()}
     SparsityLearning(method.model, method.classifier, reg=1e-2).regularize()
     expected = {n: p.grad for n, p in traced.named_parameters()}
     assert sum(gradient.any().item() for gradient in expected.values()) > 10
     for key, parameter in method.named_parameters():
-        torch.testing.assert_close(parameter.grad - before[key], expected[key], rtol=1e-4, atol=1e-5, msg=key)
+        torch.testing.assert_close(parameter.grad, expected[key], rtol=1e-4, atol=1e-8, msg=key)
 
 
 def test_lightest_channel_decays_alpha_times_as_fast_as_the_heaviest():
