@@ -1,6 +1,7 @@
 """DepGraph (arXiv:2301.12900, CVPR 2023): structural pruning to exact widths, by the authors' torch-pruning library."""
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -27,11 +28,14 @@ def prune_to(
 
     Every group of channels that depend on each other is ranked and cut on its own (local pruning, in one step). What
     comes back holds the kept weights and running statistics; it is checked to compute what the pruned network does.
+    The library cannot follow channels into a vector of several parts (MSINet, the part-token ViT): there it prunes the
+    backbone alone, and what stands behind starts fresh.
 
     Args:
         model: trained, best with `SparsityLearning`; left as it is.
         importance: "magnitude" (squared weights) or "taylor" (|weight * gradient|, for ViT).
-        classifier: weight (K, D) of the classifier behind the neck, whose columns count for the channels they read.
+        classifier: weight (K, D) of the classifier behind the neck; its columns count for the channels they read,
+            unless the vector has several parts.
         loss: for "taylor", called with a copy of the model in training mode and the classifier, gives a scalar.
         example_inputs: pictures (B >= 2, 3, H, W) to trace the network with; by default of the model's image size.
 
@@ -44,21 +48,23 @@ def prune_to(
     score = getattr(pruning.importance, lookup(IMPORTANCES, importance, "importance"))()
     if (importance == "taylor") != (loss is not None):
         raise ValueError(f"a loss belongs to importance='taylor', got importance={importance!r} and loss={loss!r}")
-    with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten
+    with torch.random.fork_rng(devices=[]):  # most of what is drawn here is overwritten
         student = ReIDModel(copy.deepcopy(config)).to(model.device, model.dtype)
         traced = _Traced(model, classifier)
     ratios = _ratios(traced.model, student)
     if example_inputs is None:
         example_inputs = torch.zeros(2, 3, *model.config.image_size)
     example_inputs = example_inputs.to(model.device, model.dtype)
-    with torch.enable_grad():
+    with torch.enable_grad(), warnings.catch_warnings():
+        # Of tokens and positions the library cuts the last axis, which is right, and all widths are checked below.
+        warnings.filterwarnings("ignore", message="Unwrapped parameters detected")
         pruner = pruning.pruner.BasePruner(
             traced,
             example_inputs,
             importance=score,
             pruning_ratio=0.0,
             pruning_ratio_dict=ratios,
-            ignored_layers=[] if traced.classifier is None else [traced.classifier],
+            ignored_layers=[layer for layer in [traced.classifier] if layer is not None],
             # Fresh dictionaries: the library writes into these, and into its defaults.
             num_heads=_heads(traced.model),
             in_channel_groups={},
@@ -67,11 +73,12 @@ def prune_to(
         if loss is not None:
             traced.backward(loss)
     pruner.step()
-    pruned, due = traced.model.state_dict(), student.state_dict()
-    wrong = [name for name in due if name not in pruned or pruned[name].shape != due[name].shape]
+    due, pruned = student.state_dict(), traced.model.state_dict()
+    names = [name for name in due if traced.whole or name.startswith("backbone.")]
+    wrong = [name for name in names if name not in pruned or pruned[name].shape != due[name].shape]
     if wrong:
         raise RuntimeError(f"torch-pruning did not reach the width of {wrong[0]} and {len(wrong) - 1} more tensors")
-    student.load_state_dict({name: pruned[name] for name in due})
+    student.load_state_dict(due | {name: pruned[name] for name in names})
     _check_equal(traced.eval(), student.eval(), example_inputs)
     return student.train(model.training)
 
@@ -81,7 +88,10 @@ class _Traced(nn.Module):
 
     def __init__(self, model: ReIDModel, classifier: Tensor | None):
         super().__init__()
+        # A pooling that declares channels rearranges them, which the library gets wrong.
+        self.whole = not hasattr(model.pooling, "width_groups")
         self.model = copy.deepcopy(model).requires_grad_(True)
+        self.model.config.retrieve = "neck"
         for path, module in list(self.model.named_modules()):
             if isinstance(module, BNNeck):
                 self.model.set_submodule(path, _plain_norm(module))
@@ -92,7 +102,9 @@ class _Traced(nn.Module):
             self.classifier.load_state_dict({"weight": classifier})
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        embeddings = self.model.neck(self.model(pixel_values).features)
+        if not self.whole:
+            return self.model.backbone(pixel_values)
+        embeddings = self.model(pixel_values).embeddings
         return embeddings if self.classifier is None else self.classifier(embeddings)
 
     def backward(self, loss: Callable[[ReIDModel, nn.Linear | None], Tensor]) -> None:
@@ -100,7 +112,8 @@ class _Traced(nn.Module):
         buffers = {name: buffer.clone() for name, buffer in self.named_buffers()}
         self.train().zero_grad()
         loss(self.model, self.classifier).backward()
-        without = [name for name, parameter in self.named_parameters() if parameter.grad is None]
+        part = self if self.whole else self.model.backbone
+        without = [name for name, parameter in part.named_parameters() if parameter.grad is None]
         if without:
             raise ValueError(f"the loss does not depend on {without[0]}, which 'taylor' needs a gradient of")
         for name, buffer in self.named_buffers():
@@ -163,7 +176,10 @@ def _heads(model: ReIDModel) -> dict[nn.Module, int]:
 def _check_equal(traced: _Traced, student: ReIDModel, example_inputs: Tensor) -> None:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randn(example_inputs.shape, generator=generator).to(example_inputs)
-    expected, got = traced.model(pixels).features, student(pixels).features
+    if traced.whole:
+        expected, got = traced.model(pixels).features, student(pixels).features
+    else:
+        expected, got = traced.model.backbone(pixels), student.backbone(pixels)
     error, scale = (got - expected).abs().max(), expected.abs().max()
     if not error <= 1e-3 * scale:
         raise RuntimeError(

@@ -65,6 +65,7 @@ class KDPPMethod(SupervisedMethod):
         self.kd_warmup_epochs, self.epoch = kd_warmup_epochs, 0.0
         # In a tuple it is no submodule: neither `train` nor the optimiser nor a checkpoint reaches it.
         self._outside = (copy.deepcopy(teacher).requires_grad_(False).eval(),)
+        self.teacher.config.retrieve = "neck"  # its logits are taken there, whatever it is searched with
         self.register_buffer("teacher_classifier", _constant(teacher_classifier), persistent=False)
         directions = None if class_means is None else F.normalize(class_means.detach().double(), dim=1).float()
         self.register_buffer("directions", directions, persistent=False)
@@ -89,16 +90,14 @@ class KDPPMethod(SupervisedMethod):
         output = self.model(pixel_values)
         outputs = self.losses(output, pids)
         with torch.no_grad():
-            teacher_features = self.teacher(pixel_values).features
+            taught = self.teacher(pixel_values)
         if self.teacher_classifier is not None:
-            with torch.no_grad():
-                teacher_logits = F.linear(self.teacher.neck(teacher_features), self.teacher_classifier)
-            logits = self.classifier(output.embeddings)
+            logits, teacher_logits = self.classifier(output.embeddings), taught.embeddings @ self.teacher_classifier.T
             outputs["kd"] = distillation_loss(logits, teacher_logits, self.temperature)
             outputs["loss"] = outputs["loss"] + self.kd_weight * self._ramp() * outputs["kd"]
         if self.directions is not None:
             projected = self.projector(output.features)
-            outputs["nd"] = norm_direction_loss(projected, teacher_features, self.directions[pids])
+            outputs["nd"] = norm_direction_loss(projected, taught.features, self.directions[pids])
             outputs["loss"] = outputs["loss"] + self.nd_weight * outputs["nd"]
         return outputs
 

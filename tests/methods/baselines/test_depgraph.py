@@ -65,10 +65,12 @@ def axis_index(groups: WidthGroups, members: tuple[str, ...], kept: dict[str, Te
     return torch.cat(index)
 
 
-def assert_keeps(student: ReIDModel, model: ReIDModel, kept: dict[str, Tensor]) -> None:
+def assert_keeps(student: ReIDModel, model: ReIDModel, kept: dict[str, Tensor], part: str = "") -> None:
     """Every tensor of the student is the model's, at the kept channels of the groups that number it."""
     groups, state = model.width_groups(), model.state_dict()
-    for name, tensor in student.state_dict().items():
+    names = [name for name in student.state_dict() if name.startswith(part)]
+    for name in names:
+        tensor = student.state_dict()[name]
         expected = state[name]
         if name in groups.axes:
             for axis, members in enumerate((groups.axes[name].rows, groups.axes[name].columns)):
@@ -122,7 +124,7 @@ def test_channels_that_do_nothing_are_what_is_removed(pair):
         torch.testing.assert_close(student(pixels).embeddings, hidden(pixels).embeddings)
 
 
-def slow_scores(model: ReIDModel, measure, counted, classifier: nn.Linear | None = None) -> dict[str, Tensor]:
+def slow_scores(model: ReIDModel, measure, counted, classifier=None, part: str = "") -> dict[str, Tensor]:
     """Importance of every channel by the declaration of groups: the sum over each row and column it stands for."""
     groups = model.width_groups()
     scores = {name: [0.0] * group.size for name, group in groups.groups.items()}
@@ -130,7 +132,8 @@ def slow_scores(model: ReIDModel, measure, counted, classifier: nn.Linear | None
     tensors = [
         (measure(module.weight), axes.rows, axes.columns)
         for name, axes, module in tensors
-        if name.endswith("weight") and isinstance(module, counted) and getattr(module, "groups", 1) == 1
+        if name.startswith(part) and name.endswith("weight")
+        if isinstance(module, counted) and getattr(module, "groups", 1) == 1
     ]
     if classifier is not None:
         tensors.append((measure(classifier.weight), (), groups.axes["neck.weight"].rows))
@@ -155,6 +158,23 @@ def test_magnitude_keeps_the_channels_with_the_largest_sums_of_squares(pair):
     student = prune_to(model, narrow)
     scores = slow_scores(model, torch.square, (nn.Conv2d, nn.Linear, *NORMS))
     assert_keeps(student, model, heaviest(scores, student))
+
+
+@needs_library
+def test_of_a_vector_in_parts_the_backbone_alone_is_pruned():
+    wide, narrow = (
+        ReIDConfig.from_variant(
+            "msinet-x0.25", backbone_config={"model_type": "reid_msinet", "channels": channels}, image_size=(64, 32)
+        )
+        for channels in ([16, 64, 96, 128], [8, 64, 80, 112])
+    )
+    model = build(wide)
+    student = prune_to(model, narrow)
+    scores = slow_scores(model, torch.square, (nn.Conv2d, nn.Linear, *NORMS), part="backbone.")
+    assert_keeps(student, model, heaviest(scores, student), part="backbone.")
+    for name, module in student.neck.named_modules():
+        if isinstance(module, BNNeck):
+            assert torch.equal(module.weight, torch.ones_like(module.weight)), name
 
 
 @needs_library
