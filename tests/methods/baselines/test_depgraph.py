@@ -147,8 +147,13 @@ def slow_scores(model: ReIDModel, measure, counted, classifier=None, part: str =
 
 
 def heaviest(scores: dict[str, Tensor], student: ReIDModel) -> dict[str, Tensor]:
-    groups = student.width_groups().groups
-    return {name: values.topk(groups[name].size).indices.sort().values for name, values in scores.items()}
+    """The channels with the highest scores, in their order; those of attention heads by their mean over the heads."""
+    kept = {}
+    for name, group in student.width_groups().groups.items():
+        within = scores[name].view(group.blocks, -1).mean(0).topk(group.size // group.blocks).indices.sort().values
+        size = len(scores[name]) // group.blocks
+        kept[name] = torch.cat([head * size + within for head in range(group.blocks)])
+    return kept
 
 
 @needs_library
@@ -210,6 +215,29 @@ def test_taylor_keeps_the_channels_whose_weights_the_loss_depends_on():
     magnitude = heaviest(slow_scores(model, torch.square, (nn.Conv2d, *NORMS)), student)
     taylor = heaviest(scores, student)
     assert any(not torch.equal(magnitude[group], taylor[group]) for group in taylor)
+
+
+@needs_library
+@pytest.mark.parametrize("width", [12, 21])
+def test_vit_loses_the_same_channels_of_every_head_and_keeps_its_embedding(width):
+    backbone = {"model_type": "reid_part_vit", "embed_dim": 10, "depth": 2, "heads": 3, "drop_path": 0.0}
+    wide, narrow = (
+        ReIDConfig.from_variant("vit-s", backbone_config={**backbone, "width": width}, image_size=(64, 32))
+        for width in (24, width)
+    )
+    model, pids = build(wide), torch.tensor([0, 0, 1, 2])
+    classifier = nn.Linear(model.embedding_dim, 3, bias=False)
+
+    def loss(network, layer):
+        return identity_loss(layer(network(pixels()).embeddings), pids)
+
+    student = prune_to(model, narrow, importance="taylor", loss=loss, classifier=classifier.weight)
+    reference = copy.deepcopy(model).train()
+    loss(reference, classifier).backward()
+    scores = slow_scores(
+        reference, lambda weight: (weight * weight.grad).abs(), (nn.Linear, nn.LayerNorm), part="backbone."
+    )
+    assert_keeps(student, model, heaviest(scores, student), part="backbone.")
 
 
 @needs_library

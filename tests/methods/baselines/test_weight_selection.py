@@ -153,6 +153,44 @@ def test_packed_rows_of_queries_keys_and_values_lose_each_other_as_counted_in_th
     assert torch.equal(q, v)
 
 
+def vit(width: int, heads: int = 3) -> ReIDConfig:
+    backbone = {"model_type": "reid_part_vit", "embed_dim": 12, "width": width, "depth": 1, "heads": heads}
+    return ReIDConfig.from_variant("vit-s", backbone_config=backbone, image_size=(64, 32))
+
+
+def test_heads_queries_keys_and_values_keep_the_same_channels():
+    teacher = build(vit(24))
+    wide, state = teacher.state_dict(), select_weights(teacher, vit(15)).state_dict()
+    stream, hidden = slow_index(24, 15), slow_index(96, 60)
+    heads = [8 * head + i for head in range(3) for i in slow_index(8, 5)]
+    packed = [24 * part + i for part in range(3) for i in heads]
+    due = {"attn.qkv": (packed, stream), "attn.proj": (stream, heads), "mlp.fc1": (hidden, stream)}
+    for layer, (rows, columns) in {**due, "mlp.fc2": (stream, hidden)}.items():
+        name = f"backbone.blocks.0.{layer}"
+        assert torch.equal(state[f"{name}.weight"], wide[f"{name}.weight"][rows][:, columns])
+        assert torch.equal(state[f"{name}.bias"], wide[f"{name}.bias"][rows])
+    assert torch.equal(state["backbone.dw.weight"], wide["backbone.dw.weight"][stream])
+    for name in ("backbone.pos_embed", "backbone.part_token2", "backbone.patch_embed.proj.weight"):
+        assert torch.equal(state[name], wide[name])  # students keep the teacher's embedding
+    assert torch.equal(state["neck.parts.1.weight"], wide["neck.parts.1.weight"][stream])
+
+
+@pytest.mark.parametrize(("width", "heads"), [(15, 3), (16, 2)])
+def test_packed_selects_along_whole_axes_whatever_they_hold(width, heads):
+    teacher = build(vit(24))
+    student = select_weights(teacher, vit(width, heads), packed=True)
+    for name, tensor in student.state_dict().items():
+        expected = teacher.state_dict()[name]
+        for axis, kept in enumerate(tensor.shape):
+            expected = expected.index_select(axis, torch.tensor(slow_index(expected.shape[axis], kept)))
+        assert torch.equal(tensor, expected), name
+
+
+def test_number_of_heads_is_kept_unless_packed():
+    with pytest.raises(ValueError, match=r"'blocks\.0\.attn' has 3 blocks.* in the teacher and 2 in the student"):
+        select_weights(build(vit(24)), vit(16, 2))
+
+
 def test_what_the_teacher_lacks_behind_the_backbone_starts_fresh():
     teacher = build(resnet([8, 16], "basic"))
     with_head = select_weights(teacher, resnet([4, 8], "basic", head="linear", embedding_dim=8), seed=1)
