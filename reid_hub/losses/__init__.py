@@ -6,10 +6,20 @@ from torch import Tensor
 
 from reid_hub.losses.center import center_loss, move_centers
 from reid_hub.losses.circle import circle_loss
+from reid_hub.losses.distillation import distillation_loss, norm_direction_loss
 from reid_hub.losses.identity import identity_loss
 from reid_hub.losses.triplet import batch_hard_triplet_loss
 
-__all__ = ["METRIC_LOSSES", "batch_hard_triplet_loss", "center_loss", "circle_loss", "identity_loss", "move_centers"]
+__all__ = [
+    "METRIC_LOSSES",
+    "batch_hard_triplet_loss",
+    "center_loss",
+    "circle_loss",
+    "distillation_loss",
+    "identity_loss",
+    "move_centers",
+    "norm_direction_loss",
+]
 
 # Losses that compare the images of a batch with each other: (features, pids, **options) -> scalar.
 METRIC_LOSSES: dict[str, Callable[..., Tensor]] = {"triplet": batch_hard_triplet_loss, "circle": circle_loss}

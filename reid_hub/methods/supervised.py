@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from reid_hub.losses import METRIC_LOSSES, center_loss, identity_loss, move_centers
 from reid_hub.losses.distances import at_least_float32
 from reid_hub.methods.base import Method, gather_batch
-from reid_hub.models import ReIDModel
+from reid_hub.models import ReIDModel, ReIDOutput
 from reid_hub.registry import lookup
 
 
@@ -76,7 +76,10 @@ class SupervisedMethod(Method):
     def forward(
         self, pixel_values: Tensor, pids: Tensor, camids: Tensor | None = None, indices: Tensor | None = None
     ) -> dict[str, Tensor]:
-        output = self.model(pixel_values)
+        return self.losses(self.model(pixel_values), pids)
+
+    def losses(self, output: ReIDOutput, pids: Tensor) -> dict[str, Tensor]:
+        """The loss and its parts from what the model put out, for methods that add more."""
         embeddings = output.embeddings.split(self.part_dims, 1)
         classifiers = self.classifier if len(embeddings) > 1 else [self.classifier]
         logits = [classifier(part) for classifier, part in zip(classifiers, embeddings, strict=True)]

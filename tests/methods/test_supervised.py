@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reid_hub import ReIDConfig, ReIDModel
+from reid_hub import ReIDConfig, ReIDModel, WeightChain
 from reid_hub.losses import batch_hard_triplet_loss, circle_loss
 from reid_hub.methods import METHODS, SupervisedMethod
 
@@ -29,14 +29,24 @@ def pixels():
     return torch.randn(6, 3, 32, 16, generator=torch.Generator().manual_seed(1))
 
 
+def needs(name: str, model: ReIDModel) -> dict:
+    """What a method cannot do without, beside the model and the number of identities."""
+    if name == "oskt":
+        return {"chain": WeightChain.from_teacher(model, 2, clustering="random")}
+    if name == "kdpp":
+        teacher = ReIDModel(ReIDConfig(**TINY))
+        return {"teacher": teacher, "teacher_classifier": torch.randn(4, 16), "class_means": torch.randn(4, 16)}
+    return {}
+
+
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_gives_a_loss_with_its_parts_and_exports_the_model_alone(name, model, pixels):
-    method = METHODS[name](model, 4)
+def test_every_method_gives_a_loss_with_its_parts_and_exports_what_is_published_alone(name, model, pixels):
+    method = METHODS[name](model, 4, **needs(name, model))
     outputs = method(pixels, PIDS, camids=PIDS, indices=PIDS)
     assert outputs["loss"].requires_grad
     assert all(value.ndim == 0 for value in outputs.values())
     assert len(outputs) > 1
-    assert type(method.export()) is ReIDModel
+    assert type(method.export()) is (WeightChain if name == "oskt" else ReIDModel)
     assert "@" in method.citation
     assert not hasattr(method, "config")  # the Trainer would write its settings into it
 
