@@ -138,9 +138,7 @@ def spawn(name: str, options: argparse.Namespace) -> bool:
 def execute(name: str, options: argparse.Namespace) -> None:
     """One run, resumed where it was; its results.json is copied to benchmarks/oskt."""
     from reid_hub.jobs.baselines import shrink, train_sparse
-
     from reid_hub.jobs.expand import open_chain
-    from reid_hub.jobs.models import open_model
     from reid_hub.jobs.refine import RefineSettings, refine
     from reid_hub.jobs.train import TrainSettings, train
 
@@ -169,7 +167,7 @@ def execute(name: str, options: argparse.Namespace) -> None:
                 model = open_chain(options.work / f"{scale.teacher}.chain{scale.students[variant]}").expand(variant)
             else:
                 source = options.work / f"{scale.teacher}.{'sparse' if arm == 'depgraph' else 'teacher'}"
-                model = shrink(open_model(source), variant, by=arm)
+                model = shrink(source, variant, by=arm)
             model.save_pretrained(start)
         train(TrainSettings(**student, model=str(start)))
     (RESULTS / name).mkdir(parents=True, exist_ok=True)

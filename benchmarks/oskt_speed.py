@@ -133,6 +133,13 @@ def widths() -> dict[str, float]:
 def render(results: dict) -> str:
     f, setting, machine = results["figures"], results["setting"], results["machine"]
     height, width = setting["image_size"]
+    rows = [
+        f"| {what} | {f[f'teacher_{key}']:.2f} {unit} | {f[f'refinement_{key}']:.2f} {unit} | {f[ratio]:.2f} | {most} |"
+        for what, key, unit, ratio, most in (
+            ("one training step", "step_s", "s", "step_ratio", "at most 1.15"),
+            ("peak memory of the process", "peak_gib", "GiB", "memory_ratio", "at most 1.2"),
+        )
+    ]
     return f"""# Cost of OSKT
 
 Rendered from results.json by `{results["command"]}`: ResNet-50 teacher, chain of width 8, batch {setting["batch"]} at
@@ -140,8 +147,8 @@ Rendered from results.json by `{results["command"]}`: ResNet-50 teacher, chain o
 
 | | plain teacher | refinement | ratio | target |
 |---|---:|---:|---:|---:|
-| one training step | {f["teacher_step_s"]:.2f} s | {f["refinement_step_s"]:.2f} s | {f["step_ratio"]:.2f} | at most 1.15 |
-| peak memory of the process | {f["teacher_peak_gib"]:.2f} GiB | {f["refinement_peak_gib"]:.2f} GiB | {f["memory_ratio"]:.2f} | at most 1.2 |
+{rows[0]}
+{rows[1]}
 
 | | | target |
 |---|---:|---:|

@@ -20,14 +20,23 @@ def convert(
     variant: Annotated[str, typer.Option(help="What the file was trained as (`reid-hub list variants`).")],
     out: Annotated[Path, typer.Option(help="Folder for the converted checkpoint.")],
     image_size: Annotated[tuple[int, int] | None, typer.Option(help="Height and width in pixels.")] = None,
+    tables: Annotated[
+        Path | None, typer.Option(help="JSON tables of a weight chain that OSKT's authors released.")
+    ] = None,
+    width: Annotated[int, typer.Option(help="Of that chain.")] = 8,
 ):
-    """Turn a foreign checkpoint (torchreid, torchvision, timm, LUPerson) into a Hub checkpoint.
+    """Turn a foreign checkpoint (torchreid, torchvision, timm, LUPerson, PASS, OSKT) into a Hub checkpoint.
 
     Example: reid-hub convert osnet_x0_25_msmt17.pth --variant osnet-x0.25 --out osnet
     """
     from reid_hub.hub.convert import convert_checkpoint
+    from reid_hub.hub.convert_chain import convert_chain
 
     size = {} if image_size is None else {"image_size": image_size}
+    if tables is not None:
+        convert_chain(checkpoint, tables, variant, width, out, **size)
+        typer.echo(f"{out}: weight chain of width {width}; the refined teacher lies in {out / 'teacher'}")
+        return
     _, conversion = convert_checkpoint(checkpoint, variant, out, **size)
     typer.echo(f"{out}: {conversion}")
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from reid_hub.cli.options import Revision, show, takes, training_run
+from reid_hub.cli.options import Model, Revision, pairs, show, takes, training_run
 
 
 class Clustering(StrEnum):
@@ -90,3 +90,47 @@ def expand(
         f"{out}: {cost['parameters']:,} parameters, {cost['macs'] + cost['attention_macs']:,} multiply-adds, "
         f"{cost['latency_ms']:.1f} ms a picture here; train it with `reid-hub train --model {out}`"
     )
+
+
+class Shrinker(StrEnum):
+    """What weight chains are compared with."""
+
+    wtsel = "wtsel"
+    depgraph = "depgraph"
+
+
+def shrink(
+    model: Model,
+    student: Annotated[str, typer.Option(help="A variant, or a width.")],
+    out: Annotated[Path, typer.Option(help="Folder for the student.")],
+    by: Annotated[Shrinker, typer.Option(help="Weight selection, or pruning by DepGraph.")] = Shrinker.wtsel,
+):
+    """Cut a narrower student out of a trained model: the baselines of weight chains. Train it further afterwards.
+
+    Example: reid-hub shrink runs/train --student 8 --by wtsel --out runs/selected
+    """
+    from reid_hub.jobs.baselines import shrink as job
+
+    job(model, int(student) if student.isdecimal() else student, str(by)).save_pretrained(out)
+    typer.echo(f"{out}: train it with `reid-hub train --model {out}`")
+
+
+@takes(training_run, out=Path("runs/kdpp"))
+def kdpp(
+    run: dict[str, Any],
+    teacher: Annotated[str, typer.Option(help="Folder of a training run on the same identities.")],
+    model: Annotated[str, typer.Option(help="The student: a variant, or a checkpoint.")] = "res18-x0.25",
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Of KD++: kd_weight, nd_weight, temperature, ...")
+    ] = None,
+):
+    """Train a student beside a frozen teacher: logits, and the direction and norm of features (KD++).
+
+    Example: reid-hub distill kdpp --teacher runs/train --model res18-x0.25 --epochs 4
+    """
+    from reid_hub.jobs.baselines import train_kdpp
+    from reid_hub.jobs.train import TrainSettings
+
+    out = run["output_dir"]
+    settings = TrainSettings(**run, model=model, origin="kdpp")
+    show(train_kdpp(settings, teacher, **pairs(option)), {"model": out, "best of the validation": out / "best"})

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from reid_hub.jobs.evaluate import evaluate
-from reid_hub.jobs.train import TrainSettings, build_trainer, load_splits, provenance, publish, run
+from reid_hub.jobs.train import TrainSettings, build_trainer, load_splits, provenance, publish, run, start_heads
 from reid_hub.methods import RefineMethod
 from reid_hub.models import ReIDModel, WeightChain
 from reid_hub.models.width_scale import width_of
@@ -49,7 +49,7 @@ def refine(settings: RefineSettings) -> dict[str, Any] | None:
     def make_method(teacher: ReIDModel, subset: TrainingSubset) -> RefineMethod:
         chain, num_ids = _clustered(teacher, settings), int(subset.pids.max()) + 1
         method = RefineMethod(teacher, num_ids, chain=chain, **recipe.options)
-        _take_heads(method, settings.model, num_ids)
+        start_heads(method, settings.model, num_ids)
         return method
 
     trainer = build_trainer(
@@ -121,25 +121,3 @@ def _clustered(teacher: ReIDModel, settings: RefineSettings) -> WeightChain:
     chain = WeightChain.from_teacher(teacher, settings.width, **options)
     chain.save_pretrained(folder)
     return chain
-
-
-def _take_heads(method: RefineMethod, teacher: str | Path, num_ids: int) -> None:
-    """Start from the teacher's classifier and centers, where its folder has them.
-
-    Raises:
-        ValueError: if they are of other identities.
-    """
-    try:
-        heads = read_heads(teacher)
-    except FileNotFoundError:
-        print(f"{teacher} has no classifier beside it: the teacher's starts anew")
-        return
-    known = len(heads["classifier.weight"])
-    if known != num_ids:
-        raise ValueError(
-            f"the teacher was trained on {known} identities and the chain would be refined on {num_ids}: give the same "
-            "data, --validation and --seed, or remove the teacher's training/heads.safetensors to start its classifier "
-            "anew"
-        )
-    state = method.state_dict()
-    method.load_state_dict({**state, **{name: tensor for name, tensor in heads.items() if name in state}})

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedModel, set_seed
+from torch import Tensor
+from transformers import PreTrainedModel, TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from reid_hub.data import describe_splits, load_reid_dataset
@@ -18,7 +19,7 @@ from reid_hub.hub.convert import load_weights
 from reid_hub.hub.push import push_folder
 from reid_hub.jobs.evaluate import evaluate
 from reid_hub.jobs.models import new_model
-from reid_hub.methods import METHODS, Method
+from reid_hub.methods import METHODS, Method, SupervisedMethod
 from reid_hub.models import ReIDModel
 from reid_hub.registry import lookup
 from reid_hub.training import (
@@ -29,6 +30,7 @@ from reid_hub.training import (
     TrainingSubset,
     draw_identities,
     override,
+    read_heads,
     split_identities,
     training_arguments,
 )
@@ -80,8 +82,11 @@ class TrainSettings:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
-def train(settings: TrainSettings) -> dict[str, Any] | None:
+def train(settings: TrainSettings, **parts: Any) -> dict[str, Any] | None:
     """Train by a recipe, then evaluate the last epoch's model once on the test set.
+
+    Args:
+        parts: what else `build_trainer` takes, for methods that need more than a data set.
 
     Returns:
         What results.json holds, or None where the data set has no query and gallery.
@@ -91,7 +96,7 @@ def train(settings: TrainSettings) -> dict[str, Any] | None:
     """
     recipe = override(lookup(RECIPES, settings.recipe, "recipe"), settings.changes)
     splits = load_splits(settings)
-    trainer = build_trainer(settings, recipe, splits["train"])
+    trainer = build_trainer(settings, recipe, splits["train"], **parts)
     run(trainer, settings, splits)
     results = None
     if {"query", "gallery"} <= splits.keys():
@@ -142,12 +147,14 @@ def build_trainer(
     *,
     make_method: Callable[[ReIDModel, TrainingSubset], Method] | None = None,
     validated: Callable[[PreTrainedModel], ReIDModel] = lambda model: model,
+    make_callbacks: Callable[[Method], Sequence[TrainerCallback]] = lambda method: (),
 ) -> ReIDTrainer:
     """The trainer of a run: a model on the training split, watched on held-out identities of it.
 
     Args:
         make_method: from the model and what it is trained on; by default the recipe's method with its options.
         validated: from what the method exports to the model that is evaluated.
+        make_callbacks: further callbacks of the trainer.
     """
     set_seed(settings.seed)
     model = new_model(settings.model, settings.image_size, recipe.config)
@@ -176,6 +183,7 @@ def build_trainer(
         subset,
         evaluator=evaluator,
         channels_last=settings.channels_last,
+        callbacks=make_callbacks(method),
     )
 
 
@@ -187,6 +195,36 @@ def _make_method(recipe: Recipe, model: ReIDModel, subset: TrainingSubset) -> Me
             f"the method {recipe.method!r} needs more than a data set ({', '.join(needs)}): see reid-hub --help"
         )
     return make(model, int(subset.pids.max()) + 1, **recipe.options)
+
+
+def start_heads(method: SupervisedMethod, folder: str | Path, num_ids: int) -> None:
+    """Start a method's classifier and centers from those of the training run in a folder, where there are any.
+
+    Raises:
+        ValueError: if they are of other identities.
+    """
+    try:
+        heads = read_heads(folder)
+    except FileNotFoundError:
+        print(f"{folder} has no classifier beside it: it starts anew")
+        return
+    check_identities(heads, folder, num_ids)
+    state = method.state_dict()
+    method.load_state_dict({**state, **{name: tensor for name, tensor in heads.items() if name in state}})
+
+
+def check_identities(heads: Mapping[str, Tensor], folder: str | Path, num_ids: int) -> None:
+    """Refuse the classifier of a training run on other identities.
+
+    Raises:
+        ValueError: saying how many it knows.
+    """
+    known = {len(tensor) for name, tensor in heads.items() if name.startswith("classifier") and tensor.ndim == 2}
+    if known - {num_ids}:
+        raise ValueError(
+            f"{folder} was trained on {max(known)} identities, here are {num_ids}: give the same data, --validation "
+            "and --seed as there, or remove its training/heads.safetensors to start the classifier anew"
+        )
 
 
 def validate(model: ReIDModel, *, train_split: Any, holdout: Holdout) -> dict[str, float]:

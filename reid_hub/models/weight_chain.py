@@ -14,8 +14,7 @@ from .configuration_reid import ReIDConfig
 from .image_processing_reid import ReIDImageProcessor
 from .modeling_reid import ReIDModel
 from .tensor_tree import TensorTree
-from .variants_reid import find_variant
-from .width_scale import at_width
+from .width_scale import at_width, student_of
 from .width_slots import Decoder, Slots, allocate
 
 STATISTICS = ("running_mean", "running_var")
@@ -238,18 +237,7 @@ class WeightChain(CheckpointMixin, PreTrainedModel):
         """
         if student is None:
             return copy.deepcopy(self.config.student_config)
-        if isinstance(student, int):
-            return at_width(self.config.teacher_config, student)
-        if isinstance(student, str):
-            variant, teacher = find_variant(student), self.config.teacher_config.to_dict()
-            ours, theirs = teacher["backbone_config"]["model_type"], variant["backbone_config"]["model_type"]
-            if ours != theirs:
-                raise ValueError(
-                    f"{student} is a {theirs!r} and the chain's teacher a {ours!r}: only widths may differ"
-                )
-            named = {key: variant[key] for key in ("backbone_config", "embedding_dim") if key in variant}
-            return ReIDConfig(**{**teacher, **copy.deepcopy(named), "variant": student})
-        return student
+        return student_of(self.config.teacher_config, student)
 
     def write_companions(self, folder) -> dict[str, Any]:
         """The image processor of the students; other libraries cannot embed with a chain."""

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 
 from .configuration_reid import ReIDConfig
+from .variants_reid import find_variant
 
 
 def _scaled(values: list[int], old: int, new: int, what: str) -> list[int]:
@@ -64,6 +65,27 @@ def at_width(config: ReIDConfig, width: int) -> ReIDConfig:
     if config.embedding_dim is not None and config.embedding_dim == _last(config.backbone_config):
         fields["embedding_dim"] = _last(backbone)
     return ReIDConfig(**fields)
+
+
+def student_of(teacher: ReIDConfig, student: int | str | ReIDConfig) -> ReIDConfig:
+    """The configuration of a student: the teacher's input, head and neck, at the width of what is named.
+
+    Args:
+        student: a width, the name of a variant, or a configuration, which is taken as it is.
+
+    Raises:
+        ValueError: for an unknown variant, another architecture, or a broken width.
+    """
+    if isinstance(student, int):
+        return at_width(teacher, student)
+    if isinstance(student, ReIDConfig):
+        return student
+    variant, fields = copy.deepcopy(find_variant(student)), teacher.to_dict()
+    ours, theirs = fields["backbone_config"]["model_type"], variant["backbone_config"]["model_type"]
+    if ours != theirs:
+        raise ValueError(f"{student} is a {theirs!r} and the teacher a {ours!r}: only widths may differ")
+    widths = {key: variant[key] for key in ("backbone_config", "embedding_dim") if key in variant}
+    return ReIDConfig(**{**fields, **widths, "variant": student})
 
 
 def _last(backbone) -> int | None:

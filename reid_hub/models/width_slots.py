@@ -110,8 +110,8 @@ class Decoder:
         self.factors = {}
         for name, group in groups.queries.items() if rescale_queries else ():
             temperature = (slots[group].width / groups.groups[group].size) ** 0.5
-            rest = [torch.ones(slots[member].width) for member in groups.axes[name].rows[1:]]
-            self.factors[name] = torch.cat([slots[group].sizes * temperature, *rest])
+            rest = [torch.ones(slots[member].width).double() for member in groups.axes[name].rows[1:]]
+            self.factors[name] = torch.cat([slots[group].sizes.double() * temperature, *rest])
         self._indices: dict = {}  # by names, kind and device: the same few serve all tensors
 
     def __call__(self, links: Mapping[str, Tensor]) -> dict[str, Tensor]:

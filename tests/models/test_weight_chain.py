@@ -228,7 +228,7 @@ def test_size_of_the_published_chains(width):
     [
         (2, "stem: a width must be between the chain's 3 and the teacher's 8, got 2"),
         (9, "stem: a width must be between the chain's 3 and the teacher's 8, got 9"),
-        ("osnet-x0.25", "osnet-x0.25 is a 'reid_osnet' and the chain's teacher a 'resnet'"),
+        ("osnet-x0.25", "osnet-x0.25 is a 'reid_osnet' and the teacher a 'resnet'"),
         ("res50-s1", "another architecture or depth"),
         ("res50-s9", "unknown variant 'res50-s9'"),
     ],
