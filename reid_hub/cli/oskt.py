@@ -24,7 +24,7 @@ class Distance(StrEnum):
     cosine = "cosine"
 
 
-@takes(training_run, out=Path("runs/chain"), recipe="oskt")
+@takes(training_run, out=Path("runs/chain"), recipe="oskt-demo")
 def refine(
     run: dict[str, Any],
     model: Annotated[str, typer.Option(help="The trained teacher: a folder or a repository of the Hub.")],
@@ -41,7 +41,7 @@ def refine(
 
     With several widths the chains lie in sub-folders of --out, named by their width.
 
-    Example: reid-hub refine --model runs/train --width 4 --data synthetic --epochs 4
+    Example: reid-hub refine --model runs/train --width 8
     """
     from reid_hub.jobs.refine import RefineSettings, refine_all
 

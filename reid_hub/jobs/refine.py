@@ -24,7 +24,7 @@ class RefineSettings(TrainSettings):
     """
 
     output_dir: str | Path = "runs/chain"
-    recipe: str = "oskt"
+    recipe: str = "oskt-demo"
     width: int = 8
     distance: str | None = None
     clustering: str = "ward"
@@ -43,7 +43,9 @@ def refine(settings: RefineSettings) -> dict[str, Any] | None:
     """
     recipe = override(lookup(RECIPES, settings.recipe, "recipe"), settings.changes)
     if recipe.method != "oskt":
-        raise ValueError(f"refining needs a recipe of the method 'oskt' (oskt, oskt-vit), got {settings.recipe!r}")
+        raise ValueError(
+            f"refining needs a recipe of the method 'oskt' (oskt, oskt-vit, oskt-demo), got {settings.recipe!r}"
+        )
     splits, out = load_splits(settings), Path(settings.output_dir)
 
     def make_method(teacher: ReIDModel, subset: TrainingSubset) -> RefineMethod:

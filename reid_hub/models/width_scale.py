@@ -61,7 +61,8 @@ def at_width(config: ReIDConfig, width: int) -> ReIDConfig:
         raise ValueError(f"a width must be at least 1, got {width}")
     backbone = copy.deepcopy(config.backbone_config)
     _entry(config)[1](backbone, width)
-    fields = {**config.to_dict(), "backbone_config": backbone, "variant": None}
+    name = None if config.variant is None else f"{config.variant}-w{width}"
+    fields = {**config.to_dict(), "backbone_config": backbone, "variant": name}
     if config.embedding_dim is not None and config.embedding_dim == _last(config.backbone_config):
         fields["embedding_dim"] = _last(backbone)
     return ReIDConfig(**fields)

@@ -157,4 +157,13 @@ RECIPES: dict[str, Recipe] = {
         schedule=Schedule("cosine", epochs=16, first_epoch=0, warmup_epochs=2, final_factor=0.01),
         augmentation=Augmentation(pad=4),
     ),
+    "oskt-demo": Recipe(
+        source="reid_hub: refinement of the demo's model, as short",
+        method="oskt",
+        options={"label_smoothing": 0.1, "metric": None, "alpha": 1.0, "alpha_schedule": "constant"},
+        batch_size=32,
+        learning_rate=1e-3,
+        schedule=Schedule("cosine", epochs=8, first_epoch=0, warmup_epochs=1, final_factor=0.01),
+        augmentation=Augmentation(pad=4),
+    ),
 }

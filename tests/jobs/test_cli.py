@@ -15,7 +15,12 @@ from typer.testing import CliRunner
 from reid_hub import ReIDConfig, ReIDModel
 from reid_hub.cli import app, main
 
-COMMANDS = [[command.name or command.callback.__name__] for command in app.registered_commands] + [["index", "build"]]
+COMMANDS = [[command.name or command.callback.__name__] for command in app.registered_commands]
+COMMANDS += [
+    [group.name, command.name]
+    for group in app.registered_groups
+    for command in group.typer_instance.registered_commands
+]
 TINY = {"model_type": "resnet", "embedding_size": 4, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
 
 

@@ -1,0 +1,117 @@
+"""OSKT's published experiments as data: teacher, chain and student, on one data set or from one to another."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from reid_hub.jobs.expand import open_chain
+from reid_hub.jobs.refine import RefineSettings, refine
+from reid_hub.jobs.train import TrainSettings, train
+from reid_hub.registry import lookup
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Where the chain is refined and where its students are trained: data sets with their options."""
+
+    chain: str
+    student: str
+    options: Mapping[str, Mapping[str, Any]] = field(
+        # The published lists: MSMT17's training list alone, CUHK03's new protocol on detected boxes.
+        default_factory=lambda: {"msmt17": {"merge_val": False}, "cuhk03": {"boxes": "detected"}}
+    )
+
+
+SCENARIOS = {
+    "m": Scenario("market1501", "market1501"),
+    "ms-m": Scenario("msmt17", "market1501"),
+    "ms-c": Scenario("msmt17", "cuhk03"),
+    "m-c": Scenario("market1501", "cuhk03"),
+    "ms": Scenario("msmt17", "msmt17"),
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """A teacher, its recipes (teacher, refinement, student), and its students with the chain that each comes from."""
+
+    teacher: str
+    recipes: tuple[str, str, str]
+    students: Mapping[str, int]
+    refine_epochs: float | None = None
+
+
+FAMILIES = {
+    "res50": Family(
+        "res50", ("bot-teacher", "oskt", "bot"),
+        {"res50-s1": 8, "res50-s2": 8, "res50-s3": 16, "res50-s4": 16, "res50-s5": 32, "res50-s6": 32},
+    ),
+    # The published scripts' chain widths; the supplement has 96 and 192.
+    "vit-s": Family("vit-s", ("vit", "oskt-vit", "vit"), {"vit-s-s1": 120, "vit-s-s2": 120}),
+    "vit-b": Family("vit-b", ("vit", "oskt-vit", "vit"), {"vit-b-s1": 264, "vit-b-s2": 264}),
+    # The paper tells 50 epochs and nothing more: the teachers' own recipes are ours to choose.
+    "osnet": Family("osnet-x1.0", ("osnet", "oskt", "osnet"), {"osnet-x0.25": 16, "osnet-x0.5": 32}, 50),
+    "msinet": Family("msinet-x1.0", ("msinet", "oskt", "msinet"), {"msinet-x0.25": 16, "msinet-x0.5": 32}, 50),
+}  # fmt: skip
+
+
+def family_of(student: str) -> Family:
+    """The family that a student belongs to.
+
+    Raises:
+        ValueError: if no published experiment has it; the nearest name is offered.
+    """
+    return lookup({name: family for family in FAMILIES.values() for name in family.students}, student, "student")
+
+
+def run_scenario(
+    name: str,
+    student: str,
+    data_dirs: Mapping[str, str],
+    *,
+    init: str | None = None,
+    out: str | Path = "runs/oskt",
+    share: float = 1.0,
+    common: Mapping[str, Any] | None = None,
+) -> dict[str, Any] | None:
+    """Train a teacher, refine its chain, expand a student and train it, each step resumed or skipped if it is done.
+
+    Args:
+        name: of `SCENARIOS`.
+        student: a variant of `FAMILIES`.
+        data_dirs: the folder of each data set by name.
+        init: weights that the teacher starts from, such as LUPerson's or PASS's.
+        share: of the student's training identities, drawn by its seed: few-shot.
+        common: fields of `TrainSettings` for all three trainings, such as epochs, seed, image_size or arguments.
+
+    Raises:
+        ValueError: for an unknown scenario or student, or a data set whose folder is not given.
+    """
+    scenario, family, out = lookup(SCENARIOS, name, "scenario"), family_of(student), Path(out)
+    missing = sorted({scenario.chain, scenario.student} - set(data_dirs))
+    if missing:
+        raise ValueError(f"the scenario {name!r} needs the folder of {' and '.join(missing)}")
+
+    def settings(data: str, recipe: str, folder: str, **more: Any) -> TrainSettings:
+        place = {"data": data, "data_dir": data_dirs[data], "data_options": scenario.options.get(data, {})}
+        fixed = {"validation": 0.0, "resume": True, "channels_last": "vit" not in student, **(common or {})}
+        return TrainSettings(**{**fixed, **place, **more}, recipe=recipe, output_dir=out / folder)
+
+    width = family.students[student]
+    teacher = settings(scenario.chain, family.recipes[0], f"{family.teacher}-{scenario.chain}", model=family.teacher)
+    chain = settings(scenario.chain, family.recipes[1], f"{family.teacher}-{scenario.chain}.chain{width}")
+    if not (Path(chain.output_dir) / "results.json").is_file():
+        if not (Path(teacher.output_dir) / "results.json").is_file():
+            train(replace(teacher, init=init))
+        epochs = chain.epochs if chain.epochs is not None else family.refine_epochs
+        fields = {**vars(chain), "model": str(teacher.output_dir), "epochs": epochs}
+        refine(RefineSettings(**fields, width=width))
+    few = f".{share:g}" if share != 1 else ""
+    seed = (common or {}).get("seed", 0)
+    run = f"{student}.oskt-{scenario.chain}-{scenario.student}{few}.seed{seed}"
+    start = out / run / "start"
+    if not (start / "config.json").is_file():
+        open_chain(chain.output_dir).expand(student).save_pretrained(start)
+    last = settings(scenario.student, family.recipes[2], run, model=str(start), origin="oskt", keep_ids=share)
+    return train(last)
