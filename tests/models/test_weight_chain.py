@@ -2,12 +2,15 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModel
 
 from reid_hub import ReIDConfig, ReIDModel, WeightChain
-from reid_hub.models.width_scale import at_width
+from reid_hub.models.weight_chain import WeightChainConfig
+from reid_hub.models.width_groups import WidthGroups
+from reid_hub.models.width_scale import at_width, width_of
 
 SIZE = (64, 32)
 
@@ -22,12 +25,40 @@ def small(layer_type: str = "bottleneck", width: int = 8, depths=(1, 2), **field
     return ReIDConfig(backbone_config=backbone, last_stride=1, image_size=SIZE, **fields)
 
 
+def vit(**fields) -> ReIDConfig:
+    backbone = {"model_type": "reid_part_vit", "embed_dim": 24, "width": 16, "depth": 2, "heads": 2, "drop_path": 0.0}
+    return ReIDConfig.from_variant("vit-s", backbone_config=backbone, image_size=SIZE, **fields)
+
+
+CHANNELS = [32, 128, 128, 128]
+# Cross attention is a softmax over channels: merged ones change it, at every width but the full one.
+GENOTYPE = [["gate", "gate"], ["exchange", "gate"], ["none", "gate"], ["gate", "none"], ["gate", "exchange"]]
+MSINET = {"model_type": "reid_msinet", "channels": CHANNELS}
+
 # Teacher's configuration, and the width of its chain.
 TEACHERS = {
     "bottleneck": (small("bottleneck"), 3),
     "basic": (small("basic"), 3),
     "embedding": (small("basic", head="linear", embedding_dim=16), 3),
-}
+    "osnet": (
+        ReIDConfig.from_variant(
+            "osnet-x0.25", backbone_config={"model_type": "reid_osnet", "channels": CHANNELS, "blocks": 1},
+            embedding_dim=128, image_size=SIZE,
+        ),
+        16,
+    ),
+    "msinet": (
+        ReIDConfig.from_variant(
+            "msinet-x0.25", image_size=SIZE,
+            backbone_config={**MSINET, "genotype": [*GENOTYPE, ["exchange", "none"]]},
+        ),
+        16,
+    ),
+    "cross-attention": (ReIDConfig.from_variant("msinet-x0.25", image_size=SIZE, backbone_config=MSINET), 16),
+    "vit": (vit(), 8),
+}  # fmt: skip
+# Those whose merged channels compute exactly what the single ones did, at every width.
+EXACT = ["bottleneck", "basic", "embedding", "osnet", "msinet"]
 
 
 def teacher_of(name: str) -> ReIDModel:
@@ -36,7 +67,9 @@ def teacher_of(name: str) -> ReIDModel:
     model = ReIDModel(TEACHERS[name][0]).double()
     state = model.state_dict()
     for key, tensor in state.items():
-        if tensor.is_floating_point() and tensor.ndim == 1:
+        if key.endswith("gamma"):
+            state[key] = torch.full_like(tensor, 0.7)
+        elif tensor.is_floating_point() and tensor.ndim == 1:
             state[key] = torch.rand_like(tensor) + (0.5 if key.endswith(("weight", "var")) else -0.5)
     model.load_state_dict(state)
     return model.eval()
@@ -72,25 +105,21 @@ def pixels(batch: int = 6) -> torch.Tensor:
 
 
 def widths(name: str) -> list[int]:
+    """The chain's width, one or two between, and the teacher's."""
     config, narrow = TEACHERS[name]
-    from reid_hub.models.width_scale import width_of
-
-    found = []
-    for width in range(narrow, width_of(config) + 1):
-        try:
-            at_width(config, width)
-        except ValueError:
-            continue
-        found.append(width)
-    return found
+    full = width_of(config)
+    heads = getattr(config.backbone_config, "heads", 1)
+    return sorted({narrow, (narrow + full) // 2 // heads * heads, full - heads, full})
 
 
 def last_group(chain: WeightChain) -> str:
-    return next(reversed([g for g in chain.groups.groups if g != "embedding" and ".conv" not in g]))
+    """The group of the channels of the feature map."""
+    model = chain.expand()
+    return model.backbone.width_groups(WidthGroups(model).inside("backbone"))[-1]
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-@pytest.mark.parametrize("name", TEACHERS)
+@pytest.mark.parametrize("name", EXACT)
 def test_equal_rows_give_the_teacher_at_every_width(name, training):
     """Rows and vectors equal within clusters: a student of any width computes the teacher's channels, once each."""
     teacher = alike(teacher_of(name), chain_of(name))
@@ -103,11 +132,12 @@ def test_equal_rows_give_the_teacher_at_every_width(name, training):
         student = chain.expand(width).train(training)
         with torch.no_grad():
             found = student(pixels())
-        slot = chain.slots(chain.sizes_of(width))[last_group(chain)].slot
+        last = last_group(chain)
+        slot = chain.slots(chain.sizes_of(width))[last].slot
         torch.testing.assert_close(found.feature_map[:, slot], expected.feature_map, rtol=1e-9, atol=1e-10)
-        if name == "embedding":
-            slot = chain.slots(chain.sizes_of(width))["embedding"].slot
-        torch.testing.assert_close(found.embeddings[:, slot], expected.embeddings, rtol=1e-9, atol=1e-10)
+        if name != "msinet":  # whose vector runs through two groups
+            slot = chain.slots(chain.sizes_of(width))["embedding" if teacher.config.head == "linear" else last].slot
+            torch.testing.assert_close(found.embeddings[:, slot], expected.embeddings, rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", ["bottleneck", "basic"])
@@ -133,10 +163,12 @@ def test_full_width_is_the_teacher_with_its_rows_replaced(name):
     expected = alike(teacher, chain, vectors=False).eval()(pixels()).feature_map
     student = chain.expand(widths(name)[-1])
     slot = chain.slots(chain.sizes_of(widths(name)[-1]))[last_group(chain)].slot
-    torch.testing.assert_close(student(pixels()).feature_map[:, slot], expected, rtol=1e-9, atol=1e-10)
+    found = student(pixels()).feature_map
+    found = found[..., slot] if name == "vit" else found[:, slot]
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", TEACHERS)
+@pytest.mark.parametrize("name", [*EXACT, "vit"])
 def test_no_weight_is_lost_at_any_width(name):
     """The columns of a student's row add up to those of its chain row, and vectors average to the narrowest's."""
     chain = chain_of(name)
@@ -144,15 +176,49 @@ def test_no_weight_is_lost_at_any_width(name):
     for width in widths(name):
         student, slots = chain.expand(width).state_dict(), chain.slots(chain.sizes_of(width))
         for tensor_name, axes in chain.groups.axes.items():
-            (group,) = axes.rows
-            source, sizes = slots[group].source, slots[group].sizes.double()
+            starts = np.cumsum([0, *(chain.rows[group] for group in axes.rows)])[:-1]
+            source = torch.cat([slots[g].source + start for g, start in zip(axes.rows, starts.tolist(), strict=True)])
+            sizes = torch.cat([slots[g].sizes for g in axes.rows]).double()
             if links[tensor_name].ndim > 1:
                 mass = student[tensor_name].sum(1)
                 torch.testing.assert_close(mass, links[tensor_name].sum(1)[source], rtol=1e-9, atol=1e-10)
             else:
-                total = torch.zeros(chain.rows[group]).double().index_add(0, source, student[tensor_name] * sizes)
-                count = torch.zeros(chain.rows[group]).double().index_add(0, source, sizes)
+                rows = int(source.max()) + 1
+                total = torch.zeros(rows).double().index_add(0, source, student[tensor_name] * sizes)
+                count = torch.zeros(rows).double().index_add(0, source, sizes)
                 torch.testing.assert_close(total / count, narrow[tensor_name], rtol=1e-9, atol=1e-10)
+
+
+def test_attention_of_merged_channels_needs_rescaled_queries():
+    """Clusters of two everywhere, equal rows: with queries rescaled the narrow ViT is the teacher, else it is not."""
+    config = TEACHERS["vit"][0]
+    sizes = {name: group.size for name, group in ReIDModel(config).width_groups().groups.items()}
+    tables = {name: torch.arange(size) // 2 for name, size in sizes.items()}
+    teacher = teacher_of("vit")
+    teacher = alike(teacher, WeightChain.from_tables(teacher, at_width(config, 8), tables))
+    chain = WeightChain.from_tables(teacher, at_width(config, 8), tables)
+    expected = teacher(pixels()).feature_map
+    slot = chain.slots()["residual"].slot
+    rescaled = chain.expand(rescale_queries=True)(pixels()).feature_map[..., slot]
+    torch.testing.assert_close(rescaled, expected, rtol=1e-9, atol=1e-10)
+    published = chain.expand()(pixels()).feature_map[..., slot]
+    assert float((published - expected).detach().abs().max()) > 1e-5
+
+
+@pytest.mark.parametrize(
+    ("width", "message"),
+    [(9, "multiple of its 2 heads, got 9"), (6, "chain's 8 and the teacher's 16, got 6"), (18, "teacher's 16, got 18")],
+)
+def test_widths_that_a_vit_does_not_have(width, message):
+    with pytest.raises(ValueError, match=message):
+        chain_of("vit").expand(width)
+
+
+def test_a_vit_of_another_patch_embedding_is_refused():
+    backbone = {**vit().backbone_config.to_dict(), "embed_dim": 32, "width": 8}
+    other = ReIDConfig.from_variant("vit-s", backbone_config=backbone, image_size=SIZE)
+    with pytest.raises(ValueError, match="in no width group; it must be as the teacher's"):
+        chain_of("vit").expand(other)
 
 
 def test_rows_are_means_of_their_clusters():
@@ -215,8 +281,6 @@ def test_published_students_lie_between_chain_and_teacher():
 def test_size_of_the_published_chains(width):
     """(w / 64) of the teacher's 23.455 million convolution weights."""
     with torch.device("meta"):
-        from reid_hub.models.weight_chain import WeightChainConfig
-
         config = ReIDConfig.from_variant("res50")
         chain = WeightChain(WeightChainConfig(teacher_config=config, student_config=at_width(config, width)))
     convolutions = sum(link.numel() for link in chain.links.tensors().values() if link.ndim == 4)

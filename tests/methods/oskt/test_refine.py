@@ -13,25 +13,48 @@ SIZE, IDS = (64, 32), 4
 PLAIN = {"label_smoothing": 0.0, "metric": None}
 
 
-def teacher_of(layer_type: str = "bottleneck") -> ReIDModel:
-    torch.manual_seed(0)
-    expansion = 4 if layer_type == "bottleneck" else 1
+def config_of(name: str) -> ReIDConfig:
+    if name == "vit":
+        backbone = {
+            "model_type": "reid_part_vit",
+            "embed_dim": 12,
+            "width": 8,
+            "depth": 1,
+            "heads": 2,
+            "drop_path": 0.0,
+        }
+        return ReIDConfig.from_variant("vit-s", backbone_config=backbone, image_size=SIZE)
+    if name in ("osnet", "msinet"):
+        backbone = {"model_type": f"reid_{name}", "channels": [32, 128, 128, 128]}
+        return ReIDConfig.from_variant(f"{name}-x0.25", backbone_config=backbone, image_size=SIZE)
+    expansion = 4 if name == "bottleneck" else 1
     backbone = {
         "model_type": "resnet", "embedding_size": 6, "hidden_sizes": [6 * expansion, 12 * expansion], "depths": [1, 2],
-        "layer_type": layer_type,
+        "layer_type": name,
     }  # fmt: skip
-    model = ReIDModel(ReIDConfig(backbone_config=backbone, last_stride=1, image_size=SIZE)).double()
+    return ReIDConfig(backbone_config=backbone, last_stride=1, image_size=SIZE)
+
+
+NETWORKS = ["bottleneck", "basic", "osnet", "msinet", "vit"]
+WIDTHS = {"vit": 4, "osnet": 16, "msinet": 16}
+
+
+def teacher_of(name: str = "bottleneck") -> ReIDModel:
+    torch.manual_seed(0)
+    model = ReIDModel(config_of(name)).double()
     state = model.state_dict()
     for key, tensor in state.items():
-        if tensor.is_floating_point() and tensor.ndim == 1:
+        if key.endswith("gamma"):
+            state[key] = torch.full_like(tensor, 0.7)
+        elif tensor.is_floating_point() and tensor.ndim == 1:
             state[key] = torch.rand_like(tensor) + (0.5 if key.endswith(("weight", "var")) else -0.5)
     model.load_state_dict(state)
     return model
 
 
-def method_of(layer_type: str = "bottleneck", width: int = 2, **options) -> RefineMethod:
-    teacher = teacher_of(layer_type)
-    chain = WeightChain.from_teacher(teacher, width, clustering="random", seed=1)
+def method_of(name: str = "bottleneck", **options) -> RefineMethod:
+    teacher = teacher_of(name)
+    chain = WeightChain.from_teacher(teacher, WIDTHS.get(name, 2), clustering="random", seed=1)
     torch.manual_seed(1)
     return RefineMethod(teacher, IDS, chain=chain, **{**PLAIN, **options}).double().train()
 
@@ -180,17 +203,40 @@ def test_loss_is_the_sum_of_its_parts():
     assert set(alone) == {"loss", "student_identity", "reference"}
 
 
-def test_every_parameter_that_asks_for_a_gradient_gets_one():
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_parameter_that_asks_for_a_gradient_gets_one(name):
     for options in ({}, {"teacher_loss": False}):
-        method, (pixels, pids) = method_of(**options), batch()
+        method, (pixels, pids) = method_of(name, **options), batch()
         method(pixels, pids)["loss"].backward()
         assert [name for name, p in method.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
+def test_a_vits_chain_has_vectors_of_its_own():
+    """They are copies at the start, trained by the student's loss, and tied to the teacher's by L_ref."""
+    method, (pixels, pids) = method_of("vit"), batch()
+    links, teacher = method.chain.links.tensors(), method.model.state_dict()
+    with torch.no_grad():
+        for name in ("backbone.norm.weight", "backbone.blocks.0.attn.qkv.bias"):
+            assert torch.equal(links[name], teacher[name])
+        before = float(method.reference_loss())
+        links["backbone.norm.weight"][2] += 0.5
+        links["backbone.blocks.0.attn.qkv.bias"][3] -= 0.25
+        assert float(method.reference_loss()) == pytest.approx(before + 0.5**2 + 0.25**2, rel=1e-12)
+
+    tensors = {f"model.{name}": value for name, value in method.student_tensors().items()}
+    functional_call(method.student, tensors, (pixels, pids))["loss"].backward()
+    touched = {name for name, p in method.named_parameters() if p.grad is not None and float(p.grad.abs().sum()) > 0}
+    assert "chain.links.backbone.norm.weight" in touched
+    # Patch embedding, tokens and positions are the teacher's own; its blocks are not the student's.
+    assert {"model.backbone.cls_token", "model.backbone.pos_embed", "model.backbone.patch_embed.proj.weight"} <= touched
+    assert not any(name.startswith(("model.backbone.blocks", "model.backbone.norm")) for name in touched)
+
+
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-def test_the_narrowest_student_is_the_one_that_was_refined(training):
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_narrowest_student_is_the_one_that_was_refined(name, training):
     """After some steps of refinement the expanded student computes what the refined one does (spec, H)."""
-    method, (pixels, pids) = method_of(), batch()
+    method, (pixels, pids) = method_of(name), batch()
     optimiser = torch.optim.Adam([p for p in method.parameters() if p.requires_grad], lr=0.01)
     for _ in range(3):
         optimiser.zero_grad()
