@@ -1,5 +1,6 @@
 """Refine a weight chain: a trained teacher in, a chain out that students of every width are expanded from."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -121,5 +122,5 @@ def _clustered(teacher: ReIDModel, settings: RefineSettings) -> WeightChain:
         return WeightChain.from_pretrained(folder)
     options = {"distance": settings.distance, "clustering": settings.clustering, "seed": settings.cluster_seed}
     chain = WeightChain.from_teacher(teacher, settings.width, **options)
-    chain.save_pretrained(folder)
+    chain.save_pretrained(folder, is_main_process=int(os.environ.get("RANK", 0)) == 0)
     return chain

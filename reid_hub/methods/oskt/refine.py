@@ -32,7 +32,7 @@ class RefineMethod(SupervisedMethod):
         num_ids: identities of the training set.
         alpha: weight of L_ref at the end.
         alpha_schedule: "constant", or "ramp" from 0 in proportion to the steps (the published ViT way).
-        normalize: mean over the layers of L_ref's sum over a layer's chain rows divided by their number, as in the
+        normalise: mean over the layers of L_ref's sum over a layer's chain rows divided by their number, as in the
             paper; by default the plain sum of the published code.
         teacher_loss: False leaves L_T, and the teacher's forward pass, out (an ablation).
         shared_vectors: by default as published: True with batch norm, False without.
@@ -56,7 +56,7 @@ class RefineMethod(SupervisedMethod):
         chain: WeightChain,
         alpha: float = 1.0,
         alpha_schedule: str = "constant",
-        normalize: bool = False,
+        normalise: bool = False,
         teacher_loss: bool = True,
         shared_vectors: bool | None = None,
         **losses: Any,
@@ -70,7 +70,7 @@ class RefineMethod(SupervisedMethod):
         if alpha_schedule not in ALPHA_SCHEDULES:
             raise ValueError(f"alpha_schedule must be one of {', '.join(ALPHA_SCHEDULES)}, got {alpha_schedule!r}")
         self.alpha, self.alpha_schedule, self.progress = alpha, alpha_schedule, 0.0
-        self.normalize, self.teacher_loss = normalize, teacher_loss
+        self.normalise, self.teacher_loss = normalise, teacher_loss
         norms = [isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.backbone.modules()]
         self.shared_vectors = any(norms) if shared_vectors is None else shared_vectors
         self.chain = chain
@@ -112,11 +112,11 @@ class RefineMethod(SupervisedMethod):
         terms = []
         for name in self._weights:
             rows = links[name].index_select(0, self._row_index(name, links[name].device))
-            terms.append((teacher[name] - rows).square().sum() / (len(links[name]) if self.normalize else 1))
+            terms.append((teacher[name] - rows).square().sum() / (len(links[name]) if self.normalise else 1))
         for name in self._vectors:
-            size = links[name].numel() if self.normalize else 1
+            size = links[name].numel() if self.normalise else 1
             terms.append((teacher[name] - links[name]).square().sum() / size)
-        return torch.stack(terms).mean() if self.normalize else torch.stack(terms).sum()
+        return torch.stack(terms).mean() if self.normalise else torch.stack(terms).sum()
 
     def _row_index(self, name: str, device: torch.device) -> Tensor:
         return self.chain.row_index(name).to(device)

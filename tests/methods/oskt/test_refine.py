@@ -146,17 +146,17 @@ def test_whom_the_students_loss_trains():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("normalize", [False, True])
-def test_reference_loss_is_the_distance_to_the_chains_rows(normalize):
-    method = method_of(normalize=normalize)
+@pytest.mark.parametrize("normalise", [False, True])
+def test_reference_loss_is_the_distance_to_the_chains_rows(normalise):
+    method = method_of(normalise=normalise)
     chain, teacher, total, layers = method.chain, method.model.state_dict(), 0.0, 0
     for name, link in chain.links.tensors().items():
         if name in chain.groups.axes and link.ndim > 1:
             table, layer = chain.table(chain.groups.axes[name].rows[0]), 0.0
             for k, label in enumerate(table.tolist()):
                 layer += float((teacher[name][k] - link[label]).square().sum())
-            total, layers = total + layer / (len(link) if normalize else 1), layers + 1
-    assert float(method.reference_loss()) == pytest.approx(total / (layers if normalize else 1), rel=1e-12)
+            total, layers = total + layer / (len(link) if normalise else 1), layers + 1
+    assert float(method.reference_loss()) == pytest.approx(total / (layers if normalise else 1), rel=1e-12)
 
 
 def test_gradient_of_the_reference_loss():
