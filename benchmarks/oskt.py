@@ -23,7 +23,6 @@ from pathlib import Path
 from shutil import copyfile
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "oskt"
 CLASSIFICATION = {"options.metric": None, "options.center_weight": 0.0}
 SCRATCH_RATE = 2e-3
 
@@ -64,11 +63,14 @@ def main() -> None:
     )
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
     parser.add_argument("--students", nargs="+", help="variants; by default all of the scale")
-    parser.add_argument("--work", type=Path, default=Path("runs/oskt"), help="checkpoints")
+    parser.add_argument("--work", type=Path, help="checkpoints; by default runs/ and the name of the results' folder")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs at a time")
     parser.add_argument("--one", help="run this one in this process (what the workers do)")
     parser.add_argument("--render", action="store_true", help="only write table and plot")
     options = parser.parse_args()
+    # One folder per scale: runs of the same name are not the same measurement.
+    options.results = HERE / ("oskt" if options.scale == "small" else f"oskt-{options.scale}")
+    options.work = options.work or Path("runs") / options.results.name
     if options.one:
         return execute(options.one, options)
     if not options.render:
@@ -77,7 +79,7 @@ def main() -> None:
         run_all(plan(options), options)
     from oskt_table import render
 
-    render(RESULTS, SCALES[options.scale].teacher)
+    render(options.results, SCALES[options.scale].teacher)
 
 
 def plan(options: argparse.Namespace) -> dict[str, list[str]]:
@@ -92,7 +94,7 @@ def plan(options: argparse.Namespace) -> dict[str, list[str]]:
         for student in options.students or scale.students
         for arm in options.arms
     }  # fmt: skip
-    left = {name: needs for name, needs in wanted.items() if not (RESULTS / name / "results.json").is_file()}
+    left = {name: needs for name, needs in wanted.items() if not (options.results / name / "results.json").is_file()}
     # What they start from must lie in the work folder, also where its figures are known from an earlier session.
     needed = dict.fromkeys(need for needs in left.values() for need in needs)
     sources = {name: [teacher] if name != teacher else [] for name in [teacher, *needed]}
@@ -130,7 +132,7 @@ def spawn(name: str, options: argparse.Namespace) -> bool:
         code = subprocess.run(
             command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": threads}
         ).returncode
-    metrics = json.loads((RESULTS / name / "results.json").read_text())["metrics"] if code == 0 else {}
+    metrics = json.loads((options.results / name / "results.json").read_text())["metrics"] if code == 0 else {}
     print(f"{name}: {metrics or 'FAILED'}", flush=True)
     return code == 0
 
@@ -138,7 +140,7 @@ def spawn(name: str, options: argparse.Namespace) -> bool:
 def execute(name: str, options: argparse.Namespace) -> None:
     """One run, resumed where it was; its results.json is copied to benchmarks/oskt."""
     from reid_hub.jobs.baselines import shrink, train_sparse
-    from reid_hub.jobs.expand import open_chain
+    from reid_hub.jobs.models import open_chain
     from reid_hub.jobs.refine import RefineSettings, refine
     from reid_hub.jobs.train import TrainSettings, train
 
@@ -157,7 +159,11 @@ def execute(name: str, options: argparse.Namespace) -> None:
         train(TrainSettings(**{**student, "epochs": scale.teacher_epochs}, model=variant))
     elif arm.startswith("chain"):
         width = int(arm.removeprefix("chain"))
-        refine(RefineSettings(**common, changes=changes, model=str(teacher), width=width, epochs=scale.refine_epochs))
+        refine(
+            RefineSettings(
+                **common, recipe="oskt", changes=changes, model=str(teacher), width=width, epochs=scale.refine_epochs
+            )
+        )
     elif arm == "sparse":
         train_sparse(TrainSettings(**{**student, "epochs": scale.refine_epochs}, model=str(teacher)))
     else:
@@ -170,8 +176,8 @@ def execute(name: str, options: argparse.Namespace) -> None:
                 model = shrink(source, variant, by=arm)
             model.save_pretrained(start)
         train(TrainSettings(**student, model=str(start)))
-    (RESULTS / name).mkdir(parents=True, exist_ok=True)
-    copyfile(out / "results.json", RESULTS / name / "results.json")
+    (options.results / name).mkdir(parents=True, exist_ok=True)
+    copyfile(out / "results.json", options.results / name / "results.json")
 
 
 if __name__ == "__main__":

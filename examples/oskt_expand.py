@@ -13,7 +13,9 @@ import argparse
 import json
 from pathlib import Path
 
-from reid_hub.jobs.expand import choose_chain, open_chain
+from reid_hub.jobs.expand import choose_chain
+from reid_hub.jobs.models import open_chain
+from reid_hub.jobs.processes import is_main_process, wait_for_everyone
 from reid_hub.jobs.train import TrainSettings, train
 from reid_hub.training import parse_override
 
@@ -38,11 +40,12 @@ def main() -> None:
     options = parser.parse_args()
     chains, measured = [open_chain(chain) for chain in options.chain], {}
     for name in options.student:
-        student, folder = int(name) if name.isdecimal() else name, options.output_dir / f"student-{name}"
+        folder = options.output_dir / f"student-{name}"
         start = folder / "start"
-        if not (start / "config.json").is_file():
-            chain = choose_chain(chains, student)
-            chain.expand(student, statistics=not options.paper_faithful).save_pretrained(start)
+        if is_main_process():
+            chain = choose_chain(chains, name)
+            chain.expand(name, statistics=not options.paper_faithful).save_pretrained(start)
+        wait_for_everyone()
         settings = TrainSettings(
             output_dir=folder,
             data=options.data,

@@ -49,7 +49,16 @@ def test_imports_point_down_the_pipeline(path):
 
 @pytest.mark.parametrize("path", MODEL_FILES, ids=lambda path: path.name)
 def test_model_file_can_travel_with_a_checkpoint(path):
-    libraries = {"torch", "transformers", "huggingface_hub", "numpy", "PIL", "tqdm", *sys.stdlib_module_names}
+    libraries = {
+        "torch",
+        "transformers",
+        "huggingface_hub",
+        "safetensors",
+        "numpy",
+        "PIL",
+        "tqdm",
+        *sys.stdlib_module_names,
+    }
     siblings = {sibling.stem for sibling in MODEL_FILES}
     tree = ast.parse(path.read_text())
     guarded = {id(child) for node in ast.walk(tree) if isinstance(node, ast.Try) for child in node.body}

@@ -23,7 +23,6 @@ def convert(
     tables: Annotated[
         Path | None, typer.Option(help="JSON tables of a weight chain that OSKT's authors released.")
     ] = None,
-    width: Annotated[int, typer.Option(help="Of that chain.")] = 8,
 ):
     """Turn a foreign checkpoint (torchreid, torchvision, timm, LUPerson, PASS, OSKT) into a Hub checkpoint.
 
@@ -34,8 +33,8 @@ def convert(
 
     size = {} if image_size is None else {"image_size": image_size}
     if tables is not None:
-        convert_chain(checkpoint, tables, variant, width, out, **size)
-        typer.echo(f"{out}: weight chain of width {width}; the refined teacher lies in {out / 'teacher'}")
+        convert_chain(checkpoint, tables, variant, out, **size)
+        typer.echo(f"{out}: a weight chain; the refined teacher lies in {out / 'teacher'}")
         return
     _, conversion = convert_checkpoint(checkpoint, variant, out, **size)
     typer.echo(f"{out}: {conversion}")

@@ -27,7 +27,7 @@ class Distance(StrEnum):
 @takes(training_run, out=Path("runs/chain"), recipe="oskt-demo")
 def refine(
     run: dict[str, Any],
-    model: Annotated[str, typer.Option(help="The trained teacher: a folder or a repository of the Hub.")],
+    model: Annotated[str, typer.Option(help="The trained teacher: a folder or repository; a variant is a random one.")],
     width: Annotated[
         list[int], typer.Option(help="Of the narrowest student: channels of the stem, width of a ViT. Several: chains.")
     ] = [8],  # noqa: B006 - typer copies it
@@ -54,7 +54,7 @@ def refine(
 def expand(
     chain: Annotated[str, typer.Argument(help="A chain's folder or a repository of the Hub.")],
     out: Annotated[Path, typer.Option(help="Folder for the student.")],
-    student: Annotated[str | None, typer.Option(help="A variant (`reid-hub list variants`).")] = None,
+    student: Annotated[str | None, typer.Option(help="A variant (`reid-hub list variants`), or a width.")] = None,
     width: Annotated[int | None, typer.Option(help="Channels of the stem, or width of a ViT.")] = None,
     budget_params: Annotated[str | None, typer.Option(help="The widest student with at most, e.g., 1.5M.")] = None,
     budget_macs: Annotated[str | None, typer.Option(help="... that multiplies and adds at most, e.g., 0.2G.")] = None,
@@ -68,17 +68,20 @@ def expand(
     Example: reid-hub expand runs/chain --budget-params 0.3M --out runs/student
     """
     from reid_hub.evaluation import measure_cost
-    from reid_hub.jobs.expand import expand_within, open_chain, parse_amount
+    from reid_hub.jobs.expand import expand_within, parse_amount
+    from reid_hub.jobs.models import open_chain
 
     budgets = {
-        "params": budget_params and parse_amount(budget_params),
-        "macs": budget_macs and parse_amount(budget_macs),
+        "params": None if budget_params is None else parse_amount(budget_params),
+        "macs": None if budget_macs is None else parse_amount(budget_macs),
         "ms": budget_ms,
     }
     asked = [student is not None, width is not None, any(value is not None for value in budgets.values())]
     if sum(asked) > 1:
         raise ValueError("give one of --student, --width or the budgets, not several")
     options = {"statistics": statistics, "rescale_queries": rescale_queries}
+    if Path(chain).resolve() == out.resolve():
+        raise ValueError(f"the student would take the place of its chain: give another --out than {out}")
     opened = open_chain(chain, revision)
     if asked[2]:
         model = expand_within(opened, **budgets, **options)
@@ -111,8 +114,26 @@ def shrink(
     """
     from reid_hub.jobs.baselines import shrink as job
 
-    job(model, int(student) if student.isdecimal() else student, str(by)).save_pretrained(out)
+    job(model, student, str(by)).save_pretrained(out)
     typer.echo(f"{out}: train it with `reid-hub train --model {out}`")
+
+
+@takes(training_run, out=Path("runs/sparse"))
+def sparsify(
+    run: dict[str, Any],
+    model: Annotated[str, typer.Option(help="A trained model: a folder or a repository of the Hub.")],
+    reg: Annotated[float, typer.Option(help="Decay of the heaviest channels.")] = 1e-4,
+    alpha: Annotated[float, typer.Option(help="Times that of the lightest.")] = 16.0,
+):
+    """Train a model on so that unimportant channels fade: DepGraph's sparsity learning, before `reid-hub shrink`.
+
+    Example: reid-hub sparsify --model runs/train --epochs 4
+    """
+    from reid_hub.jobs.baselines import train_sparse
+    from reid_hub.jobs.train import TrainSettings
+
+    settings = TrainSettings(**run, model=model, origin="sparse")
+    show(train_sparse(settings, reg=reg, alpha=alpha), {"model": run["output_dir"]})
 
 
 @takes(training_run, out=Path("runs/kdpp"))

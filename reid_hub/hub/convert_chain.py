@@ -16,7 +16,7 @@ NOT_TEACHER = (CHAIN, "GeneNet_")
 
 
 def convert_chain(
-    checkpoint: str | Path, tables: str | Path, variant: str, width: int, out: str | Path, **overrides
+    checkpoint: str | Path, tables: str | Path, variant: str, out: str | Path, **overrides
 ) -> WeightChain:
     """Write a released chain of a ResNet as one of ours; the refined teacher goes into `out`/teacher.
 
@@ -24,7 +24,6 @@ def convert_chain(
         checkpoint: of the refinement; holds the refined teacher and the chain's rows.
         tables: JSON, {"base.layer1.0.conv1": [label of each of the teacher's filters], ...}.
         variant: of the teacher.
-        width: of the chain, in channels of the stem.
         overrides: fields of the teacher's `ReIDConfig`.
 
     Raises:
@@ -33,9 +32,13 @@ def convert_chain(
             stream differ; nothing is written then.
     """
     tensors = read_checkpoint(checkpoint)
-    rows = {name.removeprefix(CHAIN): tensor for name, tensor in tensors.items() if name.startswith(CHAIN)}
+    released = {name.removeprefix(CHAIN): tensor for name, tensor in tensors.items() if name.startswith(CHAIN)}
+    # Its 0/1 matrices (trans_*) follow from the tables; gains and offsets are the teacher's, whose copies in here are
+    # never read and lag behind. The statistics are the narrowest student's own.
+    rows = {name: tensor for name, tensor in released.items() if "trans_" not in name and _is_read(name)}
     if not rows:
         raise ValueError(f"{checkpoint} holds no {CHAIN}* tensors: give the checkpoint of a refinement")
+    width = len(rows["conv1.weight"]) if "conv1.weight" in rows else 0
     own = {n: t for n, t in tensors.items() if not n.startswith(NOT_TEACHER) and "Gene" not in n}
     teacher = ReIDModel(ReIDConfig.from_variant(variant, **overrides)).eval()
     rename = NAMES.get(teacher.config.backbone_config.model_type)
@@ -44,7 +47,7 @@ def convert_chain(
     load_foreign(teacher, own)
     groups = teacher.width_groups()
     labels = _read_tables(Path(tables), {name: axes.rows[0] for name, axes in groups.axes.items()}, rename)
-    missing = sorted(set(groups.groups) - set(labels) - {"embedding"})
+    missing = sorted(set(groups.groups) - set(labels))
     if missing:
         raise ValueError(f"{tables} has no table for {', '.join(missing[:4])}: it is of another architecture or depth")
     chain = WeightChain.from_tables(teacher, at_width(teacher.config, width), labels)
@@ -63,6 +66,12 @@ def convert_chain(
     chain.save_pretrained(out)
     teacher.save_pretrained(Path(out) / "teacher")
     return chain
+
+
+def _is_read(name: str) -> bool:
+    """Whether a tensor of the released chain takes part in it: filters, and statistics of the norms behind them."""
+    is_norm = ".bn" in f".{name}" or "downsample.1" in name
+    return name.endswith(("running_mean", "running_var")) if is_norm else name.endswith("weight")
 
 
 def _read_tables(path: Path, group_of: dict[str, str], rename) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ import torch
 
 from reid_hub.evaluation import embed
 from reid_hub.jobs.models import open_model
-from reid_hub.jobs.train import TrainSettings, check_identities, start_heads, train
+from reid_hub.jobs.train import TrainSettings, start_heads, train
 from reid_hub.methods import KDPPMethod, SupervisedMethod
 from reid_hub.methods.baselines import SparsityLearning, class_means, prune_to, select_weights
 from reid_hub.models import ReIDConfig, ReIDModel
@@ -40,6 +40,8 @@ def shrink(teacher: str | Path, student: int | str | ReIDConfig, by: str, **opti
         classifier = read_heads(teacher).get("classifier.weight")
     except FileNotFoundError:
         classifier = None  # one that was pulled from the Hub; its columns then do not count
+    if len(model.part_dims) > 1:
+        classifier = None  # behind several vectors the library cannot trace
     return prune_to(model, config, classifier=classifier, **options)
 
 
@@ -54,11 +56,12 @@ def train_sparse(settings: TrainSettings, *, reg: float = 1e-4, alpha: float = 1
     def make_method(model: ReIDModel, subset: TrainingSubset) -> SupervisedMethod:
         num_ids = int(subset.pids.max()) + 1
         method = SupervisedMethod(model, num_ids, **recipe.options)
-        start_heads(method, settings.model, num_ids)
+        start_heads(method, settings.model, subset)
         return method
 
     def callbacks(method: SupervisedMethod) -> list[SparsityLearning]:
-        return [SparsityLearning(method.model, method.classifier, reg=reg, alpha=alpha)]
+        single = method.classifier if len(method.model.part_dims) == 1 else None
+        return [SparsityLearning(method.model, single, reg=reg, alpha=alpha)]
 
     return train(settings, make_method=make_method, make_callbacks=callbacks)
 
@@ -79,12 +82,11 @@ def train_kdpp(settings: TrainSettings, teacher: str | Path, **options: Any) -> 
     def make_method(student: ReIDModel, subset: TrainingSubset) -> KDPPMethod:
         num_ids = int(subset.pids.max()) + 1
         try:
-            heads = read_heads(teacher)
-            check_identities(heads, teacher, num_ids)
-            classifier = heads["classifier.weight"]
+            classifier = read_heads(teacher, subset.identities).get("classifier.weight")
         except FileNotFoundError:
-            print(f"{teacher} has no classifier beside it: only its features are distilled")
             classifier = None
+        if classifier is None:
+            print(f"{teacher} has no single classifier beside it: only its features are distilled")
         # By the test transform, in front of the neck: behind it means are near zero and their directions noise.
         model.config.retrieve, retrieve = "features", model.config.retrieve
         features = embed(model, subset.dataset.dataset.select(subset.rows)).embeddings

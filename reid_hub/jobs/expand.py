@@ -1,37 +1,16 @@
 """Students out of a weight chain: by name, by width, or the widest within a budget."""
 
+import math
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
-from transformers import AutoModel
 
 from reid_hub.evaluation import count_macs, measure_cost
 from reid_hub.models import ReIDConfig, ReIDModel, WeightChain
 from reid_hub.models.width_scale import at_width, width_of
 
 SUFFIXES = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}
-
-
-def open_chain(name: str | Path, revision: str | None = None) -> WeightChain:
-    """Load a weight chain from a folder or from a repository of the Hub.
-
-    Raises:
-        FileNotFoundError: if a path does not lead to a checkpoint folder.
-        ValueError: if it is something else, or damaged.
-    """
-    folder = Path(name)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} is no weight chain: it has no config.json")
-    if not folder.is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(name)):
-        raise FileNotFoundError(f"no weight chain {name}; a repository of the Hub is called NAMESPACE/NAME")
-    chain = AutoModel.from_pretrained(str(name), **({} if revision is None else {"revision": revision}))
-    if not isinstance(chain, WeightChain):
-        raise ValueError(
-            f"{name} is no weight chain but a {chain.config.model_type!r}: make one with `reid-hub refine`"
-        )
-    return chain
 
 
 def choose_chain(chains: Sequence[WeightChain], student: int | str | ReIDConfig) -> WeightChain:
@@ -84,29 +63,29 @@ def expand_within(
         ValueError: without a budget, or if not even the narrowest student is within it; says what that one costs.
     """
     budgets = {name: value for name, value in {"params": params, "macs": macs, "ms": ms}.items() if value is not None}
-    if not budgets:
-        raise ValueError("give at least one budget: params, macs or ms")
+    if not budgets or not all(0 < value < math.inf for value in budgets.values()):
+        raise ValueError(f"give at least one budget (params, macs or ms), each above 0 and finite; got {budgets}")
     cost: dict[str, Callable[[ReIDConfig], float]] = {"params": _params, "macs": _macs, "ms": _milliseconds}
+    spent: dict[int, dict[str, float]] = {}
 
-    def over(width: int) -> dict[str, float]:
+    def over(width: int) -> bool:
         config = chain.student(width)
-        spent = {name: cost[name](config) for name in budgets}
-        return {name: value for name, value in spent.items() if value > budgets[name]}
+        spent[width] = {name: cost[name](config) for name in budgets}
+        return any(value > budgets[name] for name, value in spent[width].items())
 
     widths = legal_widths(chain)
-    low, high = (
-        0,
-        len(widths),
-    )  # cost grows with the width: the first `low` widths are within, those from `high` on over
+    # Cost grows with the width: the first `low` widths are within, those from `high` on over.
+    low, high = 0, len(widths)
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if over(widths[middle]) else (middle + 1, high)
+        if over(widths[middle]):
+            high = middle
+        else:
+            low = middle + 1
     if not low:
-        said = ", ".join(
-            f"{value:,.4g} {name} instead of {budgets[name]:,.4g}" for name, value in over(widths[0]).items()
-        )
+        costs = [f"{value:,.4g} {name} instead of {budgets[name]:,.4g}" for name, value in spent[widths[0]].items()]
         raise ValueError(
-            f"the narrowest student of this chain, width {widths[0]}, costs {said}; refine a narrower chain"
+            f"the narrowest student of this chain, width {widths[0]}, costs {', '.join(costs)}; refine a narrower chain"
         )
     return chain.expand(widths[low - 1], statistics=statistics, rescale_queries=rescale_queries)
 

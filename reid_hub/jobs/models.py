@@ -5,22 +5,48 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reid_hub.models import ReIDConfig, ReIDModel
+from transformers import AutoConfig
+
+from reid_hub.models import ReIDConfig, ReIDModel, WeightChain, WeightChainConfig
 
 
 def open_model(name: str | Path, revision: str | None = None) -> ReIDModel:
-    """Load a checkpoint of ours from a folder or from a repository of the Hub.
+    """Load a model of ours from a folder or from a repository of the Hub.
 
     Raises:
         FileNotFoundError: if a path does not lead to a checkpoint folder.
         ValueError, OSError: if the checkpoint does not fit, or the Hub does not have it or cannot be reached.
     """
+    model = _open(name, revision)
+    if isinstance(model, WeightChain):
+        raise ValueError(f"{name} is a weight chain, no model: take a student of it with `reid-hub expand`")
+    return model
+
+
+def open_chain(name: str | Path, revision: str | None = None) -> WeightChain:
+    """Load a weight chain from a folder or from a repository of the Hub.
+
+    Raises:
+        FileNotFoundError: if a path does not lead to a checkpoint folder.
+        ValueError, OSError: if it is something else or damaged, or the Hub does not have it or cannot be reached.
+    """
+    chain = _open(name, revision)
+    if not isinstance(chain, WeightChain):
+        raise ValueError(
+            f"{name} is no weight chain but a {chain.config.model_type!r}: make one with `reid-hub refine`"
+        )
+    return chain
+
+
+def _open(name: str | Path, revision: str | None) -> ReIDModel | WeightChain:
     folder = Path(name)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} is no checkpoint folder: it has no config.json")
     if not folder.is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(name)):
         raise FileNotFoundError(f"no checkpoint folder {name}; a repository of the Hub is called NAMESPACE/NAME")
-    return ReIDModel.from_pretrained(str(name), **({} if revision is None else {"revision": revision}))
+    options = {} if revision is None else {"revision": revision}
+    kind = AutoConfig.from_pretrained(str(name), **options)
+    return (WeightChain if isinstance(kind, WeightChainConfig) else ReIDModel).from_pretrained(str(name), **options)
 
 
 def new_model(

@@ -5,10 +5,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from reid_hub.jobs.expand import open_chain
+from reid_hub.evaluation import read_results
+from reid_hub.jobs.models import open_chain
+from reid_hub.jobs.processes import is_main_process, wait_for_everyone
 from reid_hub.jobs.refine import RefineSettings, refine
 from reid_hub.jobs.train import TrainSettings, train
 from reid_hub.registry import lookup
+from reid_hub.training import RECIPES
 
 
 @dataclass(frozen=True)
@@ -34,11 +37,19 @@ SCENARIOS = {
 
 @dataclass(frozen=True)
 class Family:
-    """A teacher, its recipes (teacher, refinement, student), and its students with the chain that each comes from."""
+    """A teacher, its recipes (teacher, refinement, student), and its students with the chain that each comes from.
+
+    Attributes:
+        narrowest: whether a student is the chain's own narrowest, embedding included, whatever its variant has.
+        refinement: changes of the refinement's recipe, so that it goes on with the teacher's classifier and losses.
+        refine_epochs: in place of that recipe's.
+    """
 
     teacher: str
     recipes: tuple[str, str, str]
     students: Mapping[str, int]
+    narrowest: bool = False
+    refinement: Mapping[str, Any] = field(default_factory=dict)
     refine_epochs: float | None = None
 
 
@@ -50,9 +61,20 @@ FAMILIES = {
     # The published scripts' chain widths; the supplement has 96 and 192.
     "vit-s": Family("vit-s", ("vit", "oskt-vit", "vit"), {"vit-s-s1": 120, "vit-s-s2": 120}),
     "vit-b": Family("vit-b", ("vit", "oskt-vit", "vit"), {"vit-b-s1": 264, "vit-b-s2": 264}),
-    # The paper tells 50 epochs and nothing more: the teachers' own recipes are ours to choose.
-    "osnet": Family("osnet-x1.0", ("osnet", "oskt", "osnet"), {"osnet-x0.25": 16, "osnet-x0.5": 32}, 50),
-    "msinet": Family("msinet-x1.0", ("msinet", "oskt", "msinet"), {"msinet-x0.25": 16, "msinet-x0.5": 32}, 50),
+    # The paper says 50 epochs and nothing more: losses are those of the teachers' own recipes.
+    "osnet": Family(
+        "osnet-x1.0", ("osnet", "oskt", "osnet"), {"osnet-x0.25": 16, "osnet-x0.5": 32}, narrowest=True,
+        refinement={"options.metric": None, "options.center_weight": 0.0, "options.classifier_bias": True},
+        refine_epochs=50,
+    ),
+    "msinet": Family(
+        "msinet-x1.0", ("msinet", "oskt", "msinet"), {"msinet-x0.25": 16, "msinet-x0.5": 32}, narrowest=True,
+        refinement={
+            "options.metric_options": {"margin": 0.3, "normalise": True}, "options.center_weight": 0.0,
+            "options.classifier_bias": True, "options.per_part": True,
+        },
+        refine_epochs=50,
+    ),
 }  # fmt: skip
 
 
@@ -99,19 +121,41 @@ def run_scenario(
         return TrainSettings(**{**fixed, **place, **more}, recipe=recipe, output_dir=out / folder)
 
     width = family.students[student]
-    teacher = settings(scenario.chain, family.recipes[0], f"{family.teacher}-{scenario.chain}", model=family.teacher)
-    chain = settings(scenario.chain, family.recipes[1], f"{family.teacher}-{scenario.chain}.chain{width}")
-    if not (Path(chain.output_dir) / "results.json").is_file():
-        if not (Path(teacher.output_dir) / "results.json").is_file():
-            train(replace(teacher, init=init))
-        epochs = chain.epochs if chain.epochs is not None else family.refine_epochs
-        fields = {**vars(chain), "model": str(teacher.output_dir), "epochs": epochs}
-        refine(RefineSettings(**fields, width=width))
+    first = {"seed": 0}  # the seed is the student's: few-shot runs of one chain differ in nothing else
+    name = f"{family.teacher}-{scenario.chain}"
+    teacher = settings(scenario.chain, family.recipes[0], name, model=family.teacher, init=init, **first)
+    chain = settings(scenario.chain, family.recipes[1], f"{name}.chain{width}", model=str(teacher.output_dir), **first)
+    chain = replace(chain, changes={**family.refinement, **chain.changes}, epochs=chain.epochs or family.refine_epochs)
+    if not _is_done(chain):
+        if not _is_done(teacher):
+            train(teacher)
+        refine(RefineSettings(**vars(chain), width=width))
     few = f".{share:g}" if share != 1 else ""
-    seed = (common or {}).get("seed", 0)
-    run = f"{student}.oskt-{scenario.chain}-{scenario.student}{few}.seed{seed}"
+    run = f"{student}.oskt-{scenario.chain}-{scenario.student}{few}.seed{(common or {}).get('seed', 0)}"
     start = out / run / "start"
-    if not (start / "config.json").is_file():
-        open_chain(chain.output_dir).expand(student).save_pretrained(start)
+    if is_main_process() and not (start / "config.json").is_file():
+        open_chain(chain.output_dir).expand(None if family.narrowest else student).save_pretrained(start)
+    wait_for_everyone()
     last = settings(scenario.student, family.recipes[2], run, model=str(start), origin="oskt", keep_ids=share)
     return train(last)
+
+
+def _is_done(settings: TrainSettings) -> bool:
+    """Whether a folder holds the result of these settings.
+
+    Raises:
+        ValueError: if it holds the result of others, naming them.
+    """
+    path = Path(settings.output_dir) / "results.json"
+    if not path.is_file():
+        return False
+    results = read_results(path)
+    found, epochs = results["training"], settings.epochs or RECIPES[settings.recipe].epochs
+    asked = {"recipe": settings.recipe, "epochs": epochs, "seed": settings.seed, "changes": dict(settings.changes)}
+    found = {**{key: found.get(key) for key in asked}}
+    if settings.image_size is not None:
+        asked["image_size"], found["image_size"] = list(settings.image_size), results["cost"]["image_size"]
+    differing = [f"{key} {found[key]} instead of {asked[key]}" for key in asked if found[key] != asked[key]]
+    if differing:
+        raise ValueError(f"{settings.output_dir} was made with {', '.join(differing)}: give another output folder")
+    return True

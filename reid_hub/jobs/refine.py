@@ -1,18 +1,25 @@
 """Refine a weight chain: a trained teacher in, a chain out that students of every width are expanded from."""
 
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from reid_hub.jobs.evaluate import evaluate
+from reid_hub.jobs.models import new_model
+from reid_hub.jobs.processes import is_main_process, wait_for_everyone
 from reid_hub.jobs.train import TrainSettings, build_trainer, load_splits, provenance, publish, run, start_heads
 from reid_hub.methods import RefineMethod
 from reid_hub.models import ReIDModel, WeightChain
-from reid_hub.models.width_scale import width_of
+from reid_hub.models.weight_chain import default_distance
+from reid_hub.models.width_groups import match_widths
+from reid_hub.models.width_scale import at_width, width_of
 from reid_hub.registry import lookup
-from reid_hub.training import RECIPES, TrainingSubset, override, read_heads, write_heads
+from reid_hub.training import HEADS_FILE, RECIPES, TrainingSubset, override, write_heads
 
 
 @dataclass
@@ -21,7 +28,7 @@ class RefineSettings(TrainSettings):
 
     Attributes:
         width: of the narrowest student, in channels of the stem (CNN) or of the blocks (ViT).
-        distance, clustering, cluster_seed: see `WeightChain.from_teacher`.
+        distance, clustering: see `WeightChain.from_teacher`, which gets the run's `seed`.
     """
 
     output_dir: str | Path = "runs/chain"
@@ -29,7 +36,11 @@ class RefineSettings(TrainSettings):
     width: int = 8
     distance: str | None = None
     clustering: str = "ward"
-    cluster_seed: int = 0
+
+    @property
+    def chain_seed(self) -> int:
+        """Of the tables: only random ones depend on it."""
+        return self.seed if self.clustering == "random" else 0
 
 
 def refine(settings: RefineSettings) -> dict[str, Any] | None:
@@ -50,9 +61,9 @@ def refine(settings: RefineSettings) -> dict[str, Any] | None:
     splits, out = load_splits(settings), Path(settings.output_dir)
 
     def make_method(teacher: ReIDModel, subset: TrainingSubset) -> RefineMethod:
-        chain, num_ids = _clustered(teacher, settings), int(subset.pids.max()) + 1
-        method = RefineMethod(teacher, num_ids, chain=chain, **recipe.options)
-        start_heads(method, settings.model, num_ids)
+        chain = _clustered(teacher, settings)
+        method = RefineMethod(teacher, len(subset.identities), chain=chain, **recipe.options)
+        start_heads(method, settings.model, subset)
         return method
 
     trainer = build_trainer(
@@ -65,7 +76,7 @@ def refine(settings: RefineSettings) -> dict[str, Any] | None:
     run(trainer, settings, splits)
     if trainer.is_world_process_zero():
         method.model.save_pretrained(out / "teacher")
-        write_heads(out / "teacher", method.teacher_state())
+        write_heads(out / "teacher", method.teacher_state(), trainer.train_dataset.identities)
     results = None
     if {"query", "gallery"} <= splits.keys():
         variant = method.model.config.variant or method.model.config.backbone_config.model_type
@@ -85,7 +96,7 @@ def refine(settings: RefineSettings) -> dict[str, Any] | None:
 def refine_all(
     settings: RefineSettings, widths: Sequence[int], *, progressive: bool = False
 ) -> dict[Path, dict[str, Any] | None]:
-    """One chain per width; with several, each in a sub-folder of `output_dir` named by its width.
+    """One chain per width; with several, each in a sub-folder of `output_dir`, and a repository, named by its width.
 
     Args:
         progressive: widest first, and the narrowest student of each chain, with its classifier, is the next's teacher;
@@ -95,19 +106,37 @@ def refine_all(
         Folder and results of each chain, see `refine`.
 
     Raises:
-        ValueError: if a width is given twice or none is.
+        ValueError: if a width is given twice, none is, or the teacher has no such chain; before anything is trained.
     """
     if not widths or len(set(widths)) < len(widths):
         raise ValueError(f"give each width of a chain once, got {list(widths)}")
+    check_widths(new_model(settings.model, settings.image_size), widths)
     made, teacher = {}, settings.model
     for width in sorted(widths, reverse=progressive):
         folder = Path(settings.output_dir) / (f"width{width}" if len(widths) > 1 else "")
-        made[folder] = refine(replace(settings, output_dir=folder, model=str(teacher), width=width))
+        push_to = settings.push_to and settings.push_to + (f"-width{width}" if len(widths) > 1 else "")
+        made[folder] = refine(replace(settings, output_dir=folder, model=str(teacher), width=width, push_to=push_to))
         if progressive:
             teacher = folder / "student"
-            WeightChain.from_pretrained(folder).expand().save_pretrained(teacher)
-            write_heads(teacher, read_heads(folder))
+            if is_main_process():
+                WeightChain.from_pretrained(folder).expand().save_pretrained(teacher)
+                shutil.copytree(folder / HEADS_FILE.parent, teacher / HEADS_FILE.parent, dirs_exist_ok=True)
+            wait_for_everyone()
     return made
+
+
+def check_widths(teacher: ReIDModel, widths: Sequence[int]) -> None:
+    """Refuse widths of chains that a teacher cannot have.
+
+    Raises:
+        ValueError: naming the legal range.
+    """
+    full = width_of(teacher.config)
+    for width in widths:
+        if not 1 <= width <= full:
+            raise ValueError(f"a chain of this teacher has a width from 1 to {full}, got {width}")
+        with torch.device("meta"):
+            match_widths(teacher.width_groups(), ReIDModel(at_width(teacher.config, width)).width_groups())
 
 
 def chain_widths(count: int, narrowest: int = 8) -> list[int]:
@@ -116,11 +145,32 @@ def chain_widths(count: int, narrowest: int = 8) -> list[int]:
 
 
 def _clustered(teacher: ReIDModel, settings: RefineSettings) -> WeightChain:
-    """The chain before refinement; kept beside the run, so that a resumed one starts from the same tables at once."""
+    """The chain before refinement; kept beside the run, so that a resumed one starts from the same tables at once.
+
+    Raises:
+        ValueError: if the chain that lies there was asked for otherwise.
+    """
     folder = Path(settings.output_dir) / "clustered"
+    rank = int(os.environ.get("RANK", 0))
     if settings.resume and (folder / "config.json").is_file():
-        return WeightChain.from_pretrained(folder)
-    options = {"distance": settings.distance, "clustering": settings.clustering, "seed": settings.cluster_seed}
+        chain = WeightChain.from_pretrained(folder)
+        asked = {
+            "width": settings.width,
+            "clustering": settings.clustering,
+            "distance": settings.distance or default_distance(teacher),
+            "seed": settings.chain_seed,
+        }
+        found = {
+            "width": width_of(chain.config.student_config),
+            "clustering": chain.config.clustering,
+            "distance": chain.config.distance,
+            "seed": chain.config.seed,
+        }
+        differing = [f"{key} was {found[key]} and is {asked[key]}" for key in asked if asked[key] != found[key]]
+        if differing:
+            raise ValueError(f"{folder} is of another chain: {'; '.join(differing)}. Refine into another folder")
+        return chain
+    options = {"distance": settings.distance, "clustering": settings.clustering, "seed": settings.chain_seed}
     chain = WeightChain.from_teacher(teacher, settings.width, **options)
-    chain.save_pretrained(folder, is_main_process=int(os.environ.get("RANK", 0)) == 0)
+    chain.save_pretrained(folder, is_main_process=rank == 0)
     return chain

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -19,6 +18,7 @@ from reid_hub.hub.convert import load_weights
 from reid_hub.hub.push import push_folder
 from reid_hub.jobs.evaluate import evaluate
 from reid_hub.jobs.models import new_model
+from reid_hub.jobs.processes import wait_for_everyone
 from reid_hub.methods import METHODS, Method, SupervisedMethod
 from reid_hub.models import ReIDModel
 from reid_hub.registry import lookup
@@ -132,6 +132,7 @@ def run(trainer: ReIDTrainer, settings: TrainSettings, splits: Mapping[str, Any]
         report_splits(splits)
     trainer.train(resume_from_checkpoint=last)
     trainer.save_model()
+    wait_for_everyone()
 
 
 def publish(trainer: ReIDTrainer, settings: TrainSettings) -> None:
@@ -197,34 +198,22 @@ def _make_method(recipe: Recipe, model: ReIDModel, subset: TrainingSubset) -> Me
     return make(model, int(subset.pids.max()) + 1, **recipe.options)
 
 
-def start_heads(method: SupervisedMethod, folder: str | Path, num_ids: int) -> None:
-    """Start a method's classifier and centers from those of the training run in a folder, where there are any.
+def start_heads(method: SupervisedMethod, folder: str | Path, subset: TrainingSubset) -> None:
+    """Start a method's classifier and centers from those of the training run in a folder; says what does not fit.
 
     Raises:
         ValueError: if they are of other identities.
     """
     try:
-        heads = read_heads(folder)
+        heads = read_heads(folder, subset.identities)
     except FileNotFoundError:
         print(f"{folder} has no classifier beside it: it starts anew")
         return
-    check_identities(heads, folder, num_ids)
     state = method.state_dict()
-    method.load_state_dict({**state, **{name: tensor for name, tensor in heads.items() if name in state}})
-
-
-def check_identities(heads: Mapping[str, Tensor], folder: str | Path, num_ids: int) -> None:
-    """Refuse the classifier of a training run on other identities.
-
-    Raises:
-        ValueError: saying how many it knows.
-    """
-    known = {len(tensor) for name, tensor in heads.items() if name.startswith("classifier") and tensor.ndim == 2}
-    if known - {num_ids}:
-        raise ValueError(
-            f"{folder} was trained on {max(known)} identities, here are {num_ids}: give the same data, --validation "
-            "and --seed as there, or remove its training/heads.safetensors to start the classifier anew"
-        )
+    used = {name: tensor for name, tensor in heads.items() if name in state and tensor.shape == state[name].shape}
+    method.load_state_dict({**state, **used})
+    if left := sorted(set(heads) - set(used)):
+        print(f"this recipe has another classifier than {folder}: {', '.join(left)} of it are not used")
 
 
 def validate(model: ReIDModel, *, train_split: Any, holdout: Holdout) -> dict[str, float]:

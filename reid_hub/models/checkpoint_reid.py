@@ -9,6 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+from safetensors import SafetensorError
+
 from .image_processing_reid import ReIDImageProcessor
 
 # Fields of the configuration that change an embedding without changing a weight.
@@ -61,7 +64,7 @@ class CheckpointMixin:
         """
         if kwargs.get("push_to_hub"):
             raise ValueError("save_pretrained(push_to_hub=True) is not offered: call model.push_to_hub(repo_id)")
-        if not kwargs.get("is_main_process", True):
+        if not kwargs.get("is_main_process", not dist.is_initialized() or dist.get_rank() == 0):
             return
         target = Path(save_directory)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -105,10 +108,16 @@ class CheckpointMixin:
         """Load a checkpoint; every tensor must be there and be used, unless `output_loading_info` is asked for.
 
         Raises:
-            ValueError: if tensors are missing, left over or of another shape, naming them.
+            ValueError: if the file is damaged, or tensors are missing, left over or of another shape, naming them.
         """
         kwargs.setdefault("ignore_mismatched_sizes", not output_loading_info)
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        try:
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        except SafetensorError as error:
+            raise ValueError(
+                f"the weights of {pretrained_model_name_or_path} are damaged ({error}): save or fetch them again"
+            ) from error
+        model, info = loaded
         if output_loading_info:
             return model, info
         misshaped = [f"{name} {tuple(got)} not {tuple(due)}" for name, got, due in sorted(info["mismatched_keys"])]

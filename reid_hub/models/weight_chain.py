@@ -14,10 +14,9 @@ from .configuration_reid import ReIDConfig
 from .image_processing_reid import ReIDImageProcessor
 from .modeling_reid import ReIDModel
 from .tensor_tree import TensorTree
+from .width_groups import match_widths
 from .width_scale import at_width, student_of
 from .width_slots import Decoder, Slots, allocate
-
-STATISTICS = ("running_mean", "running_var")
 
 
 @strict
@@ -29,6 +28,7 @@ class WeightChainConfig(PreTrainedConfig):
         student_config: configuration of the narrowest student; the chain has as many rows.
         teacher_fingerprint: of the teacher that the tables were made from.
         clustering, distance: how the rows were clustered ("ward", "random", "inverse"; "euclidean", "cosine").
+        seed: of random clusters.
         refinement: how the chain was refined; None for one that was only clustered.
     """
 
@@ -38,6 +38,7 @@ class WeightChainConfig(PreTrainedConfig):
     teacher_fingerprint: str | None = None
     clustering: str = "ward"
     distance: str = "euclidean"
+    seed: int = 0
     refinement: dict | None = None
 
     def __post_init__(self, **kwargs):
@@ -76,7 +77,8 @@ class WeightChain(CheckpointMixin, PreTrainedModel):
         super().__init__(config)
         with torch.device("meta"):
             teacher, student = ReIDModel(config.teacher_config), ReIDModel(config.student_config)
-        self.groups, self.rows = teacher.width_groups(), _sizes(teacher, student)
+        self.groups = teacher.width_groups()
+        self.rows = match_widths(self.groups, student.width_groups())
         links = {}
         for name, tensor in teacher.state_dict().items():
             if not tensor.is_floating_point():
@@ -119,12 +121,10 @@ class WeightChain(CheckpointMixin, PreTrainedModel):
         if cls.clusterer is None:
             raise ImportError("clustering a teacher needs the package: pip install reid-hub")
         config = at_width(teacher.config, width) if isinstance(width, int) else width
-        distance = distance or getattr(teacher.backbone, "row_distance", "euclidean")
-        options = {"distance": distance, "clustering": clustering, "seed": seed}
+        options = {"distance": distance or default_distance(teacher), "clustering": clustering, "seed": seed}
         with torch.device("meta"):
-            sizes = _sizes(teacher, ReIDModel(config))
-        tables = cls.clusterer(teacher, sizes, **options)
-        return cls.from_tables(teacher, config, tables, distance=distance, clustering=clustering)
+            sizes = match_widths(teacher.width_groups(), ReIDModel(config).width_groups())
+        return cls.from_tables(teacher, config, cls.clusterer(teacher, sizes, **options), **options)
 
     @classmethod
     @torch.no_grad()
@@ -152,6 +152,19 @@ class WeightChain(CheckpointMixin, PreTrainedModel):
         for name, link in chain.links.tensors().items():
             link.copy_(means.get(name, state[name]))
         return chain.eval()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """Load a chain; its tables must be partitions.
+
+        Raises:
+            ValueError: if the file is damaged, or not what it must be.
+        """
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        chain = loaded[0] if isinstance(loaded, tuple) else loaded
+        for name in chain.groups.groups:
+            _partition(name, chain.table(name), chain)
+        return loaded
 
     def table(self, group: str) -> Tensor:
         """(N,) cluster of each of the teacher's channels of a group."""
@@ -211,13 +224,12 @@ class WeightChain(CheckpointMixin, PreTrainedModel):
         """
         config = self.student(student)
         model = ReIDModel(config).to(self.device, self.dtype)
-        sizes = _sizes(self, model)
+        sizes = match_widths(self.groups, model.width_groups())
         decoder = Decoder(self.groups, self.slots(sizes), rescale_queries=rescale_queries)
         with torch.no_grad():
             decoded, state = decoder(self.links.tensors()), model.state_dict()
         if not statistics:
-            fresh = [name for name in decoded if name.startswith("neck.") or name.endswith(STATISTICS)]
-            decoded = {name: tensor for name, tensor in decoded.items() if name not in fresh}
+            decoded = {name: tensor for name, tensor in decoded.items() if not is_fitted(name)}
         # A head or neck that the teacher does not have starts anew.
         decoded = {name: tensor for name, tensor in decoded.items() if name in state or name.startswith("backbone.")}
         misshaped = [name for name, tensor in decoded.items() if state[name].shape != tensor.shape]
@@ -248,41 +260,31 @@ class WeightChain(CheckpointMixin, PreTrainedModel):
         """A student's width of every group, without its weights."""
         config = self.student(student)
         with torch.device("meta"):
-            return _sizes(self, ReIDModel(config))
+            return match_widths(self.groups, ReIDModel(config).width_groups())
 
     def forward(self, *args, **kwargs):
         raise TypeError("a weight chain is no network: chain.expand(width) gives a model that embeds pictures")
 
 
-def _sizes(teacher: "ReIDModel | WeightChain", student: ReIDModel) -> dict[str, int]:
-    """The student's width of each of the teacher's groups.
+def is_fitted(name: str) -> bool:
+    """Whether a tensor is fitted to its own network, not taken from the teacher: statistics, and all of the neck."""
+    return name.startswith("neck.") or name.endswith(("running_mean", "running_var"))
 
-    Raises:
-        ValueError: unless both declare the same channels, trunk for trunk.
-    """
-    ours = teacher.groups if isinstance(teacher, WeightChain) else teacher.width_groups()
-    theirs = student.width_groups()
-    same = all(
-        theirs.axes.get(name) == axes for name, axes in ours.axes.items() if name.startswith("backbone.")
-    ) and not [name for name in theirs.axes if name.startswith("backbone.") and name not in ours.axes]
-    if not same:
-        name = next(n for n in {**ours.axes, **theirs.axes} if ours.axes.get(n) != theirs.axes.get(n))
-        raise ValueError(
-            f"the student is of another architecture or depth than the teacher: they differ in {name}. Only widths may"
-        )
-    # A student may leave out what is behind the trunk; those channels keep the teacher's width.
-    return {
-        name: theirs.groups[name].size if name in theirs.groups else group.size for name, group in ours.groups.items()
-    }
+
+def default_distance(teacher: ReIDModel) -> str:
+    """How the rows of an architecture are compared as published: "cosine" for the ViT, else "euclidean"."""
+    return getattr(teacher.backbone, "row_distance", "euclidean")
 
 
 def _partition(name: str, table: Tensor, chain: WeightChain) -> Tensor:
     group, clusters = chain.groups.groups[name], chain.rows[name]
-    if table.shape != (group.size,):
-        raise ValueError(f"the table of {name} must name a cluster for {group.size} channels, got {tuple(table.shape)}")
+    if table.shape != (group.size,) or table.is_floating_point():
+        raise ValueError(
+            f"the table of {name} must name a cluster for {group.size} channels, got {tuple(table.shape)} {table.dtype}"
+        )
     block, rows = group.size // group.blocks, clusters // group.blocks
     for b, part in enumerate(table.view(group.blocks, block)):
-        if not torch.equal(part.unique(), torch.arange(b * rows, (b + 1) * rows)):
+        if not torch.equal(part.unique().cpu(), torch.arange(b * rows, (b + 1) * rows)):
             raise ValueError(
                 f"the table of {name} is no partition: channels {b * block} to {(b + 1) * block - 1} must be in the "
                 f"clusters {b * rows} to {(b + 1) * rows - 1}, each used; cluster the teacher again"

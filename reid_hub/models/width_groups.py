@@ -102,6 +102,25 @@ class WidthGroups:
             raise ValueError(f"axis {axis} of {name} has {tensor.shape[axis]} channels, its groups {names} have {due}")
 
 
+def match_widths(teacher: WidthGroups, student: WidthGroups) -> dict[str, int]:
+    """The student's width of each of the teacher's groups.
+
+    What lies behind the trunk may differ; channels that the student does not have keep the teacher's width.
+
+    Raises:
+        ValueError: unless both trunks declare the same channels, tensor for tensor.
+    """
+    trunks = ({n: a for n, a in each.axes.items() if n.startswith("backbone.")} for each in (teacher, student))
+    ours, theirs = trunks
+    differing = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+    if differing:
+        raise ValueError(
+            f"the student is of another architecture or depth than the teacher: they differ in {differing[0]}. Only "
+            "widths may"
+        )
+    return {name: student.groups.get(name, group).size for name, group in teacher.groups.items()}
+
+
 def _join(*parts: str) -> str:
     return ".".join(part for part in parts if part)
 

@@ -22,12 +22,20 @@ def _resnet(backbone, width: int) -> None:
 
 
 def _channels(backbone, width: int) -> None:
+    if width < GATED:
+        raise ValueError(
+            f"the gates of OSNet and MSINet have one hidden channel in sixteen: the width must be {GATED} or more, got "
+            f"{width}"
+        )
     backbone.channels = _scaled(backbone.channels, backbone.channels[0], width, "stages")
 
 
 def _part_vit(backbone, width: int) -> None:
     if width % backbone.heads:
-        raise ValueError(f"the width of a ViT must be a multiple of its {backbone.heads} heads, got {width}")
+        raise ValueError(
+            f"the width of a ViT must be a multiple of its {backbone.heads} heads, from {backbone.heads} to the "
+            f"teacher's {backbone.width}, got {width}"
+        )
     backbone.width = width
 
 
@@ -38,6 +46,10 @@ WIDTHS: dict[str, tuple[Callable, Callable]] = {
     "reid_msinet": (lambda backbone: backbone.channels[0], _channels),
     "reid_part_vit": (lambda backbone: backbone.width, _part_vit),
 }
+
+
+GATED = 16
+WIDTH_FIELDS = ("embedding_size", "hidden_sizes", "layer_type", "channels", "embed_dim", "width", "heads")
 
 
 def width_of(config: ReIDConfig) -> int:
@@ -72,7 +84,7 @@ def student_of(teacher: ReIDConfig, student: int | str | ReIDConfig) -> ReIDConf
     """The configuration of a student: the teacher's input, head and neck, at the width of what is named.
 
     Args:
-        student: a width, the name of a variant, or a configuration, which is taken as it is.
+        student: a width (also as text), the name of a variant, or a configuration, which is taken as it is.
 
     Raises:
         ValueError: for an unknown variant, another architecture, or a broken width.
@@ -81,12 +93,18 @@ def student_of(teacher: ReIDConfig, student: int | str | ReIDConfig) -> ReIDConf
         return at_width(teacher, student)
     if isinstance(student, ReIDConfig):
         return student
+    if student.isdecimal():
+        return at_width(teacher, int(student))
     variant, fields = copy.deepcopy(find_variant(student)), teacher.to_dict()
-    ours, theirs = fields["backbone_config"]["model_type"], variant["backbone_config"]["model_type"]
-    if ours != theirs:
-        raise ValueError(f"{student} is a {theirs!r} and the teacher a {ours!r}: only widths may differ")
-    widths = {key: variant[key] for key in ("backbone_config", "embedding_dim") if key in variant}
-    return ReIDConfig(**{**fields, **widths, "variant": student})
+    ours, theirs = fields["backbone_config"], variant["backbone_config"]
+    if ours["model_type"] != theirs["model_type"]:
+        raise ValueError(
+            f"{student} is a {theirs['model_type']!r} and the teacher a {ours['model_type']!r}: only widths may differ"
+        )
+    # Everything else (stride, drop path, genotype, ...) stays the teacher's; another depth is refused where it matters.
+    fields["backbone_config"] = {**ours, **{key: theirs[key] for key in (*WIDTH_FIELDS, "depths") if key in theirs}}
+    fields["embedding_dim"] = variant.get("embedding_dim", fields["embedding_dim"])
+    return ReIDConfig(**{**fields, "variant": student})
 
 
 def _last(backbone) -> int | None:

@@ -1,7 +1,7 @@
 """Training: published recipes as data, and a trainer that follows them."""
 
 from reid_hub.training.arguments import training_arguments
-from reid_hub.training.heads import read_heads, write_heads
+from reid_hub.training.heads import HEADS_FILE, read_heads, write_heads
 from reid_hub.training.holdout import Holdout, TrainingSubset, draw_identities, split_identities
 from reid_hub.training.optimizers import OPTIMIZERS, build_optimizer, build_scheduler
 from reid_hub.training.overrides import override, parse_override
@@ -11,6 +11,7 @@ from reid_hub.training.schedules import Schedule
 from reid_hub.training.trainer import ReIDTrainer
 
 __all__ = [
+    "HEADS_FILE",
     "OPTIMIZERS",
     "RECIPES",
     "Holdout",

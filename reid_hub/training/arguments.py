@@ -19,8 +19,13 @@ def training_arguments(recipe: Recipe, output_dir: str | Path, **overrides: Any)
     schedule in proportion (`Schedule.rate_at`).
 
     Raises:
-        ValueError: for an unknown argument; the nearest name is offered.
+        ValueError: for an unknown argument (the nearest name is offered), or no epochs.
     """
+    if overrides.get("num_train_epochs", 1) <= 0:
+        raise ValueError(
+            f"the number of epochs must be above 0, got {overrides['num_train_epochs']}; a weight chain that is only "
+            "clustered lies in the folder `clustered` of a refinement, or comes from WeightChain.from_teacher"
+        )
     known = {field.name: None for field in fields(TrainingArguments) if field.init}
     for name in overrides:
         lookup(known, name, "training argument")

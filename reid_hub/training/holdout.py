@@ -98,12 +98,12 @@ def draw_identities(pids: Sequence[int], share: float, seed: int) -> np.ndarray:
 class TrainingSubset:
     """Some rows of an `ImageDataset`, with their identities numbered 0..C-1 again.
 
-    Batches carry the new pids; their `indices` stay those of the whole set.
+    Batches carry the new pids; their `indices` stay those of the whole set. `identities` are the old ones, by new pid.
     """
 
     def __init__(self, dataset: Any, rows: np.ndarray):
         self.dataset, self.rows, self.collate = dataset, rows, dataset.collate
-        self.pids = np.unique(dataset.pids[rows], return_inverse=True)[1]
+        self.identities, self.pids = np.unique(dataset.pids[rows], return_inverse=True)
         self.camids = dataset.camids[rows]
 
     def __len__(self) -> int:

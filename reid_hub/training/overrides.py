@@ -23,8 +23,14 @@ def override(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     Raises:
         ValueError: for a name that nothing answers to (the nearest is offered) or a value of another kind.
     """
+    # Fields of the recipe itself change together: it checks that they fit one another.
+    plain = {name: value for name, value in changes.items() if "." not in name}
+    known = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
+    kinds = {name: _same_kind(lookup(known, name, "recipe value"), value, name) for name, value in plain.items()}
+    recipe = replace(recipe, **kinds)
     for name, value in changes.items():
-        recipe = _changed(recipe, name.split("."), value, name)
+        if name not in plain:
+            recipe = _changed(recipe, name.split("."), value, name)
     _check_options(METHODS, recipe.method, "method", recipe.options)
     _check_options(OPTIMIZERS, recipe.optimizer, "optimizer", recipe.optimizer_options)
     return recipe

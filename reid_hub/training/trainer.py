@@ -208,7 +208,7 @@ class ReIDTrainer(Trainer):
     def _export(self, folder: Path) -> None:
         if self.args.should_save:
             self.model.export().save_pretrained(folder)
-            write_heads(folder, self.model.training_state())
+            write_heads(folder, self.model.training_state(), getattr(self.train_dataset, "identities", ()))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Write the method's whole state for resuming; without training_args.bin, which is a pickle."""

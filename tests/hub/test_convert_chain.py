@@ -49,7 +49,17 @@ def release(tmp_path):
                     leaf.removesuffix(".weight").removesuffix(".0") if "downsample" in leaf else leaf[: -len(".weight")]
                 )
                 tables[f"base.{key}"] = chain.table(chain.groups.axes[name].rows[0]).tolist()
+    # What else a released file holds: the rows again, the 0/1 matrices, and norms that nothing reads.
     state["base.layer1.0.Gene_Bottleneck.conv1.weight"] = torch.zeros(1)
+    for leaf, width in (("trans_conv1", (8, 4, 1, 1)), ("layer1.0.trans_downsample", (32, 16, 1, 1))):
+        state[f"base.GeneChain.{leaf}.weight"] = torch.zeros(width)
+    state["base.GeneChain.trans_bn1.weight"] = torch.zeros(8, 8, 1, 1)
+    for name, tensor in teacher.state_dict().items():
+        if name.startswith("backbone.") and "normalization" in name:
+            statistic = name.endswith(("running_mean", "running_var"))
+            state[f"base.GeneChain.{released_name(name)}"] = tensor + 2 if statistic else torch.full_like(tensor, 5)
+            if statistic:
+                chain.links.tensors()[name].add_(2)
     state |= {"GeneNet_bottleneck.weight": torch.ones(2), "GeneNet_classifier.weight": torch.ones(3, 2)}
     state |= {
         "bottleneck.weight": torch.ones(64),
@@ -64,7 +74,7 @@ def release(tmp_path):
 
 def test_a_released_chain_expands_like_the_one_it_was_made_from(release):
     folder, chain = release
-    convert_chain(folder / "resnet50_100.pth", folder / "labels.json", "res50", 4, folder / "out", **TINY)
+    convert_chain(folder / "resnet50_100.pth", folder / "labels.json", "res50", folder / "out", **TINY)
     again = WeightChain.from_pretrained(folder / "out")
     for width in (4, 6, 8):
         expected, found = chain.expand(width).state_dict(), again.expand(width).state_dict()
@@ -78,12 +88,12 @@ def test_what_does_not_fit_is_named(release):
     checkpoint, labels, out = folder / "resnet50_100.pth", folder / "labels.json", folder / "out"
     tables = json.loads(labels.read_text())
 
-    def convert(width=4, file=checkpoint, content=tables):
+    def convert(file=checkpoint, content=tables):
         labels.write_text(json.dumps(content))
-        convert_chain(file, labels, "res50", width, out, **TINY)
+        convert_chain(file, labels, "res50", out, **TINY)
 
     with pytest.raises(ValueError, match="the table of stem is no partition"):
-        convert(width=5)
+        convert(content={**tables, "base.conv1": [0] * 8})
     with pytest.raises(ValueError, match=r"layer1\.1\.conv3 shares its channels"):
         convert(content={**tables, "base.layer1.1.conv3": tables["base.layer1.1.conv3"][::-1]})
     with pytest.raises(ValueError, match="no table for stem"):
@@ -97,5 +107,5 @@ def test_what_does_not_fit_is_named(release):
     with pytest.raises(ValueError, match="holds no GeneChain"):
         convert(file=plain)
     with pytest.raises(FileNotFoundError, match="no tables"):
-        convert_chain(checkpoint, folder / "nothing.json", "res50", 4, out, **TINY)
+        convert_chain(checkpoint, folder / "nothing.json", "res50", out, **TINY)
     assert not out.exists()

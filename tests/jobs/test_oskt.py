@@ -1,6 +1,7 @@
 """From a teacher to students of any width, as jobs and as commands, on a data set of coloured people."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -13,7 +14,8 @@ from reid_hub import ReIDConfig, ReIDModel, WeightChain
 from reid_hub.cli import app, main
 from reid_hub.evaluation import measure_cost
 from reid_hub.jobs import oskt
-from reid_hub.jobs.expand import choose_chain, expand_within, legal_widths, open_chain, parse_amount
+from reid_hub.jobs.expand import choose_chain, expand_within, legal_widths, parse_amount
+from reid_hub.jobs.models import open_chain
 from reid_hub.jobs.refine import chain_widths
 from reid_hub.models.weight_chain import WeightChainConfig
 from reid_hub.models.width_scale import at_width
@@ -208,6 +210,30 @@ def test_a_published_scenario_from_beginning_to_end(people, tmp_path, monkeypatc
     assert (tmp_path / "res18-x0.25-market_layout.chain8" / "model.safetensors").stat().st_mtime_ns == made
     with pytest.raises(ValueError, match="needs the folder of market_layout"):
         oskt.run_scenario("m", "res18-x0.25", {}, out=tmp_path)
+    with pytest.raises(ValueError, match="was made with epochs 1 instead of 2"):
+        oskt.run_scenario("m", "res18-x0.25", folders, out=tmp_path, common=common | {"epochs": 2})
+
+
+def test_classifiers_of_other_people_are_refused(people, tmp_path):
+    """As many identities, but not the same: another seed holds out others."""
+    short = [*SHORT[:-2], "--validation", "0.3"]
+    torch.manual_seed(0)
+    ReIDModel(ReIDConfig(backbone_config=TINY, image_size=(32, 16))).save_pretrained(tmp_path / "start")
+    run("train", *people, *short, "--model", tmp_path / "start", "--out", tmp_path / "teacher", "--seed", "0")
+    with pytest.raises(ValueError, match="was trained on other identities, here are 6"):
+        run(
+            "refine",
+            *people,
+            *short,
+            "--model",
+            tmp_path / "teacher",
+            "--width",
+            "4",
+            "--out",
+            tmp_path / "c",
+            "--seed",
+            "1",
+        )
 
 
 def test_baselines_from_the_same_teacher(people, teacher, tmp_path):
@@ -226,13 +252,20 @@ def test_baselines_from_the_same_teacher(people, teacher, tmp_path):
     ("words", "message"),
     [
         (["expand", "{teacher}", "--out", "x"], "is no weight chain but a 'reid'"),
-        (["expand", "no/such/chain", "--out", "x"], "no weight chain no/such/chain"),
+        (["expand", "no/such/chain", "--out", "x"], "no checkpoint folder no/such/chain"),
         (["expand", "{chain}", "--width", "9", "--out", "x"], "between the chain's 3 and the teacher's 8, got 9"),
         (["expand", "{chain}", "--width", "4", "--budget-ms", "9", "--out", "x"], "give one of --student, --width"),
         (["expand", "{chain}", "--budget-params", "9", "--out", "x"], "the narrowest student of this chain"),
         (["expand", "{chain}", "--student", "vit-s-s1", "--out", "x"], "only widths may differ"),
         (["refine", "--model", "{teacher}", "--recipe", "bot"], "needs a recipe of the method 'oskt'"),
-        (["refine", "--model", "{teacher}", "--width", "9", "{people}"], "a chain of stem has 1 to 8 rows"),
+        (["refine", "--model", "{teacher}", "--width", "4", "--width", "9", "{people}"], "a width from 1 to 8, got 9"),
+        (["refine", "--model", "{chain}", "--width", "4", "{people}"], "is a weight chain, no model"),
+        (["refine", "--model", "{teacher}", "--width", "4", "{people}", "--epochs", "0"], "epochs must be above 0"),
+        (["refine", "--model", "{teacher}", "{people}", "--resume", "--out", "{chain}"], "another chain: width was 3"),
+        (["expand", "{chain}", "--out", "{chain}"], "take the place of its chain"),
+        (["expand", "{chain}", "--budget-params", "", "--out", "x"], "an amount must read like"),
+        (["expand", "{chain}", "--budget-ms", "nan", "--out", "x"], "above 0 and finite"),
+        (["expand", "{damaged}", "--out", "x"], "are damaged"),
         (["refine", "--model", "{teacher}", "--width", "4", "{people}", "--keep-ids", "0.5"], "here are 4"),
         (["train", "--recipe", "oskt", "{people}"], "needs more than a data set (chain)"),
         (["distill", "kdpp", "--teacher", "{teacher}", "{people}", "--keep-ids", "0.5"], "here are 4"),
@@ -240,7 +273,11 @@ def test_baselines_from_the_same_teacher(people, teacher, tmp_path):
 )  # fmt: skip
 def test_wrong_input_is_said_in_one_line(words, message, people, teacher, chain, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    shutil.copytree(chain, tmp_path / "damaged", ignore=shutil.ignore_patterns("checkpoint-*"))
+    with (tmp_path / "damaged" / "model.safetensors").open("r+b") as file:
+        file.truncate(1000)
     places = {"{teacher}": [teacher], "{chain}": [chain], "{people}": [*people, *SHORT]}
+    places["{damaged}"] = [tmp_path / "damaged"]
     words = [str(part) for word in words for part in places.get(word, [word])]
     monkeypatch.setattr(sys, "argv", ["reid-hub", *words])
     with pytest.raises(SystemExit) as stopped:

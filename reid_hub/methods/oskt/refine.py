@@ -9,7 +9,7 @@ from torch.func import functional_call
 
 from reid_hub.methods.supervised import SupervisedMethod
 from reid_hub.models import ReIDModel, WeightChain
-from reid_hub.models.weight_chain import STATISTICS
+from reid_hub.models.weight_chain import is_fitted
 from reid_hub.models.width_slots import Decoder
 
 ALPHA_SCHEDULES = ("constant", "ramp")
@@ -83,7 +83,7 @@ class RefineMethod(SupervisedMethod):
         links, axes = self.chain.links.tensors(), self.chain.groups.axes
         self._weights = [name for name, link in links.items() if name in axes and link.ndim > 1]
         # The neck's norm is the student's own, like its classifier and its running statistics.
-        self._kept = [name for name, link in links.items() if link.ndim == 1 and _is_kept(name)]
+        self._kept = [name for name, link in links.items() if link.ndim == 1 and is_fitted(name)]
         kept = set(self._kept)
         vectors = [name for name, link in links.items() if name in axes and link.ndim == 1 and name not in kept]
         self._vectors = [] if self.shared_vectors else vectors
@@ -111,15 +111,12 @@ class RefineMethod(SupervisedMethod):
         teacher, links = dict(self.model.named_parameters()), self.chain.links.tensors()
         terms = []
         for name in self._weights:
-            rows = links[name].index_select(0, self._row_index(name, links[name].device))
+            rows = links[name].index_select(0, self.chain.row_index(name))
             terms.append((teacher[name] - rows).square().sum() / (len(links[name]) if self.normalise else 1))
         for name in self._vectors:
             size = links[name].numel() if self.normalise else 1
             terms.append((teacher[name] - links[name]).square().sum() / size)
         return torch.stack(terms).mean() if self.normalise else torch.stack(terms).sum()
-
-    def _row_index(self, name: str, device: torch.device) -> Tensor:
-        return self.chain.row_index(name).to(device)
 
     def set_progress(self, step: int, total_steps: int, epoch: float) -> None:
         self.progress = min((step + 1) / max(total_steps, 1), 1.0)
@@ -144,7 +141,7 @@ class RefineMethod(SupervisedMethod):
         for name in self._borrowed:
             links[name].copy_(teacher[name])
         for name in self._kept:
-            links[name].copy_(student[name][self._row_index(name, links[name].device)])
+            links[name].copy_(student[name][self.chain.row_index(name)])
         return self.chain
 
     def training_state(self) -> dict[str, Tensor]:
@@ -154,10 +151,6 @@ class RefineMethod(SupervisedMethod):
     def teacher_state(self) -> dict[str, Tensor]:
         """The teacher's."""
         return {name: value for name, value in self.state_dict().items() if name.startswith(("classifier", "centers"))}
-
-
-def _is_kept(name: str) -> bool:
-    return name.startswith("neck.") or name.endswith(STATISTICS)
 
 
 def _named(prefix: str, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
