@@ -128,7 +128,7 @@ def spawn(name: str, options: argparse.Namespace) -> bool:
     options.work.mkdir(parents=True, exist_ok=True)
     print(f"{name}: started", flush=True)
     with (options.work / f"{name}.log").open("w") as log:
-        command = [sys.executable, __file__, *words, "--work", str(options.work), "--one", name]
+        command = [sys.executable, os.path.relpath(__file__), *words, "--work", str(options.work), "--one", name]
         code = subprocess.run(
             command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": threads}
         ).returncode

@@ -2,10 +2,12 @@
 
 import json
 import re
+import textwrap
 from collections import defaultdict
 from pathlib import Path
 from statistics import mean, stdev
 
+FULL = "python benchmarks/oskt.py --data-dir DIR --scale full"
 ARMS = {
     "oskt": "OSKT",
     "wtsel": "weight selection",
@@ -31,14 +33,21 @@ def render(folder: Path, teacher: str) -> None:
 def page(runs: dict, teacher: str) -> str:
     """The README: what was run, on what, with which figures."""
     first = next(iter(runs.values()))[0]
+    before = {arm: results for (variant, arm), results in runs.items() if arm not in ARMS}
+    refined = next((results[0] for arm, results in before.items() if arm.startswith("chain")), first)
     lines = [
         "# OSKT on real people",
         "",
         "Rendered by `python benchmarks/oskt.py --render` from the results.json files beside it; mAP / rank-1 in",
         "percent, mean over seeds, with the standard deviation of mAP where there are several.",
         "",
-        f"Data set: {first['dataset']['name']}, {_counts(first)}. **Not comparable with published figures** on",
-        "Market-1501: another split, another teacher, fewer epochs, smaller pictures.",
+        *textwrap.wrap(
+            f"Data set: {first['dataset']['name']} ({_counts(first)}). **Not comparable with published figures** on "
+            f"Market-1501: another split, the teacher is a {teacher} trained from random weights, fewer epochs, "
+            f"pictures of {_size(first)}. Training sees the training identities alone, nothing is selected, the test "
+            "identities are met once, at the end of a run.",
+            120,
+        ),
         "",
         "| student | parameters | " + " | ".join(ARMS.values()) + " |",
         "|---|---:|" + "---:|" * len(ARMS),
@@ -48,23 +57,31 @@ def page(runs: dict, teacher: str) -> str:
         cells = [_cell(runs.get((variant, arm), [])) for arm in ARMS]
         lines.append(f"| {variant} | {_parameters(runs, variant):,} | {' | '.join(cells)} |")
     lines += ["", "| before any student is trained | mAP / rank-1 | epochs |", "|---|---:|---:|"]
-    for (variant, arm), results in runs.items():
-        if arm not in ARMS:
-            name = {"teacher": "the teacher", "sparse": "the teacher after sparsity learning (for DepGraph)"}.get(
-                arm, f"narrowest student of chain {arm.removeprefix('chain')}, as expanded"
-            )
-            lines.append(f"| {variant}: {name} | {_cell(results)} | {results[0]['training']['epochs']:g} |")
-    lines += ["", "![accuracy against parameters](accuracy.png)", "", "## How each was run", ""]
-    lines += [f"- `{result['command']}`" for results in runs.values() for result in results]
-    student = next(results[0] for (_, arm), results in runs.items() if arm in ARMS or arm == "teacher")
+    for arm in sorted(before, key=lambda arm: (not arm.startswith("teacher"), len(arm), arm)):
+        name = {"teacher": "the teacher", "sparse": "the teacher after sparsity learning (for DepGraph)"}.get(
+            arm, f"narrowest student of chain {arm.removeprefix('chain')}, as expanded"
+        )
+        lines.append(f"| {name} | {_cell(before[arm])} | {before[arm][0]['training']['epochs']:g} |")
+    student = next(results[0] for (_, arm), results in runs.items() if arm in ARMS)
     lines += [
         "",
-        f"Students: {student['training']['epochs']:g} epochs of recipe `{student['training']['recipe']}` with "
-        f"{json.dumps(student['training']['changes'])}; {student['cost']['image_size'][0]}x"
-        f"{student['cost']['image_size'][1]} pixels, {student['training']['precision']}, on "
-        f"{student['cost']['latency_device']}.",
+        *textwrap.wrap(
+            f"Every student is trained alike: {_how(student)}. The chains were refined with {_how(refined)}. OSKT and "
+            "DepGraph have spent these epochs on the same pictures before (once for all students of a chain, once for "
+            'all widths); weight selection and scratch have not. "Scratch, its own rate" has the learning rate that '
+            f"the teacher was trained with, {_rate(runs, teacher)}.",
+            120,
+        ),
+        "",
+        "![accuracy against parameters](accuracy.png)",
+        "",
+        "## How each was run",
+        "",
+        f"All of it: `python benchmarks/oskt.py --data-dir DIR`; full size: `{FULL}`. One by one:",
         "",
     ]
+    lines += [f"- `{result['command']}`" for results in runs.values() for result in results]
+    lines += ["", f"Measured in {student['training']['precision']} on {student['cost']['latency_device']}.", ""]
     return "\n".join(lines)
 
 
@@ -102,6 +119,21 @@ def _cell(results: list[dict]) -> str:
 
 def _parameters(runs: dict, variant: str) -> int:
     return next(results[0]["cost"]["parameters"] for (v, _), results in runs.items() if v == variant)
+
+
+def _size(result: dict) -> str:
+    return "x".join(map(str, result["cost"]["image_size"]))
+
+
+def _how(result: dict) -> str:
+    training = result["training"]
+    changes = ", ".join(f"{name.rpartition('.')[2]} {json.dumps(value)}" for name, value in training["changes"].items())
+    return f"{training['epochs']:g} epochs of the recipe `{training['recipe']}` ({changes})"
+
+
+def _rate(runs: dict, teacher: str) -> str:
+    changes = runs[teacher, "teacher"][0]["training"]["changes"] if (teacher, "teacher") in runs else {}
+    return str(changes.get("learning_rate", "unknown"))
 
 
 def _counts(result: dict) -> str:

@@ -21,7 +21,7 @@ def launch(*words: str | Path, launcher: tuple[str, ...] = ()) -> str:
     return finished.stdout
 
 
-@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("train_*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
 def test_every_example_is_a_page(example):
     assert len(example.read_text().splitlines()) < 100
 
@@ -54,3 +54,33 @@ def test_two_launched_processes_train_evaluate_and_save(tmp_path):
     assert json.loads(printed.strip().splitlines()[-1])["mAP"] == results["metrics"]["mAP"] > 0
     assert (tmp_path / "model" / "README.md").is_file()
     assert (tmp_path / "model" / "best" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_chains_are_refined_and_students_expanded(tmp_path, processes):
+    """Teacher, two chains that teach one another, two students: all of it in one launch each."""
+    accelerate = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+                  "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")  # fmt: skip
+    launcher = accelerate if processes == 2 else ()
+    common = [
+        "--epochs", "1", "--validation", "0", "--image-size", "64", "32", "--data-options", json.dumps(SMALL),
+        "--args", json.dumps({"use_cpu": True, "per_device_train_batch_size": 8}),
+    ]  # fmt: skip
+    chains = tmp_path / "chain"
+    refined = launch(
+        "examples/oskt_refine.py", "--output-dir", chains, "--width", "8", "12", "--progressive", *common,
+        launcher=launcher,
+    )  # fmt: skip
+    measured = json.loads(refined.strip().splitlines()[-1])
+    assert list(measured) == [str(chains / "width12"), str(chains / "width8")]
+    expanded = launch(
+        "examples/oskt_expand.py", "--chain", chains / "width8", "--student", "8", "10", "--output-dir", tmp_path,
+        *common, launcher=launcher,
+    )  # fmt: skip
+    measured = json.loads(expanded.strip().splitlines()[-1])
+    assert list(measured) == [str(tmp_path / "student-8"), str(tmp_path / "student-10")]
+    for folder in measured:
+        results = json.loads((Path(folder) / "results.json").read_text())
+        assert results["training"]["method"] == "oskt"
+        assert results["training"]["batch_size"] == 8 * processes
