@@ -56,6 +56,12 @@ def page(runs: dict, teacher: str) -> str:
     for variant in variants:
         cells = [_cell(runs.get((variant, arm), [])) for arm in ARMS]
         lines.append(f"| {variant} | {_parameters(runs, variant):,} | {' | '.join(cells)} |")
+    for variant in variants:
+        scores = {arm: _mean(runs[variant, arm]) for arm in ARMS if (variant, arm) in runs}
+        best = max(scores, key=scores.get)
+        if "oskt" in scores and best != "oskt":
+            behind = 100 * (scores[best] - scores["oskt"])
+            lines += ["", f"**{variant}: OSKT is not ahead**, {ARMS[best]} is by {behind:.1f} points of mAP."]
     lines += ["", "| before any student is trained | mAP / rank-1 | epochs |", "|---|---:|---:|"]
     for arm in sorted(before, key=lambda arm: (not arm.startswith("teacher"), len(arm), arm)):
         name = {"teacher": "the teacher", "sparse": "the teacher after sparsity learning (for DepGraph)"}.get(
