@@ -152,7 +152,7 @@ def _is_done(settings: TrainSettings) -> bool:
     results = read_results(path)
     found, epochs = results["training"], settings.epochs or RECIPES[settings.recipe].epochs
     asked = {"recipe": settings.recipe, "epochs": epochs, "seed": settings.seed, "changes": dict(settings.changes)}
-    found = {**{key: found.get(key) for key in asked}}
+    found = {key: found.get(key) for key in asked}
     if settings.image_size is not None:
         asked["image_size"], found["image_size"] = list(settings.image_size), results["cost"]["image_size"]
     differing = [f"{key} {found[key]} instead of {asked[key]}" for key in asked if found[key] != asked[key]]

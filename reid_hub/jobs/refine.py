@@ -151,8 +151,8 @@ def _clustered(teacher: ReIDModel, settings: RefineSettings) -> WeightChain:
         ValueError: if the chain that lies there was asked for otherwise.
     """
     folder = Path(settings.output_dir) / "clustered"
-    rank = int(os.environ.get("RANK", 0))
-    if settings.resume and (folder / "config.json").is_file():
+    # Of several processes the first may be writing it just now: the weights are put in place after the configuration.
+    if settings.resume and (folder / "model.safetensors").is_file():
         chain = WeightChain.from_pretrained(folder)
         asked = {
             "width": settings.width,
@@ -172,5 +172,5 @@ def _clustered(teacher: ReIDModel, settings: RefineSettings) -> WeightChain:
         return chain
     options = {"distance": settings.distance, "clustering": settings.clustering, "seed": settings.chain_seed}
     chain = WeightChain.from_teacher(teacher, settings.width, **options)
-    chain.save_pretrained(folder, is_main_process=rank == 0)
+    chain.save_pretrained(folder, is_main_process=int(os.environ.get("RANK", 0)) == 0)
     return chain

@@ -137,8 +137,8 @@ class WeightChain(CheckpointMixin, PreTrainedModel):
             ValueError: if a table is missing, or is no partition of the group's channels into the student's.
         """
         config = WeightChainConfig(
-            teacher_config=teacher.config,
-            student_config=student_config,
+            teacher_config=copy.deepcopy(teacher.config),
+            student_config=copy.deepcopy(student_config),
             teacher_fingerprint=teacher.fingerprint(),
             **provenance,
         )

@@ -110,8 +110,10 @@ def match_widths(teacher: WidthGroups, student: WidthGroups) -> dict[str, int]:
     Raises:
         ValueError: unless both trunks declare the same channels, tensor for tensor.
     """
-    trunks = ({n: a for n, a in each.axes.items() if n.startswith("backbone.")} for each in (teacher, student))
-    ours, theirs = trunks
+    ours, theirs = (
+        {name: axes for name, axes in groups.axes.items() if name.startswith("backbone.")}
+        for groups in (teacher, student)
+    )
     differing = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
     if differing:
         raise ValueError(

@@ -6,18 +6,23 @@ from collections.abc import Callable
 from .configuration_reid import ReIDConfig
 from .variants_reid import find_variant
 
+# OSNet's and MSINet's gates have one hidden channel in sixteen: a narrower stem would leave one without any.
+GATED = 16
+# What of a backbone's configuration says its widths; all else a student has from its teacher.
+WIDTH_FIELDS = ("embedding_size", "hidden_sizes", "layer_type", "channels", "embed_dim", "width", "heads")
 
-def _scaled(values: list[int], old: int, new: int, what: str) -> list[int]:
+
+def _scaled(values: list[int], old: int, new: int) -> list[int]:
     """All values times new / old, which must come out whole."""
     if any(value * new % old for value in values):
         legal = [width for width in range(1, old + 1) if not any(value * width % old for value in values)]
         near = min(legal, key=lambda width: abs(width - new))
-        raise ValueError(f"width {new} gives {what} of broken channel numbers; the nearest that does not is {near}")
+        raise ValueError(f"width {new} gives stages of broken channel numbers; the nearest that does not is {near}")
     return [value * new // old for value in values]
 
 
 def _resnet(backbone, width: int) -> None:
-    backbone.hidden_sizes = _scaled(backbone.hidden_sizes, backbone.embedding_size, width, "stages")
+    backbone.hidden_sizes = _scaled(backbone.hidden_sizes, backbone.embedding_size, width)
     backbone.embedding_size = width
 
 
@@ -27,7 +32,7 @@ def _channels(backbone, width: int) -> None:
             f"the gates of OSNet and MSINet have one hidden channel in sixteen: the width must be {GATED} or more, got "
             f"{width}"
         )
-    backbone.channels = _scaled(backbone.channels, backbone.channels[0], width, "stages")
+    backbone.channels = _scaled(backbone.channels, backbone.channels[0], width)
 
 
 def _part_vit(backbone, width: int) -> None:
@@ -46,10 +51,6 @@ WIDTHS: dict[str, tuple[Callable, Callable]] = {
     "reid_msinet": (lambda backbone: backbone.channels[0], _channels),
     "reid_part_vit": (lambda backbone: backbone.width, _part_vit),
 }
-
-
-GATED = 16
-WIDTH_FIELDS = ("embedding_size", "hidden_sizes", "layer_type", "channels", "embed_dim", "width", "heads")
 
 
 def width_of(config: ReIDConfig) -> int:

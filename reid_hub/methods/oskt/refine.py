@@ -24,7 +24,7 @@ class RefineMethod(SupervisedMethod):
     the published network of teacher width with duplicated channels.
 
     In a CNN the student's norms and biases are means of the teacher's own, so its loss trains them too; a ViT's chain
-    has copies, tied to the teacher's by L_ref (`shared_vectors`).
+    has copies, tied to the teacher's by L_ref (`shared_vectors`). Activation checkpointing covers the teacher alone.
 
     Args:
         model: the teacher, trained in place.
