@@ -51,9 +51,7 @@ def embed(model: ReIDModel, split, *, batch_size: int = 64, flip: bool = False, 
         for start in range(0, len(indices), batch_size):
             batch = images.__getitems__(indices[start : start + batch_size])
             pixels = transform(batch["pixel_values"].to(model.device)).to(model.dtype)
-            embeddings = model(pixels).embeddings
-            if flip:
-                embeddings = (embeddings + model(pixels.flip(3)).embeddings) / 2
+            embeddings = model.embed(pixels, flip)
             vectors[start : start + len(embeddings)] = embeddings
             bar.update(len(embeddings))
     # Only the last shares can be short, so what they lack lies behind the last picture.

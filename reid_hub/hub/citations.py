@@ -74,11 +74,6 @@ CITATIONS: dict[str, str] = {
   author    = {He, Ruifei and Sun, Shuyang and Yang, Jihan and Bai, Song and Qi, Xiaojuan},
   booktitle = {CVPR}, year = {2022}
 }""",
-    "compression": """@article{mcdermott2024embedding,
-  title   = {Embedding Compression for Efficient Re-Identification},
-  author  = {McDermott, Luke},
-  journal = {arXiv:2405.14730}, year = {2024}
-}""",
     # evaluation
     "rerank": """@inproceedings{zhong2017rerank,
   title     = {Re-ranking Person Re-identification with k-reciprocal Encoding},

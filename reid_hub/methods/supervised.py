@@ -64,11 +64,7 @@ class SupervisedMethod(Method):
         self.label_smoothing, self.metric, self.metric_options = label_smoothing, metric, dict(metric_options or {})
         self.center_weight, self.center_lr = center_weight, center_lr
         self.part_dims = model.part_dims if per_part else (model.embedding_dim,)
-        classifiers = [nn.Linear(dim, num_ids, bias=classifier_bias) for dim in self.part_dims]
-        for classifier in classifiers:
-            nn.init.normal_(classifier.weight, std=0.001)
-            if classifier_bias:
-                nn.init.zeros_(classifier.bias)
+        classifiers = [build_classifier(dim, num_ids, bias=classifier_bias) for dim in self.part_dims]
         self.classifier = nn.ModuleList(classifiers) if len(classifiers) > 1 else classifiers[0]
         if center_weight:
             self.register_buffer("centers", torch.randn(num_ids, model.feature_dim))
@@ -80,10 +76,7 @@ class SupervisedMethod(Method):
 
     def losses(self, output: ReIDOutput, pids: Tensor) -> dict[str, Tensor]:
         """The loss and its parts from what the model put out, for methods that add more."""
-        embeddings = output.embeddings.split(self.part_dims, 1)
-        classifiers = self.classifier if len(embeddings) > 1 else [self.classifier]
-        logits = [classifier(part) for classifier, part in zip(classifiers, embeddings, strict=True)]
-        loss = sum(identity_loss(part, pids, self.label_smoothing) for part in logits)
+        loss = sum(identity_loss(part, pids, self.label_smoothing) for part in self.logits(output.embeddings))
         parts = {"identity": loss}
         if self.metric is not None:
             metric_loss, features = METRIC_LOSSES[self.metric], output.features.split(self.part_dims, 1)
@@ -96,6 +89,21 @@ class SupervisedMethod(Method):
                 self._move_centers(output.features.detach(), pids)
         return {"loss": loss, **parts}
 
+    def logits(self, embeddings: Tensor) -> list[Tensor]:
+        """What the classifiers say, (B, num_ids) for each part of the vectors (B, D)."""
+        classifiers = self.classifier if len(self.part_dims) > 1 else [self.classifier]
+        parts = embeddings.split(self.part_dims, 1)
+        return [classifier(part) for classifier, part in zip(classifiers, parts, strict=True)]
+
     def _move_centers(self, features: Tensor, pids: Tensor) -> None:
         features, pids = gather_batch(at_least_float32(features)), gather_batch(pids)
         self.centers.copy_(move_centers(features, self.centers, pids, self.center_lr))
+
+
+def build_classifier(dim: int, num_ids: int, *, bias: bool = False) -> nn.Linear:
+    """A classifier as it starts: N(0, 0.001^2), bias 0."""
+    classifier = nn.Linear(dim, num_ids, bias=bias)
+    nn.init.normal_(classifier.weight, std=0.001)
+    if bias:
+        nn.init.zeros_(classifier.bias)
+    return classifier

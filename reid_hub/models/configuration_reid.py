@@ -14,6 +14,9 @@ HEADS = ("none", "linear")
 NECKS = ("bnneck", "linear_bnneck", "part_bnneck", "none")
 RETRIEVALS = ("neck", "features")
 INTERPOLATIONS = ("bilinear", "bicubic")
+COMPRESSIONS = (None, "slice", "low_rank", "pruned")
+QUANTIZATIONS = (None, "int8")
+GRANULARITIES = ("tensor", "dimension", "vector")
 MSINET_INTERACTIONS = ("none", "exchange", "gate", "cross_attention")
 
 # What transformers itself hands to a configuration besides the declared fields.
@@ -158,6 +161,12 @@ class ReIDConfig(PreTrainedConfig):
         head_init_std: standard deviation of the head's FC at the start; None is Kaiming fan-out.
         neck: "bnneck" (batch norm without bias, arXiv:1903.07071), "linear_bnneck" (MSINet: an FC in front of it, both
             for each part of the vector), "part_bnneck" (PASS: one for each of the four tokens) or "none".
+        compression: how the embedding is shortened to `compressed_dim` (Embedding Compression, arXiv:2405.14730):
+            "slice", "low_rank" or "pruned". What is shortened is what `retrieve` names; the result is both features and
+            embedding, and what training needs behind it (expansion, norm, classifier) is no part of the model.
+        quantization: "int8" lets a compressed embedding be what its int8 codes decode to; `quantization_granularity`
+            is that of the scale: "tensor", "dimension" or "vector".
+        decision: a threshold of the distance below which two pictures show one person, see `calibrate`.
         image_size: (height, width) in pixels.
         interpolation: of the resize, "bilinear" or "bicubic".
         variant: the name this configuration was made from.
@@ -179,6 +188,11 @@ class ReIDConfig(PreTrainedConfig):
     head_init_std: float | None = None
     neck: str = "bnneck"
     retrieve: str = "neck"
+    compression: str | None = None
+    compressed_dim: int | None = None
+    quantization: str | None = None
+    quantization_granularity: str = "tensor"
+    decision: dict | None = None
     image_size: list[int] | tuple[int, ...] = (256, 128)
     image_mean: list[float] | tuple[float, ...] = IMAGENET_MEAN
     image_std: list[float] | tuple[float, ...] = IMAGENET_STD
@@ -198,6 +212,7 @@ class ReIDConfig(PreTrainedConfig):
         self.validate_input()
         self.validate_head()
         self.validate_parts()
+        self.validate_compression()
         if self.backbone_config.model_type == PartViTConfig.model_type:
             # A ViT has a position for each patch, and the size of the picture is said in one place.
             self.backbone_config = copy.deepcopy(self.backbone_config)
@@ -208,10 +223,11 @@ class ReIDConfig(PreTrainedConfig):
     def validate_choices(self):
         for name, choices in (
             ("pooling", POOLINGS), ("head", HEADS), ("neck", NECKS), ("retrieve", RETRIEVALS),
-            ("interpolation", INTERPOLATIONS),
+            ("interpolation", INTERPOLATIONS), ("compression", COMPRESSIONS), ("quantization", QUANTIZATIONS),
+            ("quantization_granularity", GRANULARITIES),
         ):  # fmt: skip
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+                raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {getattr(self, name)!r}")
 
     def validate_input(self):
         if len(self.image_size) != 2 or min(self.image_size) < 1:
@@ -237,6 +253,23 @@ class ReIDConfig(PreTrainedConfig):
             raise ValueError(
                 "neck='part_bnneck' normalises the tokens themselves, so it needs pooling='part_tokens' and "
                 f"head='none', got pooling={self.pooling!r} and head={self.head!r}; behind a head take neck='bnneck'"
+            )
+
+    def validate_compression(self):
+        if (self.compression is None) != (self.compressed_dim is None) or (self.compressed_dim or 1) < 1:
+            raise ValueError(
+                "compression and compressed_dim belong together, and compressed_dim is at least 1; got "
+                f"{self.compression!r} and {self.compressed_dim}"
+            )
+        if self.quantization is not None and self.compression is None:
+            raise ValueError(
+                "quantization is of a compressed embedding: give compression too; 'slice' with all dimensions keeps it "
+                "as it is"
+            )
+        if self.compression is not None and self.retrieve == "features" and self.neck != "none":
+            raise ValueError(
+                "a compressed model that retrieves by its features has no neck of its own (training adds one behind "
+                f"the compression): neck must be 'none', got {self.neck!r}"
             )
 
     @classmethod

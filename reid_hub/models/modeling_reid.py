@@ -23,8 +23,12 @@ from .backbone_squeezenet import SqueezeNet
 from .checkpoint_reid import CheckpointMixin
 from .configuration_reid import ReIDConfig
 from .head_linear import LinearHead
+from .head_low_rank import LowRank
+from .head_pruned import Pruned
+from .head_slice import Slice
 from .image_processing_reid import ReIDImageProcessor
 from .layers import BNNeck, GeMPool, PartBNNeck, build_neck, build_pooling, fuse_parts
+from .quantization import Quantizer, binary_codes, int8_codes, vector_scale
 from .width_groups import WidthGroups
 
 # Backbones of our own by the model_type of their configuration; everything else is a library's.
@@ -35,7 +39,9 @@ BACKBONES: dict[str, Callable[[Any], nn.Module]] = {
     "reid_squeezenet": SqueezeNet,
 }
 
-PRECISIONS = ("float32",)
+# What shortens an embedding, by `config.compression`: (in_features, dim) -> module.
+COMPRESSIONS: dict[str, Callable[[int, int], nn.Module]] = {"slice": Slice, "low_rank": LowRank, "pruned": Pruned}
+PRECISIONS = ("float32", "int8", "binary")
 
 
 @dataclass
@@ -60,6 +66,7 @@ class ReIDModel(CheckpointMixin, PreTrainedModel):
 
     Attributes:
         backbone, pooling, head, neck: what a picture goes through, in this order.
+        compression, quantizer: what follows in a compressed model; None in others.
         feature_dim, embedding_dim: lengths of the features and of the embeddings.
         part_dims: lengths of the vectors that features and embeddings are made of, for losses of their own; mostly one.
     """
@@ -87,12 +94,26 @@ class ReIDModel(CheckpointMixin, PreTrainedModel):
             self.head = LinearHead(sum(self.part_dims), config.embedding_dim, **options)
             self.part_dims = (config.embedding_dim,)
         self.neck = build_neck(config, self.part_dims)
+        self.compression, self.quantizer = self._build_compression(config)
         self.feature_dim = self.embedding_dim = sum(self.part_dims)
         self.post_init()
 
+    def _build_compression(self, config: ReIDConfig) -> tuple[nn.Module | None, nn.Module | None]:
+        if config.compression is None:
+            return None, None
+        full, dim = sum(self.part_dims), config.compressed_dim
+        if dim > full:
+            raise ValueError(f"compressed_dim must be between 1 and {full}, the length of the embedding, got {dim}")
+        self.part_dims = (dim,)
+        quantizer = Quantizer(dim, config.quantization, config.quantization_granularity)
+        return COMPRESSIONS[config.compression](full, dim), quantizer
+
     @can_return_tuple
-    def forward(self, pixel_values: Tensor, **kwargs) -> ReIDOutput:
+    def forward(self, pixel_values: Tensor, quantized: bool = True, **kwargs) -> ReIDOutput:
         """Embed a batch of normalised pictures.
+
+        Args:
+            quantized: whether a model with a quantiser gives what its codes decode to, or what they are made of.
 
         Raises:
             ValueError: unless `pixel_values` is (B, 3, H, W).
@@ -107,6 +128,10 @@ class ReIDModel(CheckpointMixin, PreTrainedModel):
         embeddings = features
         if self.training or self.config.retrieve == "neck":
             embeddings = self.neck(pooled if isinstance(self.neck, PartBNNeck) else features)
+        if self.compression is not None:
+            features = embeddings = self.compression(embeddings)
+            if quantized:
+                features = embeddings = self.quantizer(embeddings)
         return ReIDOutput(embeddings, features, feature_map, embeddings)
 
     def width_groups(self) -> WidthGroups:
@@ -120,6 +145,8 @@ class ReIDModel(CheckpointMixin, PreTrainedModel):
                 f"the channels of a {self.config.backbone_config.model_type!r} backbone are not declared; width groups "
                 "exist for ResNet, OSNet, MSINet and the part-token ViT"
             )
+        if self.compression is not None:
+            raise ValueError("a compressed embedding has no width groups: expand the model first, then compress it")
         groups = WidthGroups(self)
         stages = self.backbone.width_groups(groups.inside("backbone"))
         vector = stages[-1:]  # pooling over positions renumbers nothing
@@ -181,6 +208,42 @@ class ReIDModel(CheckpointMixin, PreTrainedModel):
         """The same under its former name, which older versions of transformers call."""
         self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
 
+    def embed(self, pixel_values: Tensor, flip: bool = False) -> Tensor:
+        """Embeddings as they are searched with, (B, 3, H, W) -> (B, D); for evaluation mode.
+
+        Args:
+            flip: average the vectors of a picture and of its mirror image; a quantiser follows the average.
+        """
+        vectors = self._vectors(pixel_values, flip)
+        return vectors if self.quantizer is None else self.quantizer(vectors)
+
+    def _vectors(self, pixel_values: Tensor, flip: bool) -> Tensor:
+        vectors = self(pixel_values, quantized=False).embeddings
+        if flip:
+            vectors = (vectors + self(pixel_values.flip(3), quantized=False).embeddings) / 2
+        return vectors
+
+    def codes(self, vectors: Tensor, precision: str) -> np.ndarray:
+        """Vectors in front of the quantiser as codes: (N, D) -> (N, D) int8, or (N, ceil(D / 8)) uint8 for "binary".
+
+        Codes of int8 have the model's own scale, or without one each vector's own (max |v| / 127), which cancels under
+        cosine. Bits say which coordinates are above `center`.
+        """
+        if precision == "binary":
+            return binary_codes(vectors, self.center.to(vectors.device))
+        if self.quantizer is not None and self.quantizer.kind == "int8":
+            return self.quantizer.codes(vectors).cpu().numpy()
+        return int8_codes(vectors, vector_scale(vectors)).cpu().numpy()
+
+    @property
+    def center(self) -> Tensor:
+        """(D,) mean of the embeddings over the training, as far as the model knows it, else zeros."""
+        if self.quantizer is not None:
+            return self.quantizer.center
+        if self.config.retrieve == "features" and isinstance(self.neck, BNNeck):
+            return self.neck.running_mean
+        return torch.zeros(self.embedding_dim, device=self.device)
+
     @torch.inference_mode()
     def encode(
         self,
@@ -190,10 +253,14 @@ class ReIDModel(CheckpointMixin, PreTrainedModel):
         batch_size: int = 64,
         progress: bool = False,
     ) -> np.ndarray:
-        """Embed pictures, each a PIL image, an array (H, W, 3) of uint8, a path or a URL: -> (N, D) float32.
+        """Embed pictures, each a PIL image, an array (H, W, 3) of uint8, a path or a URL: -> (N, D).
 
-        The vectors are what `forward` gives in evaluation, not normalised; `flip` averages those of a picture and of
-        its mirror image. The model is left in the mode it was found in.
+        The vectors are what `embed` gives in evaluation, not normalised. The model is left in the mode it was found in.
+
+        Args:
+            precision: "float32", or the codes that a gallery stores, see `codes`: "int8" (int8), or "binary" (uint8,
+                eight coordinates to a byte).
+            flip: average the vectors of a picture and of its mirror image.
 
         Raises:
             ValueError: for an unknown precision.
@@ -202,19 +269,22 @@ class ReIDModel(CheckpointMixin, PreTrainedModel):
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
         if isinstance(images, (str, Path)) or not isinstance(images, Sequence):
             images = [images]
-        processor, was_training, vectors = ReIDImageProcessor.from_config(self.config), self.training, []
+        processor, was_training = ReIDImageProcessor.from_config(self.config), self.training
         self.eval()
         try:
+            encoded = [self._encoded(torch.empty(0, self.embedding_dim, device=self.device), precision)]
             for start in tqdm(range(0, len(images), batch_size), desc="encode", disable=not progress):
                 batch = [_open(image) for image in images[start : start + batch_size]]
                 pixels = processor(batch, return_tensors="pt")["pixel_values"].to(self.device, self.dtype)
-                embeddings = self(pixels).embeddings
-                if flip:
-                    embeddings = (embeddings + self(pixels.flip(3)).embeddings) / 2
-                vectors.append(embeddings.float().cpu())
+                encoded.append(self._encoded(self._vectors(pixels, flip), precision))
         finally:
             self.train(was_training)
-        return torch.cat(vectors).numpy() if vectors else np.empty((0, self.embedding_dim), np.float32)
+        return np.concatenate(encoded)
+
+    def _encoded(self, vectors: Tensor, precision: str) -> np.ndarray:
+        if precision != "float32":
+            return self.codes(vectors, precision)
+        return (vectors if self.quantizer is None else self.quantizer(vectors)).float().cpu().numpy()
 
 
 def _checkpointing(model: nn.Module, action: str) -> Callable | None:

@@ -1,0 +1,121 @@
+"""Vectors as codes: int8 with a scale that is learned in training, or one bit per coordinate.
+
+Embedding Compression (arXiv:2405.14730): uniform quantisation, quantised forward, full-precision backward.
+"""
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from transformers import initialization as init
+
+LEVELS = 127  # codes run from -127 to 127, so that the negative of a vector has the negative codes
+SMALLEST = 1e-30  # a scale above zero, for vectors of zeros
+
+
+def int8_codes(vectors: Tensor, scale: Tensor | float) -> Tensor:
+    """clamp(round(v / scale), -127, 127), (N, D) -> (N, D) int8; halves round to the even code."""
+    return _rounded(vectors.float(), scale).to(torch.int8)
+
+
+def vector_scale(vectors: Tensor) -> Tensor:
+    """The scale of every vector for itself, max |v| / 127, (N, D) -> (N, 1)."""
+    return (vectors.detach().abs().amax(-1, keepdim=True) / LEVELS).clamp(min=SMALLEST)
+
+
+def binary_codes(vectors: Tensor, center: Tensor | float = 0.0) -> np.ndarray:
+    """One bit per coordinate, v > center, eight to a byte, the first the highest: (N, D) -> (N, ceil(D / 8)) uint8."""
+    return np.packbits((vectors.float() > center).cpu().numpy(), axis=-1)
+
+
+def _rounded(vectors: Tensor, scale: Tensor | float) -> Tensor:
+    return (vectors / scale).round().clamp(-LEVELS, LEVELS)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """codes * scale, bit for bit what a stored code decodes to; the gradient passes unchanged, also where it clips."""
+
+    @staticmethod
+    def forward(ctx, vectors: Tensor, scale: Tensor) -> Tensor:
+        return _rounded(vectors, scale) * scale
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        return gradient, None
+
+
+class Quantizer(nn.Module):
+    """The last step of a compressed embedding, (B, D) -> (B, D): what a stored code decodes to.
+
+    Training updates the statistics of the batch first and quantises with them; evaluation only reads them.
+
+    Args:
+        dim: length of the vectors.
+        kind: "int8", or None, which passes vectors on and only keeps their mean.
+        granularity: of the scale: one for the whole "tensor", one per "dimension", or one per "vector", which is not
+            stored: it cancels where vectors are compared by their direction.
+        momentum: of the running maximum of |v| and of the running mean, which start with the first batch.
+
+    Attributes:
+        peak: running maximum of |v|, () or (D,); the scale is peak / 127.
+        center: (D,) running mean, the threshold of binary codes.
+    """
+
+    def __init__(self, dim: int, kind: str | None = None, granularity: str = "tensor", momentum: float = 0.99):
+        super().__init__()
+        self.kind, self.granularity, self.momentum = kind, granularity, momentum
+        self.register_buffer("center", torch.zeros(dim))
+        self.register_buffer("num_batches_tracked", torch.tensor(0))
+        if kind == "int8" and granularity != "vector":
+            self.register_buffer("peak", torch.zeros(dim if granularity == "dimension" else ()))
+
+    def initialise(self) -> None:
+        """Statistics of nothing yet."""
+        for buffer in self.buffers():
+            init.zeros_(buffer)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        with torch.autocast(vectors.device.type, enabled=False):
+            vectors = vectors.float() if vectors.dtype in (torch.float16, torch.bfloat16) else vectors
+            if self.training:
+                self._observe(vectors.detach())
+            return vectors if self.kind is None else _StraightThrough.apply(vectors, self.scale(vectors))
+
+    def scale(self, vectors: Tensor) -> Tensor:
+        """What a code of 1 stands for, () or (D,) or, for "vector", (N, 1).
+
+        Raises:
+            ValueError: if the model does not quantise.
+        """
+        if self.kind is None:
+            raise ValueError("this model has no int8 scale: it was not trained or calibrated for int8")
+        if self.granularity == "vector":
+            return vector_scale(vectors)
+        return (self.peak.float() / LEVELS).clamp(min=SMALLEST)
+
+    def codes(self, vectors: Tensor) -> Tensor:
+        """The codes that `forward` decodes, (N, D) -> (N, D) int8."""
+        return int8_codes(vectors, self.scale(vectors.float()))
+
+    @torch.no_grad()
+    def fit(self, vectors: Tensor) -> None:
+        """Set the statistics to those of given vectors (N, D): quantisation after training."""
+        self.num_batches_tracked.zero_()
+        self._observe(vectors)
+
+    @torch.no_grad()
+    def _observe(self, vectors: Tensor) -> None:
+        # All processes keep the statistics of the whole batch.
+        several = self.training and dist.is_initialized() and dist.get_world_size() > 1
+        keep = self.momentum * self.num_batches_tracked.clamp(max=1)
+        mean = vectors.mean(0)
+        if several:
+            dist.all_reduce(mean)
+            mean /= dist.get_world_size()
+        self.center.mul_(keep).add_(mean * (1 - keep))
+        if hasattr(self, "peak"):
+            peak = vectors.abs().amax() if self.granularity == "tensor" else vectors.abs().amax(0)
+            if several:
+                dist.all_reduce(peak, op=dist.ReduceOp.MAX)
+            self.peak.mul_(keep).add_(peak * (1 - keep))
+        self.num_batches_tracked.add_(1)
