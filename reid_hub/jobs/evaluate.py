@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import torch.distributed as dist
 
 from reid_hub.data import camera_note
@@ -63,7 +64,7 @@ def evaluate(
         model=name,
         dataset=describe_dataset(dataset_name, splits),
         results=measured,
-        cost=measure_cost(model),
+        cost=measure_cost(model, dtype=torch.int8 if model.config.quantization else torch.float32),
         training=training,
         command=command,
     )

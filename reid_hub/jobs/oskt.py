@@ -5,13 +5,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from reid_hub.evaluation import read_results
 from reid_hub.jobs.models import open_chain
 from reid_hub.jobs.processes import is_main_process, wait_for_everyone
 from reid_hub.jobs.refine import RefineSettings, refine
-from reid_hub.jobs.train import TrainSettings, train
+from reid_hub.jobs.train import TrainSettings, is_done, train
 from reid_hub.registry import lookup
-from reid_hub.training import RECIPES
 
 
 @dataclass(frozen=True)
@@ -126,8 +124,8 @@ def run_scenario(
     teacher = settings(scenario.chain, family.recipes[0], name, model=family.teacher, init=init, **first)
     chain = settings(scenario.chain, family.recipes[1], f"{name}.chain{width}", model=str(teacher.output_dir), **first)
     chain = replace(chain, changes={**family.refinement, **chain.changes}, epochs=chain.epochs or family.refine_epochs)
-    if not _is_done(chain):
-        if not _is_done(teacher):
+    if not is_done(chain):
+        if not is_done(teacher):
             train(teacher)
         refine(RefineSettings(**vars(chain), width=width))
     few = f".{share:g}" if share != 1 else ""
@@ -138,24 +136,3 @@ def run_scenario(
     wait_for_everyone()
     last = settings(scenario.student, family.recipes[2], run, model=str(start), origin="oskt", keep_ids=share)
     return train(last)
-
-
-def _is_done(settings: TrainSettings) -> bool:
-    """Whether a folder holds the result of these settings.
-
-    Raises:
-        ValueError: if it holds the result of others, naming them.
-    """
-    path = Path(settings.output_dir) / "results.json"
-    if not path.is_file():
-        return False
-    results = read_results(path)
-    found, epochs = results["training"], settings.epochs or RECIPES[settings.recipe].epochs
-    asked = {"recipe": settings.recipe, "epochs": epochs, "seed": settings.seed, "changes": dict(settings.changes)}
-    found = {key: found.get(key) for key in asked}
-    if settings.image_size is not None:
-        asked["image_size"], found["image_size"] = list(settings.image_size), results["cost"]["image_size"]
-    differing = [f"{key} {found[key]} instead of {asked[key]}" for key in asked if found[key] != asked[key]]
-    if differing:
-        raise ValueError(f"{settings.output_dir} was made with {', '.join(differing)}: give another output folder")
-    return True

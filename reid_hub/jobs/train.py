@@ -13,7 +13,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from reid_hub.data import describe_splits, load_reid_dataset
 from reid_hub.data.images import ImageDataset
-from reid_hub.evaluation import embed, evaluate_embedded
+from reid_hub.evaluation import embed, evaluate_embedded, read_results
 from reid_hub.hub.convert import load_weights
 from reid_hub.hub.push import push_folder
 from reid_hub.jobs.evaluate import evaluate
@@ -214,6 +214,27 @@ def start_heads(method: SupervisedMethod, folder: str | Path, subset: TrainingSu
     method.load_state_dict({**state, **used})
     if left := sorted(set(heads) - set(used)):
         print(f"this recipe has another classifier than {folder}: {', '.join(left)} of it are not used")
+
+
+def is_done(settings: TrainSettings) -> bool:
+    """Whether a folder holds the result of these settings.
+
+    Raises:
+        ValueError: if it holds the result of others, naming them.
+    """
+    path = Path(settings.output_dir) / "results.json"
+    if not path.is_file():
+        return False
+    results = read_results(path)
+    found, epochs = results["training"], settings.epochs or RECIPES[settings.recipe].epochs
+    asked = {"recipe": settings.recipe, "epochs": epochs, "seed": settings.seed, "changes": dict(settings.changes)}
+    found = {key: found.get(key) for key in asked}
+    if settings.image_size is not None:
+        asked["image_size"], found["image_size"] = list(settings.image_size), results["cost"]["image_size"]
+    differing = [f"{key} {found[key]} instead of {asked[key]}" for key in asked if found[key] != asked[key]]
+    if differing:
+        raise ValueError(f"{settings.output_dir} was made with {', '.join(differing)}: give another output folder")
+    return True
 
 
 def validate(model: ReIDModel, *, train_split: Any, holdout: Holdout) -> dict[str, float]:

@@ -148,6 +148,20 @@ RECIPES: dict[str, Recipe] = {
         schedule=Schedule("step", epochs=80, first_epoch=0, milestones=(20, 40, 60), gamma=0.5),
         augmentation=Augmentation(pad=0, crop_scale=9 / 8, erasing_aspect=(0.3, 3.33), erasing_fill="zero"),
     ),
+    "compress": Recipe(
+        source="Embedding Compression (arXiv:2405.14730): TransReID's ViT baseline with a compressed embedding",
+        method="compression",
+        learning_rate=0.008,
+        schedule=Schedule("cosine", epochs=120, first_epoch=1, warmup_epochs=5),
+        **_VIT,
+    ),
+    "compress-bot": Recipe(
+        source="reid_hub: a CNN's embedding compressed with the losses of arXiv:2405.14730, trained as Bag of Tricks",
+        method="compression",
+        options={"label_smoothing": 0.1, "metric": "triplet", "metric_options": {"margin": None}},
+        learning_rate=3.5e-4,
+        schedule=Schedule("step", epochs=60, milestones=(30, 50), **_WARMUP),
+    ),
     "demo": Recipe(
         source="reid_hub: a narrow ResNet-18 on the synthetic people, minutes on two CPU cores",
         # No triplet: from random weights and within minutes it draws all features together.
@@ -155,6 +169,15 @@ RECIPES: dict[str, Recipe] = {
         batch_size=32,
         learning_rate=3e-3,
         schedule=Schedule("cosine", epochs=16, first_epoch=0, warmup_epochs=2, final_factor=0.01),
+        augmentation=Augmentation(pad=4),
+    ),
+    "compress-demo": Recipe(
+        source="reid_hub: the demo's model with a compressed embedding, as short",
+        method="compression",
+        options={"label_smoothing": 0.1, "metric": "triplet", "metric_options": {"margin": None}},
+        batch_size=32,
+        learning_rate=1e-3,
+        schedule=Schedule("cosine", epochs=8, first_epoch=0, warmup_epochs=1, final_factor=0.01),
         augmentation=Augmentation(pad=4),
     ),
     "oskt-demo": Recipe(

@@ -3,10 +3,8 @@
 import json
 import shutil
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from typer.testing import CliRunner
 
 from reid_hub import ReIDConfig, ReIDModel, WeightChain
@@ -29,31 +27,6 @@ def run(*words) -> str:
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.stdout
-
-
-@pytest.fixture(scope="module")
-def people(tmp_path_factory):
-    """Twelve people by their colour, in Market-1501's layout: eight to train on, four to search for."""
-    root, rng = tmp_path_factory.mktemp("people"), np.random.default_rng(0)
-    for pid in range(1, 13):
-        colour = rng.integers(40, 216, 3)
-        for camera in (1, 2):
-            for number in (1, 2):
-                test = "query" if camera == 1 and number == 1 else "bounding_box_test"
-                folder = root / (test if pid > 8 else "bounding_box_train")
-                folder.mkdir(exist_ok=True)
-                pixels = np.clip(colour + rng.normal(0, 25, (32, 16, 3)), 0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(folder / f"{pid:04}_c{camera}s1_{number:06}_00.jpg", "PNG")
-    return ["--data", "market_layout", "--data-dir", root, "--dataset-name", "coloured"]
-
-
-@pytest.fixture(scope="module")
-def teacher(people, tmp_path_factory):
-    start, out = tmp_path_factory.mktemp("start"), tmp_path_factory.mktemp("teacher")
-    torch.manual_seed(0)
-    ReIDModel(ReIDConfig(backbone_config=TINY, image_size=(32, 16))).save_pretrained(start)
-    run("train", *people, *SHORT, "--model", start, "--out", out)
-    return out
 
 
 @pytest.fixture(scope="module")

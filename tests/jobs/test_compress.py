@@ -1,0 +1,113 @@
+"""Compressed models as jobs and as commands: every head, resumed, evaluated, pushed nowhere half-made."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel
+from typer.testing import CliRunner
+
+from reid_hub import evaluate_model, load_reid_dataset
+from reid_hub.cli import app
+from reid_hub.evaluation import embed
+from reid_hub.jobs.models import open_model
+from reid_hub.training import read_heads
+
+
+@pytest.fixture(scope="module")
+def compress(people, short, teacher):
+    """Run `reid-hub compress` on the teacher and return what it says."""
+
+    def run(*words) -> str:
+        result = CliRunner().invoke(app, list(map(str, ["compress", teacher, *people, *short, *words])))
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result.stdout
+
+    return run
+
+
+@pytest.fixture
+def splits(people):
+    return load_reid_dataset("market_layout", people[3])
+
+
+def results_of(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+@pytest.mark.parametrize("head", ["slice", "low_rank", "matryoshka", "pca", "random"])
+def test_each_size_is_an_evaluated_checkpoint(head, compress, splits, tmp_path):
+    said = compress("--head", head, "--dim", 6, "--dim", 3, "--int8", "--out", tmp_path)
+    for dim in (6, 3):
+        folder, results = tmp_path / f"{head}-{dim}-int8", results_of(tmp_path / f"{head}-{dim}-int8")
+        model = AutoModel.from_pretrained(folder).eval()
+        assert model.encode([np.zeros((32, 16, 3), np.uint8)], precision="int8").shape == (1, dim)
+        assert float(model.quantizer.peak) > 0
+        assert results["cost"]["bytes_per_vector"] == dim
+        assert results["training"]["method"] == f"{head}-{dim}-int8"
+        assert evaluate_model(model, splits).mAP == pytest.approx(results["metrics"]["mAP"])
+        assert f"bytes per vector: {dim}" in said
+
+
+def test_pruning_is_one_chain_of_nested_sets_with_warm_starts(compress, teacher, splits, tmp_path):
+    compress("--head", "prune", "--dim", 8, "--dim", 3, "--retrain", 0.5, "--out", tmp_path)
+    kept = {dim: open_model(tmp_path / f"prune-{dim}").compression.kept.tolist() for dim in (8, 3)}
+    assert set(kept[3]) < set(kept[8])
+    lengths = np.linalg.norm(embed(open_model(teacher), splits["train"]).embeddings, axis=0)
+    assert kept[8] == sorted(np.argsort(-lengths, kind="stable")[:8].tolist())
+    lengths = np.linalg.norm(embed(open_model(tmp_path / "prune-8"), splits["train"]).embeddings, axis=0)
+    assert kept[3] == [kept[8][i] for i in sorted(np.argsort(-lengths, kind="stable")[:3])]
+    assert results_of(tmp_path / "prune-3")["training"]["epochs"] == 1
+
+
+def test_int8_pruning_trains_the_full_length_first(compress, tmp_path):
+    compress("--head", "prune", "--dim", 4, "--int8", "--retrain", 0.5, "--out", tmp_path)
+    assert results_of(tmp_path / "prune-16-int8")["training"]["epochs"] == 2
+    assert results_of(tmp_path / "prune-4-int8")["training"]["epochs"] == 1
+    assert results_of(tmp_path / "prune-4-int8")["training"]["init"] == "prune-16-int8"
+
+
+def test_no_head_is_the_model_itself_quantised_after_training(compress, teacher, splits, tmp_path):
+    compress("--head", "none", "--int8", "--out", tmp_path)
+    model, base = open_model(tmp_path / "none-16-int8"), open_model(teacher)
+    exact = embed(base, splits["gallery"]).embeddings
+    scale = np.abs(embed(base, splits["train"]).embeddings).max() / 127
+    np.testing.assert_allclose(embed(model, splits["gallery"]).embeddings, np.rint(exact / scale) * scale, atol=1e-5)
+
+
+def test_principal_directions_are_of_the_training_pictures(compress, teacher, splits, tmp_path):
+    compress("--head", "pca", "--dim", 2, "--out", tmp_path)
+    seen = embed(open_model(teacher), splits["train"]).embeddings.astype(np.float64)
+    directions = np.linalg.svd(seen, full_matrices=False)[2][:2]
+    found = open_model(tmp_path / "pca-2").compression.weight.detach().numpy()
+    np.testing.assert_allclose(np.abs(found @ directions.T), np.eye(2), atol=1e-4)
+
+
+def test_a_finished_size_is_not_trained_again(compress, tmp_path):
+    words = ("--head", "slice", "--dim", 5, "--out", tmp_path)
+    compress(*words)
+    before = (tmp_path / "slice-5" / "model.safetensors").stat().st_mtime_ns
+    compress(*words, "--resume")
+    assert (tmp_path / "slice-5" / "model.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match="seed 0 instead of 1"):
+        compress(*words, "--resume", "--seed", 1)
+
+
+def test_training_goes_on_from_norm_and_classifier_of_the_model(compress, teacher, tmp_path):
+    compress("--head", "slice", "--dim", 5, "--out", tmp_path, "--set", "learning_rate=1e-12")
+    heads, old = read_heads(tmp_path / "slice-5"), read_heads(teacher)
+    torch.testing.assert_close(heads["classifier.weight"], old["classifier.weight"][:, :5], rtol=1e-3, atol=1e-5)
+
+
+def test_wrong_input_is_said_in_one_line(complaint, people, teacher, tmp_path):
+    cases = {
+        ("--dim", 17): "different sizes from 1 to 16",
+        ("--dim", 4, "--dim", 4): "different sizes",
+        ("--recipe", "demo"): "a recipe of the method 'compression'",
+    }
+    for words, reason in cases.items():
+        assert reason in complaint(["compress", teacher, *people, *words, "--out", tmp_path / "out"])
+    assert not (tmp_path / "out").exists()
+    assert "no checkpoint folder" in complaint(["compress", tmp_path / "nothing", "--head", "pca", *people])
