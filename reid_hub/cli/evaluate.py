@@ -17,6 +17,12 @@ def evaluate(
     revision: Revision = None,
     flip: Flip = False,
     rerank: Annotated[bool, typer.Option(help="k-reciprocal re-ranking (k1 20, k2 6, lambda 0.3).")] = False,
+    codec: Annotated[
+        str | None, typer.Option(help="Rank stored codes: float16, int8, binary, binary+float16, binary+int8, ...")
+    ] = None,
+    shortlist: Annotated[
+        int, typer.Option(min=1, help="How many the rest of a codec like binary+int8 ranks again.")
+    ] = 100,
     batch_size: int = 64,
     name: Annotated[str | None, typer.Option(help="What the results call the model.")] = None,
     out: Annotated[

@@ -6,6 +6,7 @@ _PLACES = {
     "Embedded": "embedding",
     "Rerank": "rerank",
     "RetrievalResults": "metrics",
+    "Shortlist": "stored",
     "average_precision": "metrics",
     "build_results": "results",
     "check_results": "results",
@@ -21,6 +22,7 @@ _PLACES = {
     "plot_rank_lists": "plots",
     "read_results": "results",
     "rerank_distances": "rerank",
+    "stored": "stored",
     "write_results": "results",
 }
 

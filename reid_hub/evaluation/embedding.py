@@ -22,7 +22,15 @@ class Embedded(NamedTuple):
     camids: np.ndarray
 
 
-def embed(model: ReIDModel, split, *, batch_size: int = 64, flip: bool = False, progress: bool = True) -> Embedded:
+def embed(
+    model: ReIDModel,
+    split,
+    *,
+    batch_size: int = 64,
+    flip: bool = False,
+    quantized: bool = True,
+    progress: bool = True,
+) -> Embedded:
     """Embed every picture of a split on the model's device, in evaluation mode; the vectors are not normalised.
 
     Under `accelerate launch` each process embeds one contiguous share, and all of them get the whole result. The
@@ -31,6 +39,7 @@ def embed(model: ReIDModel, split, *, batch_size: int = 64, flip: bool = False, 
     Args:
         split: one split of `load_reid_dataset`, or an `ImageDataset` of the model's image size.
         flip: average the embeddings of a picture and of its mirror image.
+        quantized: False gives what a model with a quantiser makes its codes of.
 
     Raises:
         ValueError: if the sizes do not fit, or the model gives NaN or Inf; the message names the pictures.
@@ -51,7 +60,7 @@ def embed(model: ReIDModel, split, *, batch_size: int = 64, flip: bool = False, 
         for start in range(0, len(indices), batch_size):
             batch = images.__getitems__(indices[start : start + batch_size])
             pixels = transform(batch["pixel_values"].to(model.device)).to(model.dtype)
-            embeddings = model.embed(pixels, flip)
+            embeddings = model.embed(pixels, flip, quantized)
             vectors[start : start + len(embeddings)] = embeddings
             bar.update(len(embeddings))
     # Only the last shares can be short, so what they lack lies behind the last picture.

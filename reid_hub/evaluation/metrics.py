@@ -8,6 +8,7 @@ import numpy as np
 
 from reid_hub.evaluation.rerank import Rerank, Reranker
 from reid_hub.evaluation.similarity import block_rows, comparable, each_block, squared_norms, to_numpy
+from reid_hub.evaluation.stored import Shortlist
 
 UNKNOWN_CAMERA = -1
 JUNK = -1
@@ -55,6 +56,7 @@ def evaluate_retrieval(
     metric: str = "cosine",
     max_rank: int = 50,
     rerank: bool | Rerank = False,
+    shortlist: Shortlist | None = None,
     per_query: bool = False,
     progress: bool = False,
 ) -> RetrievalResults:
@@ -76,6 +78,7 @@ def evaluate_retrieval(
         max_rank: length of the CMC curve.
         rerank: True or a `Rerank` for k-reciprocal re-ranking. All gallery images take part in it; junk and
             same-camera images are dropped afterwards.
+        shortlist: rank by its vectors first, and by the embeddings only what it lists; not together with `rerank`.
         per_query: also return the AP of every query.
 
     Raises:
@@ -90,8 +93,12 @@ def evaluate_retrieval(
     if not isinstance(rerank, bool | Rerank):
         raise ValueError(f"rerank must be True, False or a Rerank(k1, k2, lambda_value), got {rerank!r}")
     rerank = Rerank() if rerank is True else rerank or None
+    if rerank and shortlist:
+        raise ValueError("a shortlist and re-ranking exclude each other: leave one out")
 
     scores = _reranked(query, gallery, rerank, progress) if rerank else _products(query, gallery, metric)
+    if shortlist:
+        products, scores = scores, lambda start, stop: shortlist.rescored(start, stop, products(start, stop))
     matches = _Matches(query_pids, gallery_pids, query_camids, gallery_camids)
     precision, inverse_penalty, first = _measure(scores, matches, np.flatnonzero(gallery_pids == JUNK), progress)
 
@@ -110,7 +117,10 @@ def evaluate_retrieval(
         num_valid_queries=int(valid.sum()),
         num_queries=len(query),
         num_gallery=len(gallery),
-        protocol=_protocol(metric, rerank, query_camids, gallery_camids),
+        protocol={
+            **_protocol(metric, rerank, query_camids, gallery_camids),
+            **({"shortlist": shortlist.size} if shortlist else {}),
+        },
         per_query=precision if per_query else None,
     )
 

@@ -1,6 +1,8 @@
 """Evaluate a model on a data set and record the result beside it: results.json, card and pictures."""
 
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from reid_hub.evaluation import (
     Embedded,
     Rerank,
     RetrievalResults,
+    Shortlist,
     build_results,
     embed,
     evaluate_embedded,
@@ -21,10 +24,14 @@ from reid_hub.evaluation import (
     plot_embedding_map,
     plot_rank_lists,
     read_results,
+    stored,
     write_results,
 )
+from reid_hub.evaluation.stored import CODECS, bytes_per_vector
 from reid_hub.hub.card import write_card
+from reid_hub.index import GalleryIndex
 from reid_hub.models import ReIDModel
+from reid_hub.registry import lookup
 
 UNKNOWN_TRAINING = {"method": None, "recipe": None, "epochs": None, "seed": None}
 
@@ -37,6 +44,8 @@ def evaluate(
     name: str | None = None,
     flip: bool = False,
     rerank: bool | Rerank = False,
+    codec: str | None = None,
+    shortlist: int = 100,
     batch_size: int = 64,
     training: Mapping[str, Any] = UNKNOWN_TRAINING,
     command: Sequence[str] | None = None,
@@ -46,6 +55,9 @@ def evaluate(
     """Evaluate on query and gallery; returns what results.json holds.
 
     Args:
+        codec: rank what a gallery with this codec holds instead of the embeddings: "float16", "int8", "binary", or
+            "binary+float16" and its like, which rank the `shortlist` nearest by their bits again. Bytes per vector and
+            the search time are then those of the codec.
         name: of the model in the results; by default variant and method.
         training: how the model was trained, for the record.
         folder: a checkpoint folder that gets results.json and the card rendered from it.
@@ -57,14 +69,23 @@ def evaluate(
     missing = {"query", "gallery"} - set(splits)
     if missing:
         raise ValueError(f"an evaluation needs query and gallery; {dataset_name} lacks {', '.join(sorted(missing))}")
-    query, gallery = (embed(model, splits[part], batch_size=batch_size, flip=flip) for part in ("query", "gallery"))
-    measured = evaluate_embedded(query, gallery, flip=flip, rerank=rerank)
+    query, gallery = (
+        embed(model, splits[part], batch_size=batch_size, flip=flip, quantized=codec is None)
+        for part in ("query", "gallery")
+    )
+    cost = measure_cost(model, dtype=torch.int8 if model.config.quantization else torch.float32)
+    if codec is None:
+        measured = evaluate_embedded(query, gallery, flip=flip, rerank=rerank)
+    else:
+        measured = evaluate_stored(model, query, gallery, codec, shortlist=shortlist, flip=flip, rerank=rerank)
+        cost |= {"bytes_per_vector": bytes_per_vector(model.embedding_dim, codec)}
+        cost |= {"search_ms": search_ms(model, query.embeddings, gallery.embeddings, codec)}
     name = name or f"{model.config.variant or 'reid'}.{training.get('method') or 'converted'}"
     results = build_results(
         model=name,
         dataset=describe_dataset(dataset_name, splits),
         results=measured,
-        cost=measure_cost(model, dtype=torch.int8 if model.config.quantization else torch.float32),
+        cost=cost,
         training=training,
         command=command,
     )
@@ -75,6 +96,58 @@ def evaluate(
         if pictures is not None:
             draw_pictures(Path(pictures), name, measured, splits, query, gallery)
     return results
+
+
+def evaluate_stored(
+    model: ReIDModel, query: Embedded, gallery: Embedded, codec: str, *, shortlist: int = 100, **options: Any
+) -> RetrievalResults:
+    """Metrics of vectors in front of the model's quantiser when query and gallery are stored by a codec.
+
+    Raises:
+        ValueError: for an unknown codec.
+    """
+    lookup(dict.fromkeys(CODECS), codec, "codec")
+    first, *second = codec.split("+")
+    forms = {part: [stored(model, split.embeddings, part) for split in (query, gallery)] for part in codec.split("+")}
+    pair = [
+        split._replace(embeddings=form)
+        for split, form in zip((query, gallery), forms[second[0] if second else first], strict=True)
+    ]
+    if second:
+        options["shortlist"] = Shortlist(*forms[first], shortlist)
+    results = evaluate_embedded(*pair, **options)
+    return replace(results, protocol={**results.protocol, "codec": codec})
+
+
+def search_ms(model: ReIDModel, queries: np.ndarray, gallery: np.ndarray, codec: str, k: int = 10) -> float:
+    """Milliseconds to find one query's `k` nearest in an index with this codec, all queries asked at once; warm."""
+    index = new_index(model, codec)
+    index.add(gallery, map(str, range(len(gallery))))
+    seconds = []
+    for _ in range(4):
+        start = time.perf_counter()
+        index.search(queries, k)
+        seconds.append(time.perf_counter() - start)
+    return round(1000 * min(seconds[1:]) / len(queries), 4)
+
+
+def new_index(model: ReIDModel, codec: str, **options: Any) -> GalleryIndex:
+    """An empty index for a model's vectors in front of its quantiser, with its scale and its centre.
+
+    Args:
+        codec: a key of `CODECS`; "binary+float16" keeps float16 beside the bits.
+        options: of `GalleryIndex`.
+    """
+    lookup(dict.fromkeys(CODECS), codec, "codec")
+    first, _, second = codec.partition("+")
+    parameters = {}
+    if model.config.quantization and model.config.quantization_granularity != "vector" and "int8" in codec:
+        parameters["scale"] = model.int8_scale(torch.zeros(1, model.embedding_dim)).cpu().numpy()
+    if first == "binary":
+        parameters["center"] = model.center.detach().cpu().numpy()
+    return GalleryIndex(
+        model.embedding_dim, first, fingerprint=model.fingerprint(), rescore=second or None, **parameters, **options
+    )
 
 
 def recorded_training(folder: str | Path) -> Mapping[str, Any]:

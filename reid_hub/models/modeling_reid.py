@@ -208,32 +208,35 @@ class ReIDModel(CheckpointMixin, PreTrainedModel):
         """The same under its former name, which older versions of transformers call."""
         self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
 
-    def embed(self, pixel_values: Tensor, flip: bool = False) -> Tensor:
+    def embed(self, pixel_values: Tensor, flip: bool = False, quantized: bool = True) -> Tensor:
         """Embeddings as they are searched with, (B, 3, H, W) -> (B, D); for evaluation mode.
 
         Args:
             flip: average the vectors of a picture and of its mirror image; a quantiser follows the average.
+            quantized: see `forward`.
         """
-        vectors = self._vectors(pixel_values, flip)
-        return vectors if self.quantizer is None else self.quantizer(vectors)
-
-    def _vectors(self, pixel_values: Tensor, flip: bool) -> Tensor:
         vectors = self(pixel_values, quantized=False).embeddings
         if flip:
             vectors = (vectors + self(pixel_values.flip(3), quantized=False).embeddings) / 2
-        return vectors
+        return self.quantizer(vectors) if quantized and self.quantizer is not None else vectors
 
     def codes(self, vectors: Tensor, precision: str) -> np.ndarray:
         """Vectors in front of the quantiser as codes: (N, D) -> (N, D) int8, or (N, ceil(D / 8)) uint8 for "binary".
 
-        Codes of int8 have the model's own scale, or without one each vector's own (max |v| / 127), which cancels under
-        cosine. Bits say which coordinates are above `center`.
+        Codes of int8 are multiples of `int8_scale`. Bits say which coordinates are above `center`.
         """
         if precision == "binary":
             return binary_codes(vectors, self.center.to(vectors.device))
+        return int8_codes(vectors, self.int8_scale(vectors)).cpu().numpy()
+
+    def int8_scale(self, vectors: Tensor) -> Tensor:
+        """What an int8 code of 1 stands for: the model's own scale, () or (D,), or without one each vector's, (N, 1).
+
+        That of a vector is max |v| / 127, and cancels under cosine.
+        """
         if self.quantizer is not None and self.quantizer.kind == "int8":
-            return self.quantizer.codes(vectors).cpu().numpy()
-        return int8_codes(vectors, vector_scale(vectors)).cpu().numpy()
+            return self.quantizer.scale(vectors)
+        return vector_scale(vectors)
 
     @property
     def center(self) -> Tensor:
@@ -276,7 +279,7 @@ class ReIDModel(CheckpointMixin, PreTrainedModel):
             for start in tqdm(range(0, len(images), batch_size), desc="encode", disable=not progress):
                 batch = [_open(image) for image in images[start : start + batch_size]]
                 pixels = processor(batch, return_tensors="pt")["pixel_values"].to(self.device, self.dtype)
-                encoded.append(self._encoded(self._vectors(pixels, flip), precision))
+                encoded.append(self._encoded(self.embed(pixels, flip, quantized=False), precision))
         finally:
             self.train(was_training)
         return np.concatenate(encoded)

@@ -93,10 +93,6 @@ class Quantizer(nn.Module):
             return vector_scale(vectors)
         return (self.peak.float() / LEVELS).clamp(min=SMALLEST)
 
-    def codes(self, vectors: Tensor) -> Tensor:
-        """The codes that `forward` decodes, (N, D) -> (N, D) int8."""
-        return int8_codes(vectors, self.scale(vectors.float()))
-
     @torch.no_grad()
     def fit(self, vectors: Tensor) -> None:
         """Set the statistics to those of given vectors (N, D): quantisation after training."""

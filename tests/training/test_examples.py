@@ -12,6 +12,11 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).parents[2]
 SMALL = {"num_train_ids": 12, "num_test_ids": 4, "images_per_id": 8, "num_distractors": 0}
 
+TWO_PROCESSES = (
+    "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+    "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
+)  # fmt: skip
+
 
 def launch(*words: str | Path, launcher: tuple[str, ...] = ()) -> str:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -42,12 +47,10 @@ def test_the_plain_loop_trains_the_same_model_as_the_trainer(tmp_path):
 
 @pytest.mark.slow
 def test_two_launched_processes_train_evaluate_and_save(tmp_path):
-    accelerate = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-                  "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")  # fmt: skip
     printed = launch(
         "examples/train_supervised.py", "--epochs", "2", "--validation", "0.3", "--output-dir", tmp_path / "model",
         "--data-options", json.dumps(SMALL), "--args", json.dumps({"use_cpu": True, "per_device_train_batch_size": 8}),
-        launcher=accelerate,
+        launcher=TWO_PROCESSES,
     )  # fmt: skip
     results = json.loads((tmp_path / "model" / "results.json").read_text())
     assert results["training"]["batch_size"] == 16
@@ -60,9 +63,7 @@ def test_two_launched_processes_train_evaluate_and_save(tmp_path):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_chains_are_refined_and_students_expanded(tmp_path, processes):
     """Teacher, two chains that teach one another, two students: all of it in one launch each."""
-    accelerate = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-                  "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")  # fmt: skip
-    launcher = accelerate if processes == 2 else ()
+    launcher = TWO_PROCESSES if processes == 2 else ()
     common = [
         "--epochs", "1", "--validation", "0", "--image-size", "64", "32", "--data-options", json.dumps(SMALL),
         "--args", json.dumps({"use_cpu": True, "per_device_train_batch_size": 8}),
@@ -83,4 +84,21 @@ def test_chains_are_refined_and_students_expanded(tmp_path, processes):
     for folder in measured:
         results = json.loads((Path(folder) / "results.json").read_text())
         assert results["training"]["method"] == "oskt"
+        assert results["training"]["batch_size"] == 8 * processes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_heads_are_compressed_from_a_model_of_its_own(tmp_path, processes):
+    printed = launch(
+        "examples/compress_head.py", "--output-dir", tmp_path, "--head", "prune", "--dim", "32", "8", "--int8",
+        "--epochs", "1", "--validation", "0", "--image-size", "64", "32", "--data-options", json.dumps(SMALL),
+        "--args", json.dumps({"use_cpu": True, "per_device_train_batch_size": 8}),
+        launcher=TWO_PROCESSES if processes == 2 else (),
+    )  # fmt: skip
+    measured = json.loads(printed.strip().splitlines()[-1])
+    assert [Path(folder).name for folder in measured] == ["prune-128-int8", "prune-32-int8", "prune-8-int8"]
+    for folder, metrics in measured.items():
+        results = json.loads((Path(folder) / "results.json").read_text())
+        assert results["metrics"] == metrics
         assert results["training"]["batch_size"] == 8 * processes

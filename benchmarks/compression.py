@@ -1,0 +1,77 @@
+"""Proof of Embedding Compression on real people: mAP against bytes per vector, every head with and without int8.
+
+    python benchmarks/compression.py --model MODEL --data-dir DIR      # what is not measured yet; stop it any time
+    python benchmarks/compression.py --render                          # table and plot from what is measured
+
+MODEL is a trained checkpoint folder, with the classifier that its training left beside it; DIR a data set in
+Market-1501's layout. Every head goes on from MODEL for the same number of epochs under one recipe, so does the
+embedding at full length ("slice" of all dimensions), which is what the others are compared with. Pruning retrains for
+0.2 of them from size to size, as published. The controls train nothing. The test identities are met once a run.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from shutil import copyfile
+
+HERE = Path(__file__).parent
+RECIPE, EPOCHS = "compress-bot", 3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="the trained model's folder")
+    parser.add_argument("--data-dir", help="the data set, in Market-1501's layout")
+    parser.add_argument("--dataset-name", default="market1501_tr751", help="what the tables call it")
+    parser.add_argument("--epochs", type=float, default=EPOCHS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--heads", nargs="+", help="only these")
+    parser.add_argument("--work", type=Path, default=Path("runs/compression"), help="checkpoints")
+    parser.add_argument("--render", action="store_true", help="only write table and plot")
+    options = parser.parse_args()
+    if not options.render:
+        if not options.model or not options.data_dir:
+            parser.error("--model and --data-dir are needed")
+        for seed in options.seeds:
+            for head, int8, dims in plan(options):
+                if not options.heads or head in options.heads:
+                    measure(options, head, int8, dims, seed)
+    from compression_table import render
+
+    render(HERE / "compression")
+
+
+def plan(options: argparse.Namespace) -> list[tuple[str, bool, list[int]]]:
+    """What is compressed how, most wanted first."""
+    from reid_hub.jobs.models import open_model
+
+    full = open_model(options.model).embedding_dim
+    small, middle = ([round(full * size / 768) for size in sizes] for sizes in ((64, 32), (576, 384, 192)))
+    pairs = [(head, int8) for head in ("none", "pca", "random") for int8 in (False, True)]
+    fitted = [(head, int8, [] if head == "none" else middle + small) for head, int8 in pairs]
+    first = [(head, int8, small) for int8 in (True, False) for head in ("low_rank", "slice")]
+    whole = [("slice", int8, [full]) for int8 in (False, True)]
+    rest = [(head, int8, middle) for int8 in (False, True) for head in ("slice", "low_rank")]
+    ladders = [(head, int8, middle + small) for int8 in (False, True) for head in ("prune", "matryoshka")]
+    return fitted + whole + first + ladders + rest
+
+
+def measure(options: argparse.Namespace, head: str, int8: bool, dims: list[int], seed: int) -> None:
+    """One call of the job; the results of each size are copied beside this file."""
+    from reid_hub.jobs.compress import CompressSettings, compress
+
+    work = options.work / (f"seed{seed}" if seed else "seed0")
+    settings = CompressSettings(
+        output_dir=work, model=options.model, head=head, dims=dims, int8=int8, recipe=RECIPE, epochs=options.epochs,
+        data="market_layout", data_dir=options.data_dir, dataset_name=options.dataset_name, seed=seed, validation=0,
+        channels_last=True, resume=True,
+    )  # fmt: skip
+    for folder, results in compress(settings).items():
+        target = HERE / "compression" / (results["model"] + (f"-seed{seed}" if seed else ""))
+        target.mkdir(parents=True, exist_ok=True)
+        copyfile(folder / "results.json", target / "results.json")
+        print(target.name, {name: round(100 * value, 1) for name, value in results["metrics"].items()}, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""The options that the examples share, for `argparse`: an example adds its own, and gets the fields of a training."""
+
+import argparse
+import json
+from typing import Any
+
+from reid_hub.training import parse_override
+
+
+def example_parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
+    """A parser with the options of a training; `defaults` replace theirs."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output-dir", help="where everything is written")
+    parser.add_argument("--data", default="synthetic", help="name of the data set")
+    parser.add_argument("--data-dir", help="folder in which the data set was unpacked")
+    parser.add_argument("--data-options", type=json.loads, default={}, help="options of the data set, as JSON")
+    parser.add_argument("--dataset-name", help="what the results call the data set")
+    parser.add_argument("--image-size", type=int, nargs=2, default=(128, 64), help="height and width in pixels")
+    parser.add_argument("--recipe", default="demo", help="name of the recipe")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="values that replace the recipe's")
+    parser.add_argument("--epochs", type=float, help="in place of the recipe's")
+    parser.add_argument("--validation", type=float, default=0.1, help="share of the training identities held out")
+    parser.add_argument("--keep-ids", type=float, default=1.0, help="share of the training identities kept: few-shot")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", action=argparse.BooleanOptionalAction, help="go on from the last checkpoint")
+    parser.add_argument("--channels-last", action="store_true", help="memory format; faster for CNNs")
+    parser.add_argument("--args", type=json.loads, default={}, help="transformers.TrainingArguments, as JSON")
+    parser.set_defaults(**defaults)
+    return parser
+
+
+def training_fields(options: argparse.Namespace) -> dict[str, Any]:
+    """The fields of `TrainSettings` that these options give, without the folder and the recipe."""
+    return {
+        "data": options.data,
+        "data_dir": options.data_dir,
+        "data_options": options.data_options,
+        "dataset_name": options.dataset_name,
+        "image_size": options.image_size,
+        "epochs": options.epochs,
+        "validation": options.validation,
+        "keep_ids": options.keep_ids,
+        "seed": options.seed,
+        "resume": bool(options.resume),
+        "channels_last": options.channels_last,
+        "arguments": options.args,
+    }
+
+
+def recipe_fields(options: argparse.Namespace) -> dict[str, Any]:
+    """The recipe and what replaces its values, as fields of `TrainSettings`."""
+    return {"recipe": options.recipe, "changes": dict(parse_override(text) for text in options.set)}
