@@ -6,7 +6,7 @@ _PLACES = {
     "Embedded": "embedding",
     "Rerank": "rerank",
     "RetrievalResults": "metrics",
-    "Shortlist": "stored",
+    "Shortlist": "codes",
     "average_precision": "metrics",
     "build_results": "results",
     "check_results": "results",
@@ -22,7 +22,7 @@ _PLACES = {
     "plot_rank_lists": "plots",
     "read_results": "results",
     "rerank_distances": "rerank",
-    "stored": "stored",
+    "stored": "codes",
     "write_results": "results",
 }
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from reid_hub.evaluation.codes import Shortlist
 from reid_hub.evaluation.rerank import Rerank, Reranker
 from reid_hub.evaluation.similarity import block_rows, comparable, each_block, squared_norms, to_numpy
-from reid_hub.evaluation.stored import Shortlist
 
 UNKNOWN_CAMERA = -1
 JUNK = -1

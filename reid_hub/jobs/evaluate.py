@@ -27,7 +27,7 @@ from reid_hub.evaluation import (
     stored,
     write_results,
 )
-from reid_hub.evaluation.stored import CODECS, bytes_per_vector
+from reid_hub.evaluation.codes import CODECS, bytes_per_vector
 from reid_hub.hub.card import write_card
 from reid_hub.index import GalleryIndex
 from reid_hub.models import ReIDModel
