@@ -59,6 +59,10 @@ def index_build(
     gallery: Annotated[Path, typer.Argument(help="A folder of pictures; the ids are the paths below it.")],
     model: Annotated[str, typer.Option(help="A checkpoint folder or a repository of the Hub.")],
     out: Annotated[Path, typer.Option(help="Folder for the index.")],
+    codec: Annotated[
+        str | None,
+        typer.Option(help="float32, float16, int8, binary, binary+float16, ...; by default what the model is for."),
+    ] = None,
     flip: Flip = True,
 ):
     """Embed a folder of pictures into an index.
@@ -68,7 +72,7 @@ def index_build(
     from reid_hub.jobs.models import open_model
     from reid_hub.jobs.search import build_index
 
-    index, skipped = build_index(gallery, open_model(model), out, flip=flip)
+    index, skipped = build_index(gallery, open_model(model), out, codec=codec, flip=flip)
     for reason in skipped[:5]:
         typer.echo(f"skipped: {reason}", err=True)
     typer.echo(f"{out}: {len(index):,} pictures, {len(skipped):,} skipped because they cannot be read")

@@ -103,6 +103,8 @@ def render_card(
         model_name=model_name,
         facts=facts,
         is_chain=is_chain,
+        is_int8=config.quantization == "int8",
+        scale=", scale=model.int8_scale(None)" if config.quantization_granularity == "dimension" else "",
         metric_labels=METRICS.values(),
         evaluations=[_evaluation(result) for result in results],
         cost=_table(results[0]["cost"]) if results else {},
@@ -144,6 +146,19 @@ def _facts(config: ReIDConfig) -> dict[str, str]:
         "Embedding": f"{model.embedding_dim} numbers",
         "Pooling, head, neck": f"{config.pooling}, {config.head}, {config.neck}",
     }
+    if config.compression is not None:
+        kind = {"low_rank": "by a learned linear map", "pruned": "by pruning"}.get(config.compression, "by slicing")
+        facts["Compressed"] = f"from {model.compression.in_features} numbers {kind}"
+    if config.quantization is not None:
+        facts["Stored as"] = f"{model.embedding_dim} bytes ({config.quantization}, one scale per " + (
+            f"{config.quantization_granularity})"
+        )
+    if config.decision is not None:
+        facts["Same person"] = (
+            f"{config.decision['metric']} distance up to {config.decision['threshold']:.4f}: false matches "
+            f"{100 * config.decision['false_match_rate']:.3g} %, true matches "
+            f"{100 * config.decision['true_match_rate']:.1f} % on {config.decision['dataset']}"
+        )
     return facts
 
 
@@ -181,7 +196,11 @@ def _evaluation(result: Mapping[str, Any]) -> dict[str, Any]:
 
 def _setting(result: Mapping[str, Any]) -> str | None:
     protocol = result["protocol"]
-    parts = [protocol.get("metric"), *(LABELS[name].lower() for name in ("flip", "rerank") if protocol.get(name))]
+    parts = [
+        protocol.get("metric"),
+        protocol.get("codec"),
+        *(LABELS[name].lower() for name in ("flip", "rerank") if protocol.get(name)),
+    ]
     return ", ".join(part for part in parts if part) or None
 
 

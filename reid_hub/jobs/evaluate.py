@@ -29,7 +29,7 @@ from reid_hub.evaluation import (
 )
 from reid_hub.evaluation.codes import CODECS, bytes_per_vector
 from reid_hub.hub.card import write_card
-from reid_hub.index import GalleryIndex
+from reid_hub.jobs.search import new_index
 from reid_hub.models import ReIDModel
 from reid_hub.registry import lookup
 
@@ -129,25 +129,6 @@ def search_ms(model: ReIDModel, queries: np.ndarray, gallery: np.ndarray, codec:
         index.search(queries, k)
         seconds.append(time.perf_counter() - start)
     return round(1000 * min(seconds[1:]) / len(queries), 4)
-
-
-def new_index(model: ReIDModel, codec: str, **options: Any) -> GalleryIndex:
-    """An empty index for a model's vectors in front of its quantiser, with its scale and its centre.
-
-    Args:
-        codec: a key of `CODECS`; "binary+float16" keeps float16 beside the bits.
-        options: of `GalleryIndex`.
-    """
-    lookup(dict.fromkeys(CODECS), codec, "codec")
-    first, _, second = codec.partition("+")
-    parameters = {}
-    if model.config.quantization and model.config.quantization_granularity != "vector" and "int8" in codec:
-        parameters["scale"] = model.int8_scale(torch.zeros(1, model.embedding_dim)).cpu().numpy()
-    if first == "binary":
-        parameters["center"] = model.center.detach().cpu().numpy()
-    return GalleryIndex(
-        model.embedding_dim, first, fingerprint=model.fingerprint(), rescore=second or None, **parameters, **options
-    )
 
 
 def recorded_training(folder: str | Path) -> Mapping[str, Any]:

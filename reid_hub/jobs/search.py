@@ -2,14 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 from reid_hub.data import decode_image
 from reid_hub.evaluation import plot_answers
+from reid_hub.evaluation.codes import CODECS
 from reid_hub.files import inside
 from reid_hub.index import GalleryIndex
 from reid_hub.models import ReIDModel
+from reid_hub.registry import lookup
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
@@ -29,13 +33,49 @@ def find_pictures(folder: str | Path) -> list[Path]:
     return found
 
 
-def build_index(folder: str | Path, model: ReIDModel, out: str | Path, *, flip: bool = True, batch_size: int = 64):
+def new_index(model: ReIDModel, codec: str, **options: Any) -> GalleryIndex:
+    """An empty index for a model's vectors in front of its quantiser, with its scale and its centre.
+
+    Args:
+        codec: a key of `CODECS`; "binary+float16" keeps float16 beside the bits.
+        options: of `GalleryIndex`.
+    """
+    lookup(dict.fromkeys(CODECS), codec, "codec")
+    first, _, second = codec.partition("+")
+    parameters = {}
+    if model.config.quantization and model.config.quantization_granularity != "vector" and "int8" in codec:
+        parameters["scale"] = model.int8_scale(torch.zeros(1, model.embedding_dim)).cpu().numpy()
+    if first == "binary":
+        parameters["center"] = model.center.detach().cpu().numpy()
+    return GalleryIndex(
+        model.embedding_dim, first, fingerprint=model.fingerprint(), rescore=second or None, **parameters, **options
+    )
+
+
+def encode_for(index: GalleryIndex, model: ReIDModel, pictures: Sequence, **options: Any) -> np.ndarray:
+    """Pictures as an index takes them: the model's own int8 codes, or vectors; for all options see `encode`."""
+    precision = "int8" if index.codec.name == "int8" else "float32"
+    return model.encode(pictures, precision=precision, **options)
+
+
+def build_index(
+    folder: str | Path,
+    model: ReIDModel,
+    out: str | Path,
+    *,
+    codec: str | None = None,
+    flip: bool = True,
+    batch_size: int = 64,
+):
     """Embed every readable picture of a folder and save the index; the ids are the paths below the folder.
+
+    Args:
+        codec: see `new_index`; by default "int8" for a model that was quantised, else "float32".
 
     Returns:
         The index and the pictures that could not be read, each with the reason.
     """
-    index = GalleryIndex(model.embedding_dim, fingerprint=model.fingerprint())
+    index = new_index(model, codec or model.config.quantization or "float32")
     names, skipped = [str(path) for path in find_pictures(folder)], []
     for start in range(0, len(names), batch_size * 8):
         pictures, ids = [], []
@@ -46,7 +86,7 @@ def build_index(folder: str | Path, model: ReIDModel, out: str | Path, *, flip: 
             except ValueError as error:
                 skipped.append(str(error))
         if ids:
-            index.add(model.encode(pictures, flip=flip, batch_size=batch_size, progress=True), ids)
+            index.add(encode_for(index, model, pictures, flip=flip, batch_size=batch_size, progress=True), ids)
     if not len(index):
         raise ValueError(f"none of the {len(names)} pictures below {folder} can be read; the first: {skipped[0]}")
     index.save(out)
@@ -73,7 +113,7 @@ def search_index(
     """
     index = GalleryIndex.load(index_dir, fingerprint=model.fingerprint())
     pictures = [decode_image(query) for query in queries]
-    distances, ids = index.search(model.encode(pictures, flip=flip), top)
+    distances, ids = index.search(encode_for(index, model, pictures, flip=flip), top)
     if picture is not None:
         if gallery_dir is None:
             raise ValueError("a picture of the answer needs the gallery's folder: give gallery_dir")

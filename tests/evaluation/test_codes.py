@@ -61,7 +61,7 @@ def test_bits_rank_by_hamming_distance(model):
     (query, _), (gallery, _) = people(5, 0), people(40, 1)
     bits = [stored(model, vectors, "binary") for vectors in (query, gallery)]
     packed = [model.codes(torch.from_numpy(vectors), "binary") for vectors in (query, gallery)]
-    hamming = np.unpackbits(packed[0][:, None] ^ packed[1][None], axis=2).sum(2)
+    hamming = np.unpackbits(packed[0][:, None] ^ packed[1][None], axis=2).sum(2, dtype=int)
     np.testing.assert_array_equal(bits[0] @ bits[1].T, DIM - 2 * hamming)
 
 

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 from transformers import AutoModel
 
-from reid_hub import ReIDImageProcessor
+from reid_hub import ReIDImageProcessor, ReIDModel
 from reid_hub.hub.push import push_folder
+from reid_hub.methods.compression import compress_model
 
 from .client import run_python
 from .conftest import small_model
@@ -78,6 +79,15 @@ def embed(seed: int) -> np.ndarray:
         return model(pixels).embeddings.numpy()
 
 
+def compressed_model() -> ReIDModel:
+    """Pruned to 16 numbers of one byte each, with a scale that three batches have taught."""
+    model = compress_model(small_model(0), "pruned", 16, quantization="int8", granularity="dimension")
+    model.compression.kept.copy_(torch.arange(0, 256, 16))
+    for seed in range(3):
+        model.train()(torch.randn(4, 3, 64, 32, generator=torch.Generator().manual_seed(seed)))
+    return model.eval()
+
+
 @pytest.fixture(scope="module")
 def published(tmp_path_factory) -> Iterator[SimpleNamespace]:
     """alice/m with two versions, the first tagged v1, and alice/hidden, which is private."""
@@ -90,6 +100,8 @@ def published(tmp_path_factory) -> Iterator[SimpleNamespace]:
         small_model(seed=1).save_pretrained(folder)
         push_folder(folder, "alice/m", token="hf_alice")
         push_folder(folder, "alice/hidden", private=True, token="hf_alice")
+        compressed_model().save_pretrained(folder)
+        push_folder(folder, "alice/int8", token="hf_alice")
         yield SimpleNamespace(hub=hub, first=first.oid)
 
 
@@ -116,6 +128,32 @@ def test_with_the_package_then_from_the_cache_without_a_network(published, tmp_p
     offline = json.loads(run_python(PREAMBLE + WITH_PACKAGE, environment | {"HF_HUB_OFFLINE": "1"}, *arguments))
     assert offline == online
     assert published.hub.requests == []
+
+
+def test_codes_of_a_compressed_model_with_and_without_the_package(published, tmp_path):
+    """The scale travels: both give the codes of the model that was never saved; the card's example searches them."""
+    card = published.hub.repo("alice/int8").commit().files["README.md"].content.decode()
+    example = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
+    assert 'codec="int8"' in example
+    assert "| Stored as | 16 bytes (int8, one scale per dimension) |" in card
+    for number, name in enumerate(re.findall(r'"([^"]+\.jpg)"', example)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        PICTURES[number % 2].save(tmp_path / name)
+    expected = compressed_model().encode(PICTURES, precision="int8").tolist()
+    environment = published.hub.environment(tmp_path / "home", token=None)
+    code = f"import os; os.chdir({str(tmp_path)!r})\n{example}\n"
+    code += "print(json.dumps([model.encode(pictures, precision='int8').tolist(), ids[0].tolist(), float(distances.min())]))"
+    with_package = json.loads(run_python(PREAMBLE + code, environment))
+    assert with_package[0] == expected
+    assert with_package[1][0] == "cam2/anna.jpg"  # the copy of the query
+    assert with_package[2] == pytest.approx(0, abs=1e-6)
+    code = """
+from transformers import AutoModel
+model = AutoModel.from_pretrained("alice/int8", trust_remote_code=True)
+print()
+print(json.dumps(model.encode(pictures, precision="int8").tolist()))
+"""
+    assert json.loads(run_python(PREAMBLE + code, environment, package=False).splitlines()[-1]) == expected
 
 
 def test_without_the_package_only_when_trusted(published, tmp_path):
