@@ -93,7 +93,7 @@ def render_card(
         eval_results=list(_eval_results(results)) or None,
     )
     used = [*trained_on, *(r["dataset"]["name"] for r in results)]
-    names = [config.backbone_config.model_type, training.get("method"), training.get("recipe")]
+    names = [config.backbone_config.model_type, config.variant, training.get("method"), training.get("recipe")]
     names += ["oskt"] if is_chain else []
     names += ["rerank" for r in results if r["protocol"].get("rerank")]
     card = ModelCard.from_template(

@@ -218,6 +218,9 @@ class ReIDConfig(PreTrainedConfig):
             self.backbone_config = copy.deepcopy(self.backbone_config)
             self.backbone_config.image_size = list(self.image_size)
             self.backbone_config.validate_grid()
+        elif "img_size" in (getattr(self.backbone_config, "model_args", None) or {}):  # the same, of a ViT of timm
+            self.backbone_config = copy.deepcopy(self.backbone_config)
+            self.backbone_config.model_args["img_size"] = list(self.image_size)
         super().__post_init__(**kwargs)
 
     def validate_choices(self):

@@ -93,6 +93,19 @@ VARIANTS: dict[str, dict] = {
     "vit-s-s2": _part_vit(384, 6, 168),
     "vit-b-s1": _part_vit(768, 12, 264),
     "vit-b-s2": _part_vit(768, 12, 336),
+    # TransReID's baseline (arXiv:2102.04378), which Embedding Compression (arXiv:2405.14730) starts from: ViT-B/16 by its
+    # class token, stochastic depth 0.1, ranked by what enters the BNNeck.
+    "transreid-vit-b": {
+        "backbone_config": {
+            "model_type": "timm_wrapper",
+            "architecture": "vit_base_patch16_224",
+            "model_args": {"img_size": [256, 128], "drop_path_rate": 0.1},
+        },
+        "pooling": "cls",
+        "retrieve": "features",
+        "image_mean": (0.5, 0.5, 0.5),
+        "image_std": (0.5, 0.5, 0.5),
+    },
     # Students of Factorized Distillation, table 1.
     "squeezenet": _factorized({"backbone_config": {"model_type": "reid_squeezenet"}}, 512),
     "res18a": _factorized(_resnet(*R18), 512),

@@ -142,7 +142,8 @@ def test_codes_of_a_compressed_model_with_and_without_the_package(published, tmp
     expected = compressed_model().encode(PICTURES, precision="int8").tolist()
     environment = published.hub.environment(tmp_path / "home", token=None)
     code = f"import os; os.chdir({str(tmp_path)!r})\n{example}\n"
-    code += "print(json.dumps([model.encode(pictures, precision='int8').tolist(), ids[0].tolist(), float(distances.min())]))"
+    code += "codes = model.encode(pictures, precision='int8').tolist()\n"
+    code += "print(json.dumps([codes, ids[0].tolist(), float(distances.min())]))"
     with_package = json.loads(run_python(PREAMBLE + code, environment))
     assert with_package[0] == expected
     assert with_package[1][0] == "cam2/anna.jpg"  # the copy of the query

@@ -122,6 +122,18 @@ def test_part_vit_has_the_published_multiply_adds(variant, embed_dim, width, pri
     assert round((cost["macs"] + cost["attention_macs"]) / 1e9, 4) == with_attention
 
 
+def test_transreid_baseline_is_a_vit_b_of_128_patches():
+    """Patch embedding; class token; 129 positions; twelve blocks; last norm: the 85.8 M of the paper, 768 numbers."""
+    model, d = build_on_meta("transreid-vit-b"), 768
+    expected = (3 * 16 * 16 * d + d) + d + 129 * d + 12 * (12 * d * d + 13 * d) + 2 * d
+    assert count(model.backbone) == expected
+    assert round(expected / 1e6, 1) == 85.7  # "85.8" rounds 197 positions up, those of 224x224
+    assert model.embedding_dim == 768
+    assert build_on_meta("transreid-vit-b", image_size=(128, 64)).eval().config.backbone_config.model_args == {
+        "img_size": [128, 64], "drop_path_rate": 0.1,
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"])
 def test_trunk_counts_what_torchvision_counts(name):
     import torchvision
