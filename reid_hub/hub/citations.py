@@ -74,11 +74,6 @@ CITATIONS: dict[str, str] = {
   author    = {He, Ruifei and Sun, Shuyang and Yang, Jihan and Bai, Song and Qi, Xiaojuan},
   booktitle = {CVPR}, year = {2022}
 }""",
-    "timm_wrapper": """@misc{rw2019timm,
-  title  = {{PyTorch} Image Models},
-  author = {Wightman, Ross},
-  doi    = {10.5281/zenodo.4414861}, year = {2019}
-}""",
     # evaluation
     "rerank": """@inproceedings{zhong2017rerank,
   title     = {Re-ranking Person Re-identification with k-reciprocal Encoding},

@@ -93,8 +93,8 @@ VARIANTS: dict[str, dict] = {
     "vit-s-s2": _part_vit(384, 6, 168),
     "vit-b-s1": _part_vit(768, 12, 264),
     "vit-b-s2": _part_vit(768, 12, 336),
-    # TransReID's baseline (arXiv:2102.04378), which Embedding Compression (arXiv:2405.14730) starts from: ViT-B/16 by its
-    # class token, stochastic depth 0.1, ranked by what enters the BNNeck.
+    # TransReID's baseline (arXiv:2102.04378), which Embedding Compression (arXiv:2405.14730) starts from: ViT-B/16 by
+    # its class token, stochastic depth 0.1, ranked by what enters the BNNeck.
     "transreid-vit-b": {
         "backbone_config": {
             "model_type": "timm_wrapper",
