@@ -10,12 +10,13 @@ embedding at full length ("slice" of all dimensions), which is what the others a
 """
 
 import argparse
-import json
 from pathlib import Path
-from shutil import copyfile
+
+from reid_hub.evaluation import write_results
 
 HERE = Path(__file__).parent
 RECIPE, EPOCHS = "compress-bot", 3
+CODES = ("float16", "int8", "binary", "binary+int8", "binary+float16", "binary+float32")
 
 
 def main() -> None:
@@ -36,6 +37,8 @@ def main() -> None:
             for head, int8, dims in plan(options):
                 if not options.heads or head in options.heads:
                     measure(options, head, int8, dims, seed)
+        for codec in CODES:
+            measure_codec(options, codec)
     from compression_table import render
 
     render(HERE / "compression")
@@ -66,11 +69,30 @@ def measure(options: argparse.Namespace, head: str, int8: bool, dims: list[int],
         data="market_layout", data_dir=options.data_dir, dataset_name=options.dataset_name, seed=seed, validation=0,
         channels_last=True, resume=True,
     )  # fmt: skip
-    for folder, results in compress(settings).items():
-        target = HERE / "compression" / (results["model"] + (f"-seed{seed}" if seed else ""))
-        target.mkdir(parents=True, exist_ok=True)
-        copyfile(folder / "results.json", target / "results.json")
-        print(target.name, {name: round(100 * value, 1) for name, value in results["metrics"].items()}, flush=True)
+    for results in compress(settings).values():
+        record(results, results["model"] + (f"-seed{seed}" if seed else ""))
+
+
+def measure_codec(options: argparse.Namespace, codec: str) -> None:
+    """The model itself with its gallery stored by a codec, if that is not measured yet."""
+    from reid_hub import load_reid_dataset
+    from reid_hub.jobs.evaluate import evaluate, recorded_training
+    from reid_hub.jobs.models import open_model
+
+    model = open_model(options.model)
+    name = f"{model.config.variant}.{codec}"
+    if not (HERE / "compression" / name / "results.json").is_file():
+        splits = load_reid_dataset("market_layout", options.data_dir)
+        training = recorded_training(options.model)
+        record(
+            evaluate(model, splits, dataset_name=options.dataset_name, name=name, codec=codec, training=training), name
+        )
+
+
+def record(results: dict, name: str) -> None:
+    """Keep the results of one run beside this file."""
+    write_results(HERE / "compression" / name / "results.json", results)
+    print(name, {name: round(100 * value, 1) for name, value in results["metrics"].items()}, flush=True)
 
 
 if __name__ == "__main__":

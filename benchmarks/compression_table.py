@@ -45,16 +45,16 @@ def page(runs: dict, codes: list[dict]) -> str:
     lines = [
         "# Compressed embeddings on real people",
         "",
-        "Rendered by `python benchmarks/compression.py --render` from the results.json files beside it; mAP / rank-1 in",
-        "percent, after quantisation, mean over seeds, with the standard deviation of mAP where there are several.",
+        "Rendered by `python benchmarks/compression.py --render` from the results.json files beside it; mAP / rank-1",
+        "in percent, after quantisation, mean over seeds, with the standard deviation of mAP where there are several.",
         "",
         *textwrap.wrap(
             f"Data set: {base['dataset']['name']} ({_counts(base)}), **not comparable with published figures** on "
             f"Market-1501. Model: {base['training']['init']}, {base['cost']['parameters']:,} parameters, embedding of "
             f"{full}, pictures of {'x'.join(map(str, base['cost']['image_size']))}. Trained heads go on from it for "
-            f"{trained['training']['epochs']:g} epochs of the recipe `{trained['training']['recipe']}` (pruning: 0.2 of "
-            "them from size to size, in int8 after all of them at full length). Training sees the training identities "
-            "alone, nothing is selected, the test identities are met once, at the end of a run.",
+            f"{trained['training']['epochs']:g} epochs of the recipe `{trained['training']['recipe']}` (pruning: 0.2 "
+            "of them from size to size, in int8 after all of them at full length). Training sees the training "
+            "identities alone, nothing is selected, the test identities are met once, at the end of a run.",
             120,
         ),
         "",
