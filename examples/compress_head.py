@@ -3,8 +3,8 @@
 Without arguments it trains a small model on people that reid_hub draws, and compresses it, in minutes:
 
     accelerate launch examples/compress_head.py
-    accelerate launch examples/compress_head.py --model runs/vit-b --head low_rank --dim 64 32 --int8 \\
-        --recipe compress --data market1501 --data-dir DIR --image-size 256 128 --args '{"bf16": true}'
+    accelerate launch examples/compress_head.py --model transreid-vit-b --init timm/vit_base_patch16_224 --dim 64 32 \\
+        --head low_rank --int8 --recipe compress --data market1501 --data-dir DIR --image-size 256 128
 """
 
 import json
@@ -18,6 +18,7 @@ from reid_hub.jobs.train import TrainSettings, train
 def main() -> None:
     parser = example_parser(__doc__, output_dir="runs/compress-demo", recipe="compress-demo", resume=True)
     parser.add_argument("--model", help="a trained checkpoint, or a variant to train from its start")
+    parser.add_argument("--init", help="weights that the model starts from: a file, timm/NAME, torchvision/NAME")
     parser.add_argument("--head", default="low_rank", choices=[*TRAINED, *FITTED], help="what shortens the embedding")
     parser.add_argument("--dim", type=int, nargs="+", default=[], help="sizes; by default the paper's, in proportion")
     parser.add_argument("--int8", action="store_true", help="one byte per dimension, quantised in training")
@@ -32,8 +33,8 @@ def main() -> None:
         train(TrainSettings(model, **fields))
     head = {"head": options.head, "dims": options.dim, "start": options.start}
     head |= {"int8": options.int8, "granularity": options.granularity}
-    settings = CompressSettings(options.output_dir, model=str(model), **head, **fields, **recipe_fields(options))
-    made = compress(settings)
+    fields |= {**recipe_fields(options), "model": str(model), "init": options.init}
+    made = compress(CompressSettings(options.output_dir, **head, **fields))
     print(json.dumps({str(folder): results["metrics"] if results else None for folder, results in made.items()}))
 
 

@@ -48,6 +48,7 @@ class Criterion(StrEnum):
 def compress(
     run: dict[str, Any],
     model: Model,
+    init: Annotated[str | None, typer.Option(help="Weights that MODEL starts from: a file, timm/NAME, ...")] = None,
     head: Annotated[Head, typer.Option(help="What shortens the embedding; pca, random and none train nothing.")] = (
         Head.low_rank
     ),
@@ -72,7 +73,7 @@ def compress(
 
     options = {"granularity": str(granularity), "start": str(start), "criterion": str(criterion)}
     options |= {"int8": int8, "retrain": retrain, "base": base, "dims": dim or ()}
-    for folder, results in make(CompressSettings(**run, model=model, head=str(head), **options)).items():
+    for folder, results in make(CompressSettings(**run, model=model, init=init, head=str(head), **options)).items():
         show(results, {"model": folder})
         if results is not None:
             typer.echo(f"bytes per vector: {results['cost']['bytes_per_vector']}")

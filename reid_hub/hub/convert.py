@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from reid_hub.hub.convert_vit import part_vit_name, to_part_tokens
+from reid_hub.hub.convert_vit import part_vit_name, to_grid, to_part_tokens
 from reid_hub.models import ReIDConfig, ReIDModel
 from reid_hub.registry import lookup
 
@@ -138,6 +138,8 @@ def _squeezenet_name(name: str) -> str | None:
 
 
 def _timm_name(name: str) -> str | None:
+    if match := re.fullmatch(r"bottleneck\.(weight|running_mean|running_var|num_batches_tracked)", name):
+        return f"neck.{match[1]}"  # TransReID's BNNeck
     return f"backbone.model.timm_model.{name}"
 
 
@@ -167,6 +169,8 @@ def load_foreign(model: ReIDModel, tensors: dict[str, Tensor]) -> Conversion:
     ours, held = model.state_dict(), set(tensors)
     if model.config.backbone_config.model_type == "reid_part_vit":
         tensors = to_part_tokens(tensors, model.config.backbone_config)
+    if model.config.backbone_config.model_type == "timm_wrapper":
+        tensors = to_grid(tensors, model.backbone.model.timm_model)
     named = {name: (rename(name) or "", tensor) for name, tensor in tensors.items()}
     used = {target: tensor for target, tensor in named.values() if target in ours}
     ignored = [name for name, (target, _) in named.items() if target not in ours and IGNORABLE.match(name)]

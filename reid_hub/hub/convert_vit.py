@@ -1,4 +1,4 @@
-"""Checkpoints of PASS, TransReID, DeiT and timm's ViT in the form of the part-token ViT."""
+"""Checkpoints of PASS, TransReID, DeiT and timm's ViT in the form of the part-token ViT, or on another grid."""
 
 import math
 import re
@@ -46,6 +46,20 @@ def to_part_tokens(tensors: dict[str, Tensor], config) -> dict[str, Tensor]:
     if config.embed_dim == config.width:
         tensors.setdefault("dw.weight", torch.eye(config.width))
     return tensors
+
+
+def to_grid(tensors: dict[str, Tensor], vit) -> dict[str, Tensor]:
+    """The state dict of a ViT with a class token, its positions resized bilinearly to the grid of timm's model `vit`.
+
+    The class token keeps its pretrained position (as TransReID, unlike UniCat); nothing is replaced.
+
+    Raises:
+        ValueError: if the grid of the positions cannot be told.
+    """
+    grid, positions = getattr(getattr(vit, "patch_embed", None), "grid_size", None), tensors.get("pos_embed")
+    if grid is None or positions is None or positions.ndim != 3 or positions.shape[1] == 1 + grid[0] * grid[1]:
+        return tensors
+    return {**tensors, "pos_embed": torch.cat([positions[:, :1], _resized(positions[:, 1:], grid)], 1)}
 
 
 def _resized(positions: Tensor, grid: tuple[int, int]) -> Tensor:

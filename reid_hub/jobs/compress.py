@@ -128,7 +128,8 @@ def _prune(settings: CompressSettings, dims: Sequence[int]) -> Made:
     for dim in dims:
         if dim == full and made:
             continue  # that was the base
-        stage = replace(settings.at(dim), model=source, epochs=epochs)
+        # Initial weights are for the first training alone.
+        stage = replace(settings.at(dim), model=source, epochs=epochs, init=None if made else settings.init)
         folder, made[folder] = _train(stage, partial(pruned, dim=dim))
         source = str(folder)
     return made

@@ -3,6 +3,7 @@
 import argparse
 
 import pytest
+import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from transformers import AutoModel
@@ -246,3 +247,26 @@ def test_file_that_does_not_fit_is_refused_and_changes_nothing(change, model, me
     with pytest.raises(ValueError, match=message):
         load(state, tmp_path, model)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_timm_positions_follow_the_grid_and_the_class_token_keeps_its_own(tmp_path):
+    """An ImageNet ViT, 14 x 14 patches, and TransReID's neck, on pictures of 16 x 8 patches."""
+    model = ReIDModel(ReIDConfig.from_variant("timm/vit_tiny_patch16_224", image_size=(256, 128)))
+    torch.manual_seed(0)
+    tensors = {
+        f"base.{name}": tensor for name, tensor in timm.create_model("vit_tiny_patch16_224").state_dict().items()
+    }
+    ramp = torch.linspace(0, 1, 14)[:, None].expand(14, 14).flatten()  # grows downwards
+    tensors["base.pos_embed"] = torch.cat([torch.full((1,), 7.0), ramp])[None, :, None].expand(1, 197, 192).clone()
+    tensors["bottleneck.weight"] = torch.full((192,), 3.0)
+    torch.save(tensors, tmp_path / "vit.pth")
+    conversion = load_foreign(model, read_checkpoint(tmp_path / "vit.pth"))
+    positions = model.backbone.model.timm_model.pos_embed[0]
+    assert (positions[0] == 7).all()
+    rows = positions[1:].view(16, 8, 192)
+    assert torch.equal(rows, rows[:, :1, :1].expand(16, 8, 192))
+    # Bilinear, cells in the middle: row r of 16 looks at 14 / 16 * (r + 0.5) - 0.5 of 14, clamped at the edges.
+    expected = ((torch.arange(16) + 0.5) * 14 / 16 - 0.5).clamp(0, 13) / 13
+    torch.testing.assert_close(rows[:, 0, 0], expected)
+    assert (model.neck.weight == 3).all()
+    assert conversion.ignored == ["head.bias", "head.weight"]
