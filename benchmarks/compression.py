@@ -49,14 +49,15 @@ def plan(options: argparse.Namespace) -> list[tuple[str, bool, list[int]]]:
     from reid_hub.jobs.models import open_model
 
     full = open_model(options.model).embedding_dim
-    small, middle = ([round(full * size / 768) for size in sizes] for sizes in ((64, 32), (576, 384, 192)))
+    sizes = [round(full * size / 768) for size in (576, 384, 192, 64, 32)]
     pairs = [(head, int8) for head in ("none", "pca", "random") for int8 in (False, True)]
-    fitted = [(head, int8, [] if head == "none" else middle + small) for head, int8 in pairs]
-    first = [(head, int8, small) for int8 in (True, False) for head in ("low_rank", "slice")]
-    whole = [("slice", int8, [full]) for int8 in (False, True)]
-    rest = [(head, int8, middle) for int8 in (False, True) for head in ("slice", "low_rank")]
-    ladders = [(head, int8, middle + small) for int8 in (False, True) for head in ("prune", "matryoshka")]
-    return fitted + whole + first + ladders + rest
+    plan = [(head, int8, [] if head == "none" else sizes) for head, int8 in pairs]
+    plan += [("slice", False, [full])]
+    trained = [(head, int8) for int8 in (True, False) for head in ("low_rank", "slice")]
+    plan += [(head, int8, [sizes[-1]]) for head, int8 in trained]
+    plan += [(head, int8, sizes) for int8 in (False, True) for head in ("prune", "matryoshka")]
+    plan += [("slice", True, [full])]
+    return plan + [(head, int8, [size]) for size in (sizes[2], sizes[3], *sizes[:2]) for head, int8 in trained]
 
 
 def measure(options: argparse.Namespace, head: str, int8: bool, dims: list[int], seed: int) -> None:
