@@ -63,6 +63,7 @@ def plan(options: argparse.Namespace) -> list[tuple[str, bool, list[int]]]:
 def measure(options: argparse.Namespace, head: str, int8: bool, dims: list[int], seed: int) -> None:
     """One call of the job; the results of each size are copied beside this file."""
     from reid_hub.jobs.compress import CompressSettings, compress
+    from reid_hub.jobs.models import open_model
 
     work = options.work / (f"seed{seed}" if seed else "seed0")
     settings = CompressSettings(
@@ -70,6 +71,11 @@ def measure(options: argparse.Namespace, head: str, int8: bool, dims: list[int],
         data="market_layout", data_dir=options.data_dir, dataset_name=options.dataset_name, seed=seed, validation=0,
         channels_last=True, resume=True,
     )  # fmt: skip
+    model = open_model(options.model)
+    names = [f"{model.config.variant}.{settings.at(dim).origin}" for dim in dims or [model.embedding_dim]]
+    names = [name + (f"-seed{seed}" if seed else "") for name in names]
+    if all((HERE / "compression" / name / "results.json").is_file() for name in names):
+        return
     for results in compress(settings).values():
         record(results, results["model"] + (f"-seed{seed}" if seed else ""))
 
