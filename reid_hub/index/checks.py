@@ -1,7 +1,8 @@
 """What every gallery asks of vectors, ids and cameras before it keeps or compares them."""
 
+import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -76,6 +77,26 @@ def some(names: Sequence, count: int = 5) -> str:
     """The first names and how many more there are, for an error."""
     more = f" and {len(names) - count} more" if len(names) > count else ""
     return ", ".join(repr(name) for name in names[:count]) + more
+
+
+def checked_metadata(metadata: Iterable[Mapping] | None, size: int) -> list[dict]:
+    """Plain JSON objects, as they will be read back; empty ones where `metadata` is None.
+
+    Raises:
+        ValueError: if it is not one mapping per embedding, or one of them cannot be written as JSON.
+    """
+    if metadata is None:
+        return [{} for _ in range(size)]
+    metadata = list(metadata)
+    if len(metadata) != size:
+        raise ValueError(f"there must be one mapping of metadata per embedding: {size}, got {len(metadata)}")
+    for row, entry in enumerate(metadata):
+        if not isinstance(entry, Mapping):
+            raise ValueError(f"metadata must be mappings, got {type(entry).__name__} at position {row}")
+    try:
+        return [json.loads(json.dumps(dict(entry), allow_nan=False)) for entry in metadata]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"metadata must be what JSON can hold: {error}") from error
 
 
 def _refuse(bad: np.ndarray, what: str, fault: str, names: Sequence[str] | None) -> None:
