@@ -15,10 +15,11 @@ CONFIDENCE = 0.95
 class Decision:
     """A distance threshold and how it did on the labelled pairs that it was found on.
 
-    Two images match when their distance is at most `threshold` (1 - cos for "cosine", |a - b| for "euclidean", as
-    `GalleryIndex.search` answers, up to the rounding of float32). Rates are fractions: `false_match_rate` of impostor pairs and `true_match_rate`
-    of genuine pairs that match. `false_match_interval` is the 95 % interval of Clopper and Pearson for the former;
-    it takes pairs for independent, which those of one image are not, so the truth is wider.
+    Two images match when their distance is at most `threshold`: 1 - cos for "cosine", |a - b| for "euclidean", as
+    `GalleryIndex.search` answers, up to the rounding of float32. Rates are fractions: `false_match_rate` of impostor
+    pairs and `true_match_rate` of genuine pairs that match. `false_match_interval` is the 95 % interval of Clopper
+    and Pearson for the former; it takes pairs for independent, which those of one image are not, so the truth is
+    wider.
     """
 
     threshold: float

@@ -90,6 +90,7 @@ class MilvusCollection:
     @contextmanager
     def _one_line(self) -> Iterator[None]:
         """Turn what the client raises into one line, without the traceback that it logs besides."""
+        import grpc
         from pymilvus import MilvusException
 
         loggers = [logging.getLogger(name) for name in ("pymilvus", "milvus_lite")]
@@ -100,6 +101,8 @@ class MilvusCollection:
             yield
         except MilvusException as error:
             raise self._translated(error) from error
+        except grpc.RpcError as error:  # the client lets a request that takes too long through as it is
+            raise ConnectionError(f"the database at {self.uri} did not answer within {self.timeout:g} s") from error
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)

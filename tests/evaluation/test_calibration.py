@@ -129,7 +129,7 @@ def test_the_decision_fits_the_distances_of_a_search(metric):
     distances, ids = index.search(query, len(gallery))
     same = query_pids[:, None] == gallery_pids[ids.astype(int)]
     matches = decision.matches(distances)
-    # The threshold lies directly below an impostor pair, which the search, rounding otherwise, may put on its other side.
+    # The threshold lies directly below an impostor pair; the search rounds otherwise and may find it on the other side.
     assert abs(matches[~same].sum() - decision.false_match_rate * decision.impostor_pairs) < 1.5
     assert matches[same].mean() == pytest.approx(decision.true_match_rate)
 

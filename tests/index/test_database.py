@@ -219,6 +219,10 @@ def test_what_was_stored_survives_a_kill_of_the_server(tmp_path):
         assert again.metadata(["a"]) == [{"n": 1}]
         again.update([[3, 3]], ["b"])
         assert index.search([[3, 3]], 1)[1].tolist() == [["b"]]
+        hasty = DatabaseIndex(server.uri, "kept", metric="euclidean", timeout=1)
+        server.process.send_signal(signal.SIGSTOP)
+        with pytest.raises(ConnectionError, match="did not answer within 1 s"):
+            hasty.search([[0, 0]], 3)
     finally:
         server.kill()
 
@@ -247,6 +251,13 @@ def test_the_folder_of_a_server_is_an_embedded_database_of_one_process(tmp_path)
     embedded = DatabaseIndex(tmp_path / "gallery.db", metric="euclidean", fingerprint="model-a")
     embedded.add([[0.1, 0]], ["d"])
     assert embedded.search([[0, 0]], 4)[1].tolist() == [["a", "d", "b", "c"]]
+
+
+def test_the_page_on_databases_runs(tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).parents[2] / "docs" / "vector_database.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    exec(page.split("```python\n")[1].split("```")[0], {})
+    assert capsys.readouterr().out.startswith("500 camera")
 
 
 def test_addresses_and_names_are_checked():
