@@ -88,7 +88,7 @@ def test_every_model_file_is_reached_from_a_file_that_is_loaded():
 
 
 def test_import_is_light():
-    heavy = ["datasets", "sklearn", "faiss", "gradio", "matplotlib", "timm", "typer"]
+    heavy = ["datasets", "sklearn", "faiss", "gradio", "matplotlib", "timm", "typer", "pymilvus"]
     code = f"import sys, reid_hub; print([name for name in {heavy!r} if name in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"

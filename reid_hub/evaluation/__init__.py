@@ -3,12 +3,14 @@
 from importlib import import_module
 
 _PLACES = {
+    "Decision": "calibration",
     "Embedded": "embedding",
     "Rerank": "rerank",
     "RetrievalResults": "metrics",
     "Shortlist": "codes",
     "average_precision": "metrics",
     "build_results": "results",
+    "calibrate": "calibration",
     "check_results": "results",
     "count_macs": "cost",
     "embed": "embedding",

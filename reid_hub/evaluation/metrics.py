@@ -86,8 +86,8 @@ def evaluate_retrieval(
             if no query has a true match.
     """
     query, gallery = comparable(query_embeddings, gallery_embeddings, metric)
-    query_pids, query_camids = _labels(query_pids, query_camids, len(query), "query")
-    gallery_pids, gallery_camids = _labels(gallery_pids, gallery_camids, len(gallery), "gallery")
+    query_pids, query_camids = checked_labels(query_pids, query_camids, len(query), "query")
+    gallery_pids, gallery_camids = checked_labels(gallery_pids, gallery_camids, len(gallery), "gallery")
     if max_rank < 1:
         raise ValueError(f"max_rank must be at least 1, got {max_rank}")
     if not isinstance(rerank, bool | Rerank):
@@ -232,7 +232,12 @@ def _reranked(
     return scores
 
 
-def _labels(pids, camids, count: int, split: str) -> tuple[np.ndarray, np.ndarray]:
+def checked_labels(pids, camids, count: int, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Two int64 arrays (count,).
+
+    Raises:
+        ValueError: if there is not one whole number of each per embedding.
+    """
     labels = []
     for name, values in ((f"{split}_pids", to_numpy(pids)), (f"{split}_camids", to_numpy(camids))):
         if values.shape != (count,) or values.dtype.kind not in "iu":

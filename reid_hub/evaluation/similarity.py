@@ -41,17 +41,35 @@ def comparable(query_embeddings, gallery_embeddings, metric: str) -> tuple[np.nd
     Raises:
         ValueError: on an unknown metric, wrong shapes, NaN or infinite rows, and for cosine rows of zero length.
     """
-    if metric not in METRICS:
-        raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
-    query, gallery = _matrix(query_embeddings, "query_embeddings"), _matrix(gallery_embeddings, "gallery_embeddings")
-    if query.shape[1] != gallery.shape[1]:
-        raise ValueError(
-            f"query and gallery embeddings must have the same dimension, got {query.shape[1]} and {gallery.shape[1]}: "
-            "embed both sets with the same model"
-        )
+    return _comparable(query_embeddings, gallery_embeddings, metric)[:2]
+
+
+def block_distances(
+    query_embeddings, gallery_embeddings, metric: str
+) -> tuple[Callable[[int, int], np.ndarray], tuple[int, int]]:
+    """Distances of two sets of embeddings, computed for some queries at a time.
+
+    Args:
+        query_embeddings, gallery_embeddings: as for `comparable`.
+
+    Returns:
+        A function of (start, stop) that answers the distances of these queries to the whole gallery, float32
+        (stop - start, G), 1 - cos for cosine and |q - g| for euclidean; and the numbers of queries and of gallery
+        images, (Q, G).
+
+    Raises:
+        ValueError: as `comparable`.
+    """
+    query, gallery, unit = _comparable(query_embeddings, gallery_embeddings, metric)
     if metric == "cosine":
-        return _unit_rows(query, "query_embeddings"), _unit_rows(gallery, "gallery_embeddings")
-    return _shift_and_scale(query, gallery)
+        return lambda start, stop: np.maximum(1 - query[start:stop] @ gallery.T, 0), (len(query), len(gallery))
+    query_squares, gallery_squares = squared_norms(query), squared_norms(gallery)
+
+    def distances(start: int, stop: int) -> np.ndarray:
+        squared = query_squares[start:stop, None] + gallery_squares - 2 * (query[start:stop] @ gallery.T)
+        return np.sqrt(np.maximum(squared, 0)) * np.float32(unit)
+
+    return distances, (len(query), len(gallery))
 
 
 def squared_norms(rows: np.ndarray) -> np.ndarray:
@@ -78,6 +96,21 @@ def each_block(work: Callable[[int], T], total: int, rows: int, *, progress: str
     threads = min(MAX_THREADS, torch.get_num_threads(), len(starts))
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
         yield from tqdm(pool.map(work, starts), total=len(starts), desc=progress, disable=progress is None)
+
+
+def _comparable(query_embeddings, gallery_embeddings, metric: str) -> tuple[np.ndarray, np.ndarray, float]:
+    """As `comparable`, and the length that one unit of the result stands for."""
+    if metric not in METRICS:
+        raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
+    query, gallery = _matrix(query_embeddings, "query_embeddings"), _matrix(gallery_embeddings, "gallery_embeddings")
+    if query.shape[1] != gallery.shape[1]:
+        raise ValueError(
+            f"query and gallery embeddings must have the same dimension, got {query.shape[1]} and {gallery.shape[1]}: "
+            "embed both sets with the same model"
+        )
+    if metric == "cosine":
+        return _unit_rows(query, "query_embeddings"), _unit_rows(gallery, "gallery_embeddings"), 1.0
+    return _shift_and_scale(query, gallery)
 
 
 def _matrix(embeddings, name: str) -> np.ndarray:
@@ -110,7 +143,7 @@ def _unit_rows(matrix: np.ndarray, name: str) -> np.ndarray:
     return unit
 
 
-def _shift_and_scale(query: np.ndarray, gallery: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _shift_and_scale(query: np.ndarray, gallery: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     mean = gallery.mean(axis=0, dtype=np.float64)
     spread = 0.0
     for chunk in _chunks(len(gallery)):
@@ -127,7 +160,7 @@ def _shift_and_scale(query: np.ndarray, gallery: np.ndarray) -> tuple[np.ndarray
             far = ~np.isfinite(4 * squared_norms(out))
         _refuse(far, name, "lie too far from all others for float32 distances", "look at these images")
         scaled.append(out)
-    return scaled[0], scaled[1]
+    return scaled[0], scaled[1], unit
 
 
 def _chunks(rows: int) -> Iterator[slice]:

@@ -1,20 +1,16 @@
 """`GalleryIndex`: named vectors, exact search, one folder on disk."""
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from reid_hub.index.backends import find_backend
+from reid_hub.index.checks import METRICS, checked_camids, checked_ids, checked_vectors, refuse_repeated, some
 from reid_hub.index.codecs import CODECS
 from reid_hub.index.search import nearest
 from reid_hub.index.storage import read_index, write_index
 from reid_hub.registry import lookup
-
-METRICS = dict.fromkeys(("cosine", "euclidean"))
-MAX_NORM = 1e18  # (|q| + |v|)^2 must be a float32
 
 
 class GalleryIndex:
@@ -81,17 +77,15 @@ class GalleryIndex:
         Raises:
             ValueError: on a wrong shape, NaN/Inf, a vector without a direction (cosine), a repeated or known id.
         """
-        ids = _checked_ids(ids)
-        vectors = self._vectors(embeddings, "embeddings", ids)
+        ids = checked_ids(ids)
+        vectors = checked_vectors(embeddings, self.dim, self.metric, "embeddings", ids)
         if len(ids) != len(vectors):
             raise ValueError(f"each embedding needs one id: got {len(vectors)} embeddings and {len(ids)} ids")
-        camids = _checked_camids(camids, len(ids), "embedding")
-        repeated = [id for id, count in Counter(ids).items() if count > 1]
-        if repeated:
-            raise ValueError(f"ids must differ from each other: {_some(repeated)} given more than once")
+        camids = checked_camids(camids, len(ids), "embedding")
+        refuse_repeated(ids)
         known = [id for id in ids if id in self._rows]
         if known:
-            raise ValueError(f"already in the index: {_some(known)}; remove them first, or choose other ids")
+            raise ValueError(f"already in the index: {some(known)}; remove them first, or choose other ids")
         size = len(self)
         self._reserve(size + len(ids))
         self._codes[size : size + len(ids)] = self.codec.encode(vectors)
@@ -105,10 +99,10 @@ class GalleryIndex:
         Raises:
             ValueError: if an id is not in the index; then nothing is removed.
         """
-        gone = set(_checked_ids(ids))
+        gone = set(checked_ids(ids))
         unknown = sorted(gone - self._rows.keys())
         if unknown:
-            raise ValueError(f"not in the index: {_some(unknown)}; nothing was removed")
+            raise ValueError(f"not in the index: {some(unknown)}; nothing was removed")
         keep = np.array([id not in gone for id in self._ids], dtype=bool)
         size = len(self)
         self._codes = self._codes[:size][keep]
@@ -134,10 +128,10 @@ class GalleryIndex:
             raise ValueError("the index is empty: add embeddings before searching")
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
-        vectors = self._vectors(queries, "queries")
+        vectors = checked_vectors(queries, self.dim, self.metric, "queries")
         if not len(vectors):
             raise ValueError("queries must hold at least one row, got none")
-        excluded = _checked_camids(exclude_camids, len(vectors), "query")
+        excluded = checked_camids(exclude_camids, len(vectors), "query")
         k = min(k, len(self))
         squared = np.full((len(vectors), k), np.inf)
         ids = np.full((len(vectors), k), None, object)
@@ -210,51 +204,3 @@ class GalleryIndex:
         camids = np.empty(capacity, np.int64)
         codes[: len(self)], camids[: len(self)] = self._codes[: len(self)], self._camids[: len(self)]
         self._codes, self._camids = codes, camids
-
-    def _vectors(self, values, what: str, names: Sequence[str] | None = None) -> np.ndarray:
-        """Check and copy to contiguous float32 (N, D), L2-normalised for cosine."""
-        if isinstance(values, torch.Tensor):
-            values = values.detach().cpu().float().numpy()
-        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf and is refused below
-            vectors = np.array(values, np.float32, ndmin=1)
-        if vectors.ndim != 2 or vectors.shape[1] != self.dim:
-            raise ValueError(f"{what} must have the shape (N, {self.dim}), got {vectors.shape}")
-        self._refuse(~np.isfinite(vectors).all(1), what, "contain NaN or Inf", names)
-        norms = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
-        if self.metric == "cosine":
-            self._refuse(norms == 0, what, "are all zero, so they have no direction for cosine", names)
-            vectors /= norms[:, None]
-        else:
-            self._refuse(norms > MAX_NORM, what, f"are too long for float32 distances (over {MAX_NORM:.0e})", names)
-        return vectors
-
-    @staticmethod
-    def _refuse(bad: np.ndarray, what: str, fault: str, names: Sequence[str] | None) -> None:
-        rows = np.flatnonzero(bad).tolist()
-        if rows:
-            named = [names[row] for row in rows] if names is not None and len(names) == len(bad) else rows
-            raise ValueError(f"{len(rows)} of {len(bad)} {what} {fault}: {_some(named)}")
-
-
-def _checked_ids(ids: Iterable[str]) -> list[str]:
-    if isinstance(ids, str):
-        raise ValueError(f"ids must be a sequence of strings, got the single string {ids!r}: pass [{ids!r}]")
-    ids = list(ids)
-    for row, id in enumerate(ids):
-        if not isinstance(id, str):
-            raise ValueError(f"ids must be strings, got {type(id).__name__} {id!r} at position {row}: use str(id)")
-    return [str(id) for id in ids]  # numpy strings become plain ones
-
-
-def _checked_camids(camids: Sequence[int] | None, size: int, what: str) -> np.ndarray:
-    if camids is None:
-        return np.full(size, -1, np.int64)
-    camids = np.asarray(camids)
-    if camids.shape != (size,) or (size and not np.issubdtype(camids.dtype, np.integer)):
-        raise ValueError(f"there must be one whole camera number per {what}: {size}, got {camids.dtype} {camids.shape}")
-    return camids.astype(np.int64)
-
-
-def _some(names: Sequence, count: int = 5) -> str:
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(repr(name) for name in names[:count]) + more

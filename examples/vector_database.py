@@ -1,0 +1,54 @@
+"""Keep a gallery in a vector database and search it, always across cameras.
+
+Without arguments it uses people that reid_hub draws, the model of `train_supervised.py` and an embedded database:
+
+    python examples/train_supervised.py
+    python examples/vector_database.py
+
+With a server or a cluster only the address changes:
+
+    milvus-lite server --data-dir people.db --host 127.0.0.1
+    python examples/vector_database.py --uri http://127.0.0.1:19530
+
+Needs `pip install 'reid-hub[database]'`.
+"""
+
+import argparse
+import json
+
+from reid_hub import ReIDModel, load_reid_dataset
+from reid_hub.evaluation import embed
+from reid_hub.index import DatabaseIndex
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="runs/supervised", help="folder or repository of a checkpoint")
+    parser.add_argument("--uri", default="people.db", help="address of a server, or a path that ends in .db")
+    parser.add_argument("--collection", default="gallery", help="name of the collection in the database")
+    parser.add_argument("--data", default="synthetic", help="name of the data set")
+    parser.add_argument("--data-dir", help="folder in which the data set was unpacked")
+    parser.add_argument("--data-options", type=json.loads, default={}, help="options of the data set, as JSON")
+    parser.add_argument("--top", type=int, default=10, help="neighbours for each query")
+    options = parser.parse_args()
+
+    model = ReIDModel.from_pretrained(options.model)
+    splits = load_reid_dataset(options.data, options.data_dir, **options.data_options)
+    query, gallery = (embed(model, splits[name], progress=True) for name in ("query", "gallery"))
+
+    index = DatabaseIndex(options.uri, options.collection, model.embedding_dim, fingerprint=model.fingerprint())
+    ids = splits["gallery"]["path"]
+    new = [row for row, id in enumerate(ids) if id not in index]
+    index.add(
+        gallery.embeddings[new],
+        [ids[row] for row in new],
+        gallery.camids[new],
+        metadata=[{"pid": int(gallery.pids[row])} for row in new],
+    )
+    _, found = index.search(query.embeddings, options.top, exclude_camids=query.camids)
+    first = [row["pid"] for row in index.metadata(found[:, 0])]
+    print(json.dumps({"gallery": len(index), "added": len(new), "rank1": float((first == query.pids).mean())}))
+
+
+if __name__ == "__main__":
+    main()

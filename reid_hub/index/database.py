@@ -1,0 +1,270 @@
+"""`DatabaseIndex`: the gallery in a Milvus vector database, through its ordinary client, for more than one machine.
+
+The database proposes and we decide, as in `search.py`: it is asked for some more than `k` neighbours together with
+their vectors, whose distances are computed again in float64.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from reid_hub.index.checks import (
+    METRICS,
+    checked_camids,
+    checked_ids,
+    checked_metadata,
+    checked_vectors,
+    refuse_repeated,
+    some,
+)  # fmt: skip
+from reid_hub.index.milvus import MilvusCollection
+from reid_hub.registry import lookup
+
+CODECS = {"float32": None}
+MAX_RESULTS = 16_384  # Milvus returns no more per query
+EXTRA_CANDIDATES = 32  # as in search.py
+SEARCH_VALUES = 1_000_000  # numbers in one answer: 4 MB on the wire, more as Python floats
+WRITE_VALUES = 2_000_000  # numbers in one write: 8 MB of the 64 MB that Milvus accepts
+KEYS = 1000  # ids in one filter
+
+
+class DatabaseIndex:
+    """A gallery of embeddings under string ids in one collection of a Milvus database.
+
+    Answers what `GalleryIndex` answers, with the same distances; equal distances come in the order of the ids.
+    A change is seen by the next search of any client. An interrupted write leaves whole entries only, and its error
+    says how many. Two programs must not add the same id at once: the later one would win silently.
+
+    Args:
+        uri: "http://host:19530" of a server or cluster, or a path that ends in ".db" for the embedded database,
+            which one process at a time can open.
+        collection: letters, digits and underscores; created where it does not exist.
+        dim: length of an embedding; None takes that of an existing collection.
+        codec: "float32". How much smaller vectors are kept is left to the index of the database.
+        metric: "cosine" or "euclidean".
+        fingerprint: names what made the embeddings; None accepts that of an existing collection.
+        index_type: of a new collection. "FLAT" is exact; "HNSW" and others of Milvus are faster and may miss
+            neighbours, but the distances of those they find are exact too.
+        token: "user:password" or an API key.
+        timeout: seconds that the database has to answer one request.
+
+    Raises:
+        ValueError: on a wrong address or name, and if the collection holds something else than is asked for.
+        RuntimeError: if pymilvus or the embedded database is not installed, or the database refuses.
+        ConnectionError: if no database answers in time.
+    """
+
+    def __init__(
+        self,
+        uri: str | Path,
+        collection: str = "gallery",
+        dim: int | None = None,
+        codec: str = "float32",
+        metric: str = "cosine",
+        *,
+        fingerprint: str | None = None,
+        index_type: str = "FLAT",
+        token: str = "",
+        timeout: float = 30.0,
+    ):
+        if dim is not None and dim < 1:
+            raise ValueError(f"dim must be at least 1, got {dim}")
+        lookup(METRICS, metric, "metric")
+        lookup(CODECS, codec, "codec of a database")
+        self._collection = MilvusCollection(str(uri), collection, token, timeout)
+        wanted = {"dim": dim, "codec": codec, "metric": metric, "fingerprint": fingerprint}
+        if not self._collection.ask("has_collection"):
+            if dim is None:
+                raise ValueError(f"there is no collection {collection!r} in {uri}: give dim to create it")
+            self._collection.create(wanted, index_type)
+        settings = self._collection.settings()
+        for name, value in wanted.items():
+            if value is not None and value != settings[name]:
+                raise ValueError(
+                    f"the collection {collection!r} in {uri} has {name}={settings[name]!r}, not {value!r}: "
+                    "distances between different models mean nothing; use its own, or another collection"
+                )
+        self.dim, self.metric, self.fingerprint = settings["dim"], settings["metric"], settings["fingerprint"]
+        self._collection.ask("load_collection")  # a server that was started again has not
+
+    def __len__(self) -> int:
+        return int(self._collection.ask("query", filter="", output_fields=["count(*)"])[0]["count(*)"])
+
+    def __contains__(self, id: str) -> bool:
+        return isinstance(id, str) and id in self._stored([id], ["id"])
+
+    def add(
+        self,
+        embeddings,
+        ids: Iterable[str],
+        camids: Sequence[int] | None = None,
+        metadata: Iterable[Mapping] | None = None,
+    ) -> None:
+        """Add embeddings (N, D) under N new ids; nothing is added if anything is wrong.
+
+        Args:
+            camids: camera of each image, -1 or None where it is not known.
+            metadata: one mapping per id that JSON can hold; the database can filter by it.
+
+        Raises:
+            ValueError: on a wrong shape, NaN/Inf, a vector without a direction (cosine), a repeated or known id.
+            ConnectionError, RuntimeError: if the database fails; the message says how many were stored.
+        """
+        ids, vectors = self._checked(embeddings, ids)
+        camids = checked_camids(camids, len(ids), "embedding")
+        metadata = checked_metadata(metadata, len(ids))
+        known = self._stored(ids, ["id"])
+        if known:
+            raise ValueError(f"already in the index: {some(list(known))}; use update, or choose other ids")
+        self._write(vectors, ids, camids, metadata)
+
+    def update(
+        self,
+        embeddings,
+        ids: Iterable[str],
+        camids: Sequence[int] | None = None,
+        metadata: Iterable[Mapping] | None = None,
+    ) -> None:
+        """Replace the embeddings of known ids; cameras and metadata that are not given stay as they are.
+
+        Raises:
+            ValueError: as `add`, and if an id is not in the index; then nothing is changed.
+        """
+        ids, vectors = self._checked(embeddings, ids)
+        stored = self._known(ids, ["camid", "metadata"], "changed")
+        if camids is None:
+            camids = [entry["camid"] for entry in stored]
+        metadata = [entry["metadata"] for entry in stored] if metadata is None else metadata
+        self._write(vectors, ids, checked_camids(camids, len(ids), "embedding"), checked_metadata(metadata, len(ids)))
+
+    def remove(self, ids: Iterable[str]) -> None:
+        """Remove ids.
+
+        Raises:
+            ValueError: if an id is not in the index; then nothing is removed.
+        """
+        ids = list(dict.fromkeys(checked_ids(ids)))
+        self._known(ids, ["id"], "removed")
+        for start in range(0, len(ids), KEYS):
+            self._collection.ask("delete", ids=[_key(id) for id in ids[start : start + KEYS]])
+
+    def metadata(self, ids: Iterable[str]) -> list[dict]:
+        """The metadata of each id.
+
+        Raises:
+            ValueError: if an id is not in the index.
+        """
+        return [entry["metadata"] for entry in self._known(checked_ids(ids), ["metadata"], "looked up")]
+
+    def search(
+        self, queries, k: int, *, exclude_camids: Sequence[int] | None = None, max_distance: float | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the `k` nearest gallery entries of each query: distances (Q, K) float32 and ids (Q, K) objects.
+
+        K is min(k, len(self)). Where fewer are left, the rest of a row is distance inf and id None.
+
+        Args:
+            queries: (Q, D) array or tensor of floats.
+            exclude_camids: one camera per query whose gallery entries are left out; -1 leaves nothing out.
+                Entries of unknown camera are never left out.
+            max_distance: leave out what is farther than this.
+
+        Raises:
+            ValueError: on an empty index, no queries, k < 1 or beyond the database's limit, a wrong shape, NaN/Inf.
+            ConnectionError, RuntimeError: if the database fails.
+        """
+        size = len(self)
+        if not size:
+            raise ValueError("the index is empty: add embeddings before searching")
+        limit = MAX_RESULTS - EXTRA_CANDIDATES
+        if k < 1 or min(k, size) > limit:
+            raise ValueError(f"k must be at least 1 and at most {limit} in a database, got {k}")
+        if max_distance is not None and not max_distance >= 0:
+            raise ValueError(f"max_distance must be a distance, 0 or more, got {max_distance}")
+        vectors = checked_vectors(queries, self.dim, self.metric, "queries")
+        if not len(vectors):
+            raise ValueError("queries must hold at least one row, got none")
+        excluded = checked_camids(exclude_camids, len(vectors), "query")
+        k = min(k, size)
+        distances = np.full((len(vectors), k), np.inf, np.float32)
+        ids = np.full((len(vectors), k), None, object)
+        for camid in np.unique(excluded):
+            asked = np.flatnonzero(excluded == camid)
+            for row, hits in zip(asked, self._hits(vectors[asked], k + EXTRA_CANDIDATES, camid), strict=True):
+                nearest = self._ranked(vectors[row], hits)[:k]
+                distances[row, : len(nearest)] = [distance for distance, _ in nearest]
+                ids[row, : len(nearest)] = [id for _, id in nearest]
+        if max_distance is not None:
+            far = distances > max_distance
+            distances[far], ids[far] = np.inf, None
+        return distances, ids
+
+    def close(self) -> None:
+        """Let go of the connection; an embedded database stays with this process until it ends."""
+        self._collection.client.close()
+
+    def _hits(self, vectors: np.ndarray, width: int, camid: int) -> Iterator[list]:
+        """What the database finds for each query, with vectors, in answers of bounded size."""
+        rows = max(1, SEARCH_VALUES // (width * self.dim))
+        for start in range(0, len(vectors), rows):
+            yield from self._collection.ask(
+                "search",
+                data=list(vectors[start : start + rows]),
+                anns_field="embedding",
+                filter="" if camid == -1 else f"camid != {camid}",
+                limit=width,
+                output_fields=["id", "embedding"],
+            )
+
+    def _ranked(self, query: np.ndarray, hits: list) -> list[tuple[float, str]]:
+        """(distance, id) of the hits, nearest first."""
+        if not hits:
+            return []
+        found = np.array([hit["entity"]["embedding"] for hit in hits], np.float64)
+        squared = np.square(found - query).sum(1)
+        # As in gallery.py: for unit vectors |q - v|^2 = 2 - 2 cos, exactly 0 for equal vectors.
+        distances = squared / 2 if self.metric == "cosine" else np.sqrt(squared)
+        return sorted(zip(distances.tolist(), [hit["entity"]["id"] for hit in hits], strict=True))
+
+    def _checked(self, embeddings, ids: Iterable[str]) -> tuple[list[str], np.ndarray]:
+        ids = checked_ids(ids)
+        vectors = checked_vectors(embeddings, self.dim, self.metric, "embeddings", ids)
+        if len(ids) != len(vectors):
+            raise ValueError(f"each embedding needs one id: got {len(vectors)} embeddings and {len(ids)} ids")
+        refuse_repeated(ids)
+        return ids, vectors
+
+    def _stored(self, ids: Sequence[str], fields: list[str]) -> dict[str, dict]:
+        """The entries of those ids that are in the collection."""
+        entries = {}
+        for start in range(0, len(ids), KEYS):
+            keys = [_key(id) for id in ids[start : start + KEYS]]
+            entries |= {
+                entry["id"]: entry for entry in self._collection.ask("get", ids=keys, output_fields=["id", *fields])
+            }
+        return entries
+
+    def _known(self, ids: Sequence[str], fields: list[str], done: str) -> list[dict]:
+        stored = self._stored(ids, fields)
+        unknown = sorted(set(ids) - stored.keys())
+        if unknown:
+            raise ValueError(f"not in the index: {some(unknown)}; nothing was {done}")
+        return [stored[id] for id in ids]
+
+    def _write(self, vectors: np.ndarray, ids: list[str], camids: np.ndarray, metadata: list[dict]) -> None:
+        # upsert, not insert: a request that the client repeats after a lost answer leaves one entry, not two.
+        names = ("key", "id", "camid", "metadata", "embedding")
+        columns = ([_key(id) for id in ids], ids, camids.tolist(), metadata, vectors)
+        entries = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+        rows = max(1, WRITE_VALUES // self.dim)
+        for start in range(0, len(entries), rows):
+            try:
+                self._collection.ask("upsert", data=entries[start : start + rows])
+            except (ConnectionError, RuntimeError) as error:
+                raise type(error)(f"{error}; the first {start} of {len(entries)} embeddings are stored") from error
+
+
+def _key(id: str) -> str:
+    return hashlib.blake2b(id.encode(), digest_size=16).hexdigest()

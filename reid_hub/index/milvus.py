@@ -1,0 +1,124 @@
+"""One collection of a Milvus database: opened or created, asked for things, with errors of one line."""
+
+import json
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+METRICS = {"cosine": "COSINE", "euclidean": "L2"}
+SETTINGS = "reid_hub"  # the property of the collection in which the gallery describes itself
+CONNECTION_FAILED = 2  # pymilvus.exceptions.Status.CONNECT_FAILED
+CONNECT_SECONDS = 10.0
+
+
+class MilvusCollection:
+    """The client of a server, a cluster or an embedded database, bound to one collection.
+
+    Args:
+        uri: "http://host:19530", or a path that ends in ".db" for the embedded database.
+        name: letters, digits and underscores.
+        token: "user:password" or an API key.
+        timeout: seconds that the database has to answer one request.
+
+    Raises:
+        ValueError: on an address or a name of another form.
+        RuntimeError: if pymilvus or the embedded database is not installed or cannot be opened.
+        ConnectionError: if no database answers.
+    """
+
+    def __init__(self, uri: str, name: str, token: str = "", timeout: float = 30.0):
+        if "://" not in uri and not uri.endswith(".db"):
+            raise ValueError(f"uri must be like http://host:19530 or a path that ends in .db, got {uri!r}")
+        if not re.fullmatch(r"[A-Za-z_]\w{0,254}", name, re.ASCII):
+            raise ValueError(f"collection must be of letters, digits and underscores, got {name!r}")
+        self.uri, self.name, self.timeout = uri, name, timeout
+        try:
+            from pymilvus import MilvusClient
+        except ImportError as error:
+            raise RuntimeError("a vector database needs pymilvus: pip install 'reid-hub[database]'") from error
+        with self._one_line():
+            self.client = MilvusClient(uri, token=token, timeout=min(timeout, CONNECT_SECONDS))
+
+    def create(self, settings: dict, index_type: str) -> None:
+        """Create the collection: digest of the id (key), id, camid, metadata, embedding.
+
+        The key, not the id, is the primary key, because keys are spliced into filter expressions: an id with
+        quotes would become a part of the expression, and could remove everything.
+        """
+        from pymilvus import DataType, MilvusClient
+
+        schema = MilvusClient.create_schema(auto_id=False)
+        schema.add_field("key", DataType.VARCHAR, is_primary=True, max_length=32)
+        schema.add_field("id", DataType.VARCHAR, max_length=65_535)
+        schema.add_field("camid", DataType.INT64)
+        schema.add_field("metadata", DataType.JSON)
+        schema.add_field("embedding", DataType.FLOAT_VECTOR, dim=settings["dim"])
+        index = MilvusClient.prepare_index_params()
+        index.add_index("embedding", index_type=index_type, metric_type=METRICS[settings["metric"]])
+        properties = {SETTINGS: json.dumps(settings)}
+        # Strong: every client sees what any client has written before, in a cluster too.
+        self.ask(
+            "create_collection",
+            schema=schema,
+            index_params=index,
+            properties=properties,
+            consistency_level="Strong",
+        )
+
+    def settings(self) -> dict:
+        """What `create` was given.
+
+        Raises:
+            ValueError: if the collection was made by another program.
+        """
+        described = self.ask("describe_collection").get("properties", {}).get(SETTINGS)
+        if described is None:
+            raise ValueError(f"the collection {self.name!r} in {self.uri} is not a gallery of reid_hub: choose another")
+        return json.loads(described)
+
+    def ask(self, request: str, **arguments):
+        """Call a method of the client for this collection.
+
+        Raises:
+            ConnectionError: if the database cannot be reached.
+            RuntimeError: if it refuses.
+        """
+        with self._one_line():
+            return getattr(self.client, request)(self.name, timeout=self.timeout, **arguments)
+
+    @contextmanager
+    def _one_line(self) -> Iterator[None]:
+        """Turn what the client raises into one line, without the traceback that it logs besides."""
+        import grpc
+        from pymilvus import MilvusException
+
+        loggers = [logging.getLogger(name) for name in ("pymilvus", "milvus_lite")]
+        levels = [logger.level for logger in loggers]
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.CRITICAL + 1)
+            yield
+        except MilvusException as error:
+            raise self._translated(error) from error
+        except grpc.RpcError as error:  # the client lets a request that takes too long through as it is
+            raise ConnectionError(f"the database at {self.uri} did not answer within {self.timeout:g} s") from error
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+    def _translated(self, error: Exception) -> Exception:
+        said = " ".join(error.message.split())
+        if self.uri.endswith(".db") and "milvus-lite is required" in said:
+            return RuntimeError("an embedded database needs milvus-lite: pip install 'reid-hub[database]'")
+        if self.uri.endswith(".db") and "Open local milvus failed" in said:
+            return RuntimeError(
+                f"cannot open the embedded database {self.uri}: its folder must exist, and no other process may have "
+                "it open; for several processes start a server"
+            )
+        if error.code == CONNECTION_FAILED:
+            return ConnectionError(
+                f"no database answers at {self.uri} ({said}): start it (milvus-lite server --data-dir DIR, or Milvus) "
+                "or mend the address"
+            )
+        return RuntimeError(f"the database at {self.uri} refused: {said}")
