@@ -5,7 +5,7 @@ import sys
 import typer
 
 from reid_hub.cli.compress import compress
-from reid_hub.cli.evaluate import evaluate, index_build, search
+from reid_hub.cli.evaluate import calibrate, evaluate, index_build, search
 from reid_hub.cli.hub import card, convert, list_names, push
 from reid_hub.cli.oskt import expand, kdpp, refine, shrink, sparsify
 from reid_hub.cli.train import demo, train
@@ -17,7 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Compact person re-identification: train, shrink, evaluate, convert, publish and search.",
 )
-for command in (demo, train, refine, expand, sparsify, shrink, compress, evaluate, convert):
+for command in (demo, train, refine, expand, sparsify, shrink, compress, evaluate, calibrate, convert):
     app.command()(command)
 distill_app = typer.Typer(no_args_is_help=True, help="Train students beside what a teacher says.")
 distill_app.command("kdpp")(kdpp)

@@ -95,8 +95,53 @@ def search(
     from reid_hub.jobs.search import search_index
 
     options = {"top": top, "flip": flip, "gallery_dir": gallery, "picture": picture}
-    distances, ids = search_index(index, open_model(model), query, **options)
-    for path, row, names in zip(query, distances, ids, strict=True):
+    answer = search_index(index, open_model(model), query, **options)
+    if answer.note:
+        typer.echo(answer.note, err=True)
+    for path, row, names, verdicts in zip(query, answer.distances, answer.ids, answer.verdicts, strict=True):
         typer.echo(str(path))
-        for rank, (distance, name) in enumerate(zip(row, names, strict=True), start=1):
-            typer.echo(f"  {rank:>3}  {distance:.4f}  {name}")
+        for rank, (distance, name, verdict) in enumerate(zip(row, names, verdicts, strict=True), start=1):
+            typer.echo(f"  {rank:>3}  {distance:.4f}  {name}{'  ' if verdict else ''}{verdict}")
+
+
+def calibrate(
+    model: Model,
+    data: Data = "synthetic",
+    data_dir: DataDir = None,
+    data_option: DataOption = None,
+    dataset_name: DatasetName = None,
+    false_match_rate: Annotated[
+        float, typer.Option(min=0, max=1, help="Wanted share of pairs of different people that match.")
+    ] = 1e-3,
+    flip: Flip = True,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the calibrated model; by default MODEL, if local.")
+    ] = None,
+):
+    """Find the distance up to which two pictures show one person, and keep it with the model; `search` then says so.
+
+    Example: reid-hub calibrate runs/demo/model --false-match-rate 0.01
+    """
+    from reid_hub.data import load_reid_dataset
+    from reid_hub.jobs.calibrate import calibrate_model
+    from reid_hub.jobs.models import open_model
+
+    folder = out or (Path(model) if Path(model).is_dir() else None)
+    if folder is None:
+        raise ValueError(f"{model} is a repository of the Hub: give --out, a folder for the calibrated model")
+    decision = calibrate_model(
+        open_model(model),
+        load_reid_dataset(data, data_dir, **pairs(data_option)),
+        dataset_name=dataset_name or data,
+        false_match_rate=false_match_rate,
+        flip=flip,
+        folder=folder,
+    )
+    low, high = (100 * rate for rate in decision.false_match_interval)
+    typer.echo(f"a match up to the {decision.metric} distance {decision.threshold:.4f} ({decision.precision})")
+    typer.echo(
+        f"false matches: {100 * decision.false_match_rate:.3g} % of {decision.impostor_pairs:,} pairs "
+        f"(95 %: {low:.2g} to {high:.2g} %); true matches: {100 * decision.true_match_rate:.1f} % of "
+        f"{decision.genuine_pairs:,}"
+    )
+    typer.echo(f"model: {folder}")

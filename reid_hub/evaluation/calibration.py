@@ -32,6 +32,7 @@ class Decision:
     impostor_pairs: int
     dataset: str | None = None
     precision: str = "float32"
+    flip: bool = False
 
     def matches(self, distances) -> np.ndarray:
         """Whether each distance is a match: bool of the same shape."""
@@ -49,10 +50,10 @@ class Decision:
             ValueError: on a missing or unknown name, or a threshold that is not a distance.
         """
         names = {field.name for field in fields(cls)}
-        required = names - {"dataset", "precision"}
+        required = names - {"dataset", "precision", "flip"}
         if not required <= values.keys() <= names:
             raise ValueError(
-                f"a decision needs {', '.join(sorted(required))} and may have dataset and precision, "
+                f"a decision needs {', '.join(sorted(required))} and may have dataset, precision and flip, "
                 f"got {', '.join(sorted(values)) or 'nothing'}: write it with reid-hub calibrate"
             )
         decision = cls(**values | {"false_match_interval": tuple(values["false_match_interval"])})
@@ -73,6 +74,7 @@ def calibrate(
     metric: str = "cosine",
     dataset: str | None = None,
     precision: str = "float32",
+    flip: bool = False,
     progress: bool = False,
 ) -> Decision:
     """Find the largest distance at which no more than the wanted share of impostor pairs match.
@@ -90,7 +92,7 @@ def calibrate(
         query_embeddings, gallery_embeddings: (Q, D) and (G, D) arrays or tensors of any real type.
         query_pids, gallery_pids, query_camids, gallery_camids: (Q,), (G,), (Q,), (G,) integers.
         false_match_rate: wanted share of impostor pairs that match, between 0 and 1, both exclusive.
-        dataset, precision: kept in the decision, so that it says what it was found on.
+        dataset, precision, flip: kept in the decision, so that it says what it was found on.
 
     Raises:
         ValueError: on a rate out of range, inputs of wrong shape or value, no genuine pair, fewer than 1 / rate
@@ -133,6 +135,7 @@ def calibrate(
         impostor_pairs=impostor_pairs,
         dataset=dataset,
         precision=precision,
+        flip=flip,
     )
 
 

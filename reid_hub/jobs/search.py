@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from reid_hub.evaluation import plot_answers
 from reid_hub.evaluation.codes import CODECS
 from reid_hub.files import inside
 from reid_hub.index import GalleryIndex
+from reid_hub.jobs.calibrate import decision_of
 from reid_hub.models import ReIDModel
 from reid_hub.registry import lookup
 
@@ -93,6 +94,19 @@ def build_index(
     return index, skipped
 
 
+class Answer(NamedTuple):
+    """What a search found: distances and ids, each (Q, K), nearest first.
+
+    `verdicts` (Q, K) are "match" and "no match" where the model has a threshold that fits, else "".
+    `note` says why a threshold of the model does not fit.
+    """
+
+    distances: np.ndarray
+    ids: np.ndarray
+    verdicts: np.ndarray
+    note: str
+
+
 def search_index(
     index_dir: str | Path,
     model: ReIDModel,
@@ -102,8 +116,8 @@ def search_index(
     flip: bool = True,
     gallery_dir: str | Path | None = None,
     picture: str | Path | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Search an index for query pictures: distances and ids, each (Q, K), nearest first.
+) -> Answer:
+    """Search an index for query pictures.
 
     Args:
         gallery_dir: the folder that was indexed, needed to draw the `picture` of the answer.
@@ -114,16 +128,20 @@ def search_index(
     index = GalleryIndex.load(index_dir, fingerprint=model.fingerprint())
     pictures = [decode_image(query) for query in queries]
     distances, ids = index.search(encode_for(index, model, pictures, flip=flip), top)
+    decision, note = decision_of(model, index.codec.name, flip)
+    verdicts = np.full(distances.shape, "", "<U8")
+    if decision is not None:
+        verdicts = np.where(decision.matches(distances), "match", "no match")
     if picture is not None:
         if gallery_dir is None:
             raise ValueError("a picture of the answer needs the gallery's folder: give gallery_dir")
         found = [[decode_image(inside(gallery_dir, name)) for name in row] for row in ids]
         captions = [
-            [f"{_short(name)}\n{distance:.3f}" for name, distance in zip(*row, strict=True)]
-            for row in zip(ids, distances, strict=True)
+            [f"{_short(name)}\n{distance:.3f} {verdict}".strip() for name, distance, verdict in zip(*row, strict=True)]
+            for row in zip(ids, distances, verdicts, strict=True)
         ]
         plot_answers(picture, pictures, found, captions)
-    return distances, ids
+    return Answer(distances, ids, verdicts, note)
 
 
 def _short(name: str, room: int = 13) -> str:
