@@ -6,7 +6,6 @@ import torch
 
 from reid_hub.index import CODECS, GalleryIndex
 from reid_hub.index.backends import BACKENDS
-from reid_hub.index.search import EXTRA_CANDIDATES
 
 BOTH = pytest.mark.parametrize("backend", list(BACKENDS))
 METRICS = pytest.mark.parametrize("metric", ["cosine", "euclidean"])
@@ -59,9 +58,8 @@ def test_blocks_of_queries_and_gallery_do_not_change_the_answer(backend, metric,
     index = GalleryIndex(24, metric=metric, backend=backend)
     index.add(gallery, names(500))
     whole = index.search(queries, 60)
-    monkeypatch.setattr("reid_hub.index.search.GALLERY_BLOCK", 37)
+    monkeypatch.setattr("reid_hub.index.search.GALLERY_BLOCK", (37, 37))
     monkeypatch.setattr("reid_hub.index.search.QUERY_BLOCK", 7)
-    monkeypatch.setattr("reid_hub.index.search.RESCORE_VALUES", 100)
     blocked = index.search(queries, 60)
     np.testing.assert_array_equal(whole[0], blocked[0])
     np.testing.assert_array_equal(whole[1], blocked[1])
@@ -91,7 +89,7 @@ def test_backends_agree_bit_for_bit_on_a_gallery_full_of_near_ties(metric):
 @BOTH
 @METRICS
 def test_ties_come_in_the_order_of_insertion_however_many_there_are(backend, metric):
-    copies = 10 * EXTRA_CANDIDATES
+    copies = 320
     same, other = vectors(1)[0], vectors(400, seed=2)
     index = GalleryIndex(16, metric=metric, backend=backend)
     index.add(other[:133], names(133, start=1000))

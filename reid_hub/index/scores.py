@@ -1,0 +1,203 @@
+"""Comparing queries with blocks of stored vectors: a quick screen, and the exact key that decides.
+
+A screen value has a bounded error; keys are exact (whole numbers, or float64 from the stored vectors), ascend with the
+distance, and are the same however the screen was computed. So the answer depends on neither backend nor blocks.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+from reid_hub.index.backends import integer_products, squared_distances
+
+HALF_ULP = np.finfo(np.float32).eps / 2
+Block = dict[str, np.ndarray]
+
+
+class Scores(Protocol):
+    """Queries ready to be compared."""
+
+    def __len__(self) -> int:
+        """Number of queries."""
+
+    def part(self, chosen: slice | np.ndarray) -> "Scores":
+        """Some of the queries."""
+
+    def screen(self, block: Block) -> np.ndarray:
+        """Values (Q, N) float32, ascending with the distance but for their error."""
+
+    def keys(self, screen: np.ndarray, block: Block, query: np.ndarray, row: np.ndarray) -> np.ndarray:
+        """Exact keys (H,) float64 of pairs of a query and a row of the block that was screened last."""
+
+    def pair_keys(self, block: Block, query: np.ndarray) -> np.ndarray:
+        """Exact keys (H,) of pairs of a query and the row of the block (H rows) in the same place."""
+
+    def limit(self, keys: np.ndarray) -> np.ndarray:
+        """The largest screen value (Q,) float32 that a row with at most the key (Q,) can have."""
+
+    def distances(self, keys: np.ndarray) -> np.ndarray:
+        """Keys (Q, K) -> distances float64; inf stays inf."""
+
+
+class FloatScores:
+    """Squared Euclidean distance of decoded vectors, of unit length for cosine; float32 screen, float64 key.
+
+    Args:
+        queries: float32 (Q, D).
+        decode: codes -> float32 (N, D).
+    """
+
+    def __init__(self, queries: np.ndarray, decode: Callable[[np.ndarray], np.ndarray], metric: str, backend: str):
+        self.metric, self.backend, self.decode = metric, backend, decode
+        self.exact = self._exact(queries)
+        self.queries = self.exact.astype(np.float32)
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    def part(self, chosen):
+        some = object.__new__(FloatScores)
+        some.__dict__ = {**self.__dict__, "exact": self.exact[chosen], "queries": self.queries[chosen]}
+        return some
+
+    def screen(self, block):
+        vectors = self.decode(block["codes"])
+        squares = np.einsum("nd,nd->n", vectors, vectors)
+        if self.metric == "cosine" and vectors is not block["codes"]:
+            vectors = vectors / np.sqrt(squares)[:, None]
+        return squared_distances(self.queries, vectors, 1.0 if self.metric == "cosine" else squares, self.backend)
+
+    def keys(self, screen, block, query, row):
+        return self.pair_keys({"codes": block["codes"][row]}, query)
+
+    def pair_keys(self, block, query):
+        keys = np.empty(len(query), np.float64)
+        for start in range(0, len(query), 512):  # what caches hold
+            part = slice(start, start + 512)
+            difference = self._exact(self.decode(block["codes"][part]))
+            difference -= self.exact[query[part]]
+            np.square(difference, out=difference)
+            keys[part] = difference.sum(1)
+        return keys
+
+    def limit(self, keys):
+        norms = np.linalg.norm(self.exact, axis=1)
+        farthest = norms + np.sqrt(keys)  # a row at distance d of the query has a norm of at most |q| + d
+        # dim + 16 roundings (those of unit length included) of terms up to (|q| + |v|)^2
+        return (keys + (self.queries.shape[1] + 16) * HALF_ULP * (norms + farthest) ** 2).astype(np.float32)
+
+    def distances(self, keys):
+        # For unit vectors |q - v|^2 = 2 - 2 cos; unlike 1 - cos it is exactly 0 for equal vectors and never negative.
+        return keys / 2 if self.metric == "cosine" else np.sqrt(keys)
+
+    def _exact(self, vectors: np.ndarray) -> np.ndarray:
+        exact = vectors.astype(np.float64)
+        if self.metric == "cosine":
+            exact /= np.sqrt(np.einsum("nd,nd->n", exact, exact))[:, None]
+        return exact
+
+
+class IntegerScores:
+    """int8 codes compared by whole numbers: dot products d and squared lengths n.
+
+    The key is n - 2d for euclidean, and -d|d|/n for cosine: a quotient of whole numbers below 2^53, so that equal
+    angles give equal keys, which square roots would not.
+
+    Args:
+        queries: int8 (Q, D).
+        scale: one code step, for euclidean distances.
+    """
+
+    def __init__(self, queries: np.ndarray, scale: float, metric: str):
+        self.queries, self.scale, self.metric = queries, scale, metric
+        wide = queries.astype(np.int64)
+        self.squares = np.einsum("qd,qd->q", wide, wide)
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    def part(self, chosen):
+        return IntegerScores(self.queries[chosen], self.scale, self.metric)
+
+    def screen(self, block):
+        self._dots = integer_products(self.queries, block["codes"])
+        screen = self._dots.astype(np.float32)
+        if self.metric == "cosine":
+            screen *= -1 / np.sqrt(block["squares"].astype(np.float32))
+            return screen
+        screen *= -2
+        screen += block["squares"]
+        return screen
+
+    def keys(self, screen, block, query, row):
+        return self._key(self._dots[query, row], block["squares"][row])
+
+    def pair_keys(self, block, query):
+        dots = np.empty(len(query), np.int64)
+        for start in range(0, len(query), 512):
+            part = slice(start, start + 512)
+            products = block["codes"][part].astype(np.int16) * self.queries[query[part]]
+            dots[part] = products.sum(1, dtype=np.int32)
+        return self._key(dots, block["squares"])
+
+    def _key(self, dots: np.ndarray, squares: np.ndarray) -> np.ndarray:
+        dots, squares = dots.astype(np.float64), squares.astype(np.float64)
+        return -dots * np.abs(dots) / squares if self.metric == "cosine" else squares - 2 * dots
+
+    def limit(self, keys):
+        if self.metric == "cosine":
+            screen = np.sign(keys) * np.sqrt(np.abs(keys))
+            return (screen + 16 * HALF_ULP * np.abs(screen)).astype(np.float32)
+        # |v|^2 of a row at squared distance d of the query is at most (|q| + d)^2
+        longest = (np.sqrt(self.squares) + np.sqrt(np.maximum(keys + self.squares, 0))) ** 2
+        return (keys + 16 * HALF_ULP * (longest + self.squares)).astype(np.float32)
+
+    def distances(self, keys):
+        with np.errstate(invalid="ignore"):
+            if self.metric == "euclidean":
+                return self.scale * np.sqrt(keys + self.squares[:, None])
+            cosines = -np.sign(keys) * np.sqrt(np.abs(keys) / self.squares[:, None])
+        return np.where(np.isinf(keys), np.inf, np.clip(1 - cosines, 0, 2))
+
+
+class HammingScores:
+    """Packed bits; the number of those that differ is the key, exactly.
+
+    Args:
+        queries: uint8 (Q, bytes).
+        backend: "faiss" is what searches whole parts faster (see `search.nearest_bits`).
+    """
+
+    def __init__(self, queries: np.ndarray, backend: str):
+        self.queries, self.backend = queries, backend
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    def part(self, chosen):
+        return HammingScores(self.queries[chosen], self.backend)
+
+    def screen(self, block):
+        # Of vectors of +1 and -1 the inner product counts equal bits minus different ones.
+        bits = 8 * self.queries.shape[1]
+        products = integer_products(_signs(self.queries), _signs(block["codes"])).astype(np.float32)
+        products *= -0.5
+        products += bits / 2
+        return products
+
+    def keys(self, screen, block, query, row):
+        return screen[query, row].astype(np.float64)
+
+    def limit(self, keys):
+        return keys.astype(np.float32)
+
+    def distances(self, keys):
+        return keys
+
+
+def _signs(codes: np.ndarray) -> np.ndarray:
+    signs = np.unpackbits(codes, axis=1).view(np.int8)
+    signs *= 2
+    signs -= 1
+    return signs
