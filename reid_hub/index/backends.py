@@ -30,19 +30,22 @@ def checked_backend(name: str) -> str:
     return name
 
 
-def squared_distances(
-    queries: np.ndarray, vectors: np.ndarray, squares: np.ndarray | float, backend: str
-) -> np.ndarray:
-    """float32 (Q, D), (N, D) -> float32 (Q, N); `squares` are the squared lengths of the vectors."""
+def shifted_distances(queries: np.ndarray, vectors: np.ndarray, squares: np.ndarray | None, backend: str) -> np.ndarray:
+    """|v|^2 - 2 q.v, float32 (Q, D), (N, D) -> (Q, N); -2 q.v where `squares` (N,), the |v|^2, are not given."""
     if backend == "faiss":
         import faiss
 
-        return faiss.pairwise_distances(queries, np.ascontiguousarray(vectors))
+        vectors = np.ascontiguousarray(vectors)
+        distances = faiss.pairwise_distances(queries, vectors)
+        distances -= np.einsum("qd,qd->q", queries, queries)[:, None]
+        if squares is None:
+            distances -= np.einsum("nd,nd->n", vectors, vectors)
+        return distances
     # numpy, not torch: torch's global matmul precision may lower a float32 product to bfloat16 or TF32.
-    distances = queries @ vectors.T
-    distances *= -2
-    distances += squares
-    distances += np.einsum("qd,qd->q", queries, queries)[:, None]
+    # A matrix times a vector is read along its rows only in this order.
+    distances = (-2 * queries) @ vectors.T if len(queries) > 1 else (vectors @ (-2 * queries[0]))[None]
+    if squares is not None:
+        distances += squares
     return distances
 
 

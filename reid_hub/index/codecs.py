@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 
 from reid_hub.index.checks import MAX_NORM, refuse
 from reid_hub.index.scores import FloatScores, HammingScores, IntegerScores, Scores
@@ -102,7 +103,7 @@ class Float16(Codec):
         return codes
 
     def decode(self, codes):
-        return codes.astype(np.float32)
+        return torch.from_numpy(codes).float().numpy()  # several times faster than numpy
 
     def scores(self, queries, backend):
         return FloatScores(self._comparable(queries, "queries"), self.decode, self.metric, backend)
@@ -203,6 +204,8 @@ class Binary(Codec):
             raise ValueError(f"center must be a number or {dim} of them, got {center!r}")
         if rescore_factor < 1:
             raise ValueError(f"rescore_factor must be at least 1, got {rescore_factor}")
+        if scale is not None and rescore != "int8":
+            raise ValueError(f"scale is for rescore='int8', got rescore={rescore!r}: leave it out")
         self.rescore_factor = rescore_factor
         self.rescore = None if rescore is None else make_codec(rescore, dim, metric, RESCORE_CODECS, scale=scale)
         self.code_dtype = np.dtype(np.uint8) if rescore is None else None

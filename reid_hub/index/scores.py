@@ -5,13 +5,15 @@ distance, and are the same however the screen was computed. So the answer depend
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
 
-from reid_hub.index.backends import integer_products, squared_distances
+from reid_hub.index.backends import integer_products, shifted_distances
 
 HALF_ULP = np.finfo(np.float32).eps / 2
+PIECE = 2048  # rows decoded at a time
 Block = dict[str, np.ndarray]
 
 
@@ -30,8 +32,9 @@ class Scores(Protocol):
     def keys(self, screen: np.ndarray, block: Block, query: np.ndarray, row: np.ndarray) -> np.ndarray:
         """Exact keys (H,) float64 of pairs of a query and a row of the block that was screened last."""
 
-    def pair_keys(self, block: Block, query: np.ndarray) -> np.ndarray:
-        """Exact keys (H,) of pairs of a query and the row of the block (H rows) in the same place."""
+    def pair_keys(self, block: Block, starts: np.ndarray, k: int) -> np.ndarray:
+        """Exact keys (H,) of the rows of a block, starts[q] to starts[q + 1] for query q; inf may stand for all but
+        the `k` least of a query."""
 
     def limit(self, keys: np.ndarray) -> np.ndarray:
         """The largest screen value (Q,) float32 that a row with at most the key (Q,) can have."""
@@ -62,30 +65,64 @@ class FloatScores:
         return some
 
     def screen(self, block):
-        vectors = self.decode(block["codes"])
+        if self.metric == "cosine" and self.decode(block["codes"]) is block["codes"]:
+            return shifted_distances(self.queries, block["codes"], None, self.backend)  # stored at unit length
+        return _in_pieces(self._screen_decoded, block["codes"], len(self))
+
+    def _screen_decoded(self, codes: np.ndarray) -> np.ndarray:
+        vectors = self.decode(codes)
         squares = np.einsum("nd,nd->n", vectors, vectors)
-        if self.metric == "cosine" and vectors is not block["codes"]:
-            vectors = vectors / np.sqrt(squares)[:, None]
-        return squared_distances(self.queries, vectors, 1.0 if self.metric == "cosine" else squares, self.backend)
+        if self.metric == "euclidean":
+            return shifted_distances(self.queries, vectors, squares, self.backend)
+        return shifted_distances(self.queries, vectors, None, self.backend) / np.sqrt(squares)
 
     def keys(self, screen, block, query, row):
-        return self.pair_keys({"codes": block["codes"][row]}, query)
+        return self._keys(block["codes"][row], query)
 
-    def pair_keys(self, block, query):
-        keys = np.empty(len(query), np.float64)
-        for start in range(0, len(query), 512):  # what caches hold
-            part = slice(start, start + 512)
-            difference = self._exact(self.decode(block["codes"][part]))
-            difference -= self.exact[query[part]]
-            np.square(difference, out=difference)
-            keys[part] = difference.sum(1)
+    def pair_keys(self, block, starts, k):
+        """Only the `k` nearest need the exact key: float32 says which these may be."""
+        query = np.repeat(np.arange(len(self)), np.diff(starts))
+        vectors, screen = self.decode(block["codes"]), np.empty(len(query), np.float32)
+        for row, (start, stop) in zip(self.queries, pairwise(starts), strict=True):
+            screen[start:stop] = vectors[start:stop] @ row
+        squares = np.einsum("nd,nd->n", vectors, vectors)
+        screen = -2 * screen / np.sqrt(squares) if self.metric == "cosine" else squares - 2 * screen
+        bound = np.full(len(self), np.inf)
+        for row, (start, stop) in enumerate(pairwise(starts)):
+            if stop - start > k:
+                bound[row] = np.partition(screen[start:stop], k - 1)[k - 1]
+        # The k-th exact key is at most that of the k-th screen value and its error; others are within their own error.
+        near = np.flatnonzero(screen <= self._twice_limit(bound)[query])
+        keys = np.full(len(query), np.inf)
+        keys[near] = self._keys(block["codes"][near], query[near])
         return keys
 
     def limit(self, keys):
         norms = np.linalg.norm(self.exact, axis=1)
-        farthest = norms + np.sqrt(keys)  # a row at distance d of the query has a norm of at most |q| + d
+        farthest = norms + np.sqrt(
+            np.maximum(keys, 0)
+        )  # a row at distance d of the query has a norm of at most |q| + d
         # dim + 16 roundings (those of unit length included) of terms up to (|q| + |v|)^2
-        return (keys + (self.queries.shape[1] + 16) * HALF_ULP * (norms + farthest) ** 2).astype(np.float32)
+        error = (self.queries.shape[1] + 16) * HALF_ULP * (norms + farthest) ** 2
+        return (keys - self._shift() + error).astype(np.float32)
+
+    def _twice_limit(self, screen: np.ndarray) -> np.ndarray:
+        """What rows can have whose key is at most that of a row with this screen value (Q,)."""
+        return self.limit(self.limit(screen + self._shift()) + self._shift())
+
+    def _shift(self) -> np.ndarray:
+        """What squared distances are above the screen (Q,): |q|^2, and for cosine |v|^2."""
+        return np.einsum("qd,qd->q", self.exact, self.exact) + (self.metric == "cosine")
+
+    def _keys(self, codes: np.ndarray, query: np.ndarray) -> np.ndarray:
+        keys = np.empty(len(query), np.float64)
+        for start in range(0, len(query), 512):  # what caches hold
+            part = slice(start, start + 512)
+            difference = self._exact(self.decode(codes[part]))
+            difference -= self.exact[query[part]]
+            np.square(difference, out=difference)
+            keys[part] = difference.sum(1)
+        return keys
 
     def distances(self, keys):
         # For unit vectors |q - v|^2 = 2 - 2 cos; unlike 1 - cos it is exactly 0 for equal vectors and never negative.
@@ -133,12 +170,11 @@ class IntegerScores:
     def keys(self, screen, block, query, row):
         return self._key(self._dots[query, row], block["squares"][row])
 
-    def pair_keys(self, block, query):
-        dots = np.empty(len(query), np.int64)
-        for start in range(0, len(query), 512):
-            part = slice(start, start + 512)
-            products = block["codes"][part].astype(np.int16) * self.queries[query[part]]
-            dots[part] = products.sum(1, dtype=np.int32)
+    def pair_keys(self, block, starts, k):
+        dots = np.empty(starts[-1])
+        for row, (start, stop) in enumerate(pairwise(starts)):
+            if stop > start:
+                dots[start:stop] = integer_products(self.queries[row : row + 1], block["codes"][start:stop])[0]
         return self._key(dots, block["squares"])
 
     def _key(self, dots: np.ndarray, squares: np.ndarray) -> np.ndarray:
@@ -180,11 +216,11 @@ class HammingScores:
 
     def screen(self, block):
         # Of vectors of +1 and -1 the inner product counts equal bits minus different ones.
-        bits = 8 * self.queries.shape[1]
-        products = integer_products(_signs(self.queries), _signs(block["codes"])).astype(np.float32)
-        products *= -0.5
-        products += bits / 2
-        return products
+        signs, bits = _signs(self.queries), 8 * self.queries.shape[1]
+        screen = _in_pieces(lambda codes: integer_products(signs, _signs(codes)), block["codes"], len(self))
+        screen *= -0.5
+        screen += bits / 2
+        return screen
 
     def keys(self, screen, block, query, row):
         return screen[query, row].astype(np.float64)
@@ -194,6 +230,14 @@ class HammingScores:
 
     def distances(self, keys):
         return keys
+
+
+def _in_pieces(screen: Callable[[np.ndarray], np.ndarray], codes: np.ndarray, queries: int) -> np.ndarray:
+    """`screen` of all codes, decoded so few at a time that they stay in the cache."""
+    values = np.empty((queries, len(codes)), np.float32)
+    for start in range(0, len(codes), PIECE):
+        values[:, start : start + PIECE] = screen(codes[start : start + PIECE])
+    return values
 
 
 def _signs(codes: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ QUERY_BLOCK = 256
 SCREEN_VALUES = 2**20  # one block of float32 scores: 4 MiB, which caches hold
 GALLERY_BLOCK = (4096, 32_768)  # rows, at least and at most
 BITS_BLOCK = 2**20  # rows that faiss searches at once
+ROW_BITS = 40  # of a number whose upper bits are a Hamming distance
 GATHERED_VALUES = 2**24  # numbers of candidates gathered at once: 64 MiB of float32
 
 
@@ -64,18 +65,16 @@ def nearest(
     keys, rows = np.empty((len(scores), k)), np.empty((len(scores), k), np.int64)
     for start in range(0, len(scores), QUERY_BLOCK):
         some = slice(start, start + QUERY_BLOCK)
-        best = Best(len(keys[some]), k)
         cameras = None if excluded is None or (excluded[some] == -1).all() else excluded[some]
         if isinstance(scores, HammingScores) and scores.backend == "faiss":
-            _scan_bits(scores.part(some), parts, best, cameras)
+            keys[some], rows[some] = _scan_bits(scores.part(some), parts, k, cameras)
         else:
-            _scan(scores.part(some), parts, best, cameras)
-        best.settle()
-        keys[some], rows[some] = best.keys, best.rows
+            keys[some], rows[some] = _scan(scores.part(some), parts, k, cameras)
     return keys, rows
 
 
-def _scan(scores: Scores, parts: Sequence[Part], best: Best, cameras: np.ndarray | None) -> None:
+def _scan(scores: Scores, parts: Sequence[Part], k: int, cameras: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    best = Best(len(scores), k)
     size = int(np.clip(SCREEN_VALUES // len(scores), *GALLERY_BLOCK))
     for part, start, stop in _blocks(parts, size):
         block = part.block(start, stop)
@@ -89,10 +88,22 @@ def _scan(scores: Scores, parts: Sequence[Part], best: Best, cameras: np.ndarray
             _lower_bound(scores, screen, block, best)
         limit = scores.limit(best.bound)
         np.minimum(limit, np.finfo(np.float32).max, out=limit)  # what is left out never passes
-        passed = torch.nonzero(torch.from_numpy(screen) <= torch.from_numpy(limit)[:, None]).numpy()
-        query, row = passed[:, 0], passed[:, 1]
+        query, row = _true_places(torch.from_numpy(screen) <= torch.from_numpy(limit)[:, None])
         if len(query):
             best.offer(query, scores.keys(screen, block, query, row), row + (part.offset + start))
+    best.settle()
+    return best.keys, best.rows
+
+
+def _true_places(mask: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Row and column of the few that are true; eight are looked at at once."""
+    flat = mask.numpy().ravel()
+    if flat.size % 8:
+        places = np.flatnonzero(flat)
+    else:
+        words = np.flatnonzero(flat.view(np.uint64))
+        places = np.add.outer(8 * words, np.arange(8))[flat.reshape(-1, 8)[words]]
+    return np.divmod(places, mask.shape[1])
 
 
 def _lower_bound(scores: Scores, screen: np.ndarray, block: dict, best: Best) -> None:
@@ -107,23 +118,29 @@ def _lower_bound(scores: Scores, screen: np.ndarray, block: dict, best: Best) ->
     best.bound = np.minimum(best.bound, keys.max(1))
 
 
-def _scan_bits(scores: HammingScores, parts: Sequence[Part], best: Best, cameras: np.ndarray | None) -> None:
+def _scan_bits(
+    scores: HammingScores, parts: Sequence[Part], k: int, cameras: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
     """The same through faiss, which has no place for rows to be left out: these are cut out of a copy."""
-    groups = [(-1, np.arange(len(scores)))] if cameras is None else [(c, cameras == c) for c in np.unique(cameras)]
+    best = np.full((len(scores), k), NOWHERE)  # distance and row in one number, which sorts fast
+    groups = [(-1, slice(None))] if cameras is None else [(c, np.flatnonzero(cameras == c)) for c in np.unique(cameras)]
     for part, start, stop in _blocks(parts, BITS_BLOCK):
         codes, dead = part.block(start, stop)["codes"], part.dead(start, stop)
         for camera, asked in groups:
-            query = np.arange(len(scores))[asked]
             keep = None if dead is None else ~dead
             if camera != -1:
                 other = part.camids(start, stop) != camera
                 keep = other if keep is None else keep & other
-            numbers = np.arange(stop - start) if keep is None else np.flatnonzero(keep)
-            k = min(best.keys.shape[1], len(numbers))
-            if k:
-                near, rows = nearest_bits(scores.queries[asked], codes if keep is None else codes[keep], k)
-                rows = numbers[rows.ravel()] + (part.offset + start)
-                best.offer(np.repeat(query, k), near.ravel().astype(np.float64), rows)
+            kept = codes if keep is None else codes[keep]
+            if not len(kept):
+                continue
+            near, rows = nearest_bits(scores.queries[asked], kept, min(k, len(kept)))
+            rows = (rows if keep is None else np.flatnonzero(keep)[rows]) + (part.offset + start)
+            merged = np.concatenate([best[asked], near.astype(np.int64) << ROW_BITS | rows], 1)
+            best[asked] = np.sort(merged, 1)[:, :k]
+    keys, rows = (best >> ROW_BITS).astype(np.float64), best & (2**ROW_BITS - 1)
+    keys[best == NOWHERE], rows[best == NOWHERE] = np.inf, NOWHERE
+    return keys, rows
 
 
 def rescored(
@@ -137,12 +154,15 @@ def rescored(
         some = slice(start, start + step)
         best, wanted, queries = Best(len(keys[some]), k), candidates[some], scores.part(some)
         for part in parts:
-            query, place = np.nonzero((wanted >= part.offset) & (wanted < part.offset + part.size))
-            if len(query):
-                row = wanted[query, place]
+            here = (wanted >= part.offset) & (wanted < part.offset + part.size)
+            row = wanted[here]
+            if len(row):
                 block = part.gather(row - part.offset, [KEPT + name for name in names])
                 block = {name: block[KEPT + name] for name in names}
-                best.offer(query, queries.pair_keys(block, query), row)
+                starts = np.concatenate([[0], np.cumsum(here.sum(1))])
+                found = queries.pair_keys(block, starts, k)
+                near = np.flatnonzero(found < np.inf)
+                best.offer(np.searchsorted(starts, near, "right") - 1, found[near], row[near])
         best.settle()
         keys[some], rows[some] = best.keys, best.rows
     return keys, rows
