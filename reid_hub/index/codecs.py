@@ -4,6 +4,7 @@ A codec says which columns are kept for each vector and how a query is compared 
 """
 
 from collections.abc import Mapping
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,7 @@ class Float32(Codec):
         return codes
 
     def scores(self, queries, backend):
-        return FloatScores(self._comparable(queries, "queries"), self.decode, self.metric, backend)
+        return FloatScores(self._comparable(queries, "queries"), None, self.metric, backend)
 
 
 class Float16(Codec):
@@ -257,7 +258,7 @@ def make_codec(name: str, dim: int, metric: str, table: Mapping[str, type[Codec]
     """
     codec = lookup(table, name, "index codec" if table is CODECS else "rescore codec")
     given = {key: value for key, value in options.items() if value is not None}
-    known = codec.__init__.__code__.co_varnames[3 : codec.__init__.__code__.co_argcount]
+    known = [option for option in signature(codec).parameters if option not in ("dim", "metric")]
     unknown = sorted(given.keys() - set(known))
     if unknown:
         raise ValueError(

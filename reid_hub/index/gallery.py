@@ -71,8 +71,8 @@ class GalleryIndex:
     def __len__(self) -> int:
         return len(self._table)
 
-    def __contains__(self, id: str) -> bool:
-        return bool(self._table.find([id])[0] >= 0)
+    def __contains__(self, id: object) -> bool:
+        return isinstance(id, str) and bool(self._table.find([id])[0] >= 0)
 
     @property
     def ids(self) -> list[str]:

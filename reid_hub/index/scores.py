@@ -48,11 +48,14 @@ class FloatScores:
 
     Args:
         queries: float32 (Q, D).
-        decode: codes -> float32 (N, D).
+        decode: codes -> float32 (N, D); None where vectors are stored as they are compared.
     """
 
-    def __init__(self, queries: np.ndarray, decode: Callable[[np.ndarray], np.ndarray], metric: str, backend: str):
-        self.metric, self.backend, self.decode = metric, backend, decode
+    def __init__(
+        self, queries: np.ndarray, decode: Callable[[np.ndarray], np.ndarray] | None, metric: str, backend: str
+    ):
+        self.metric, self.backend, self.decode = metric, backend, decode or (lambda codes: codes)
+        self.stored_unit = decode is None and metric == "cosine"
         self.exact = self._exact(queries)
         self.queries = self.exact.astype(np.float32)
 
@@ -65,8 +68,8 @@ class FloatScores:
         return some
 
     def screen(self, block):
-        if self.metric == "cosine" and self.decode(block["codes"]) is block["codes"]:
-            return shifted_distances(self.queries, block["codes"], None, self.backend)  # stored at unit length
+        if self.stored_unit:
+            return shifted_distances(self.queries, block["codes"], None, self.backend)
         return _in_pieces(self._screen_decoded, block["codes"], len(self))
 
     def _screen_decoded(self, codes: np.ndarray) -> np.ndarray:
@@ -85,8 +88,11 @@ class FloatScores:
         vectors, screen = self.decode(block["codes"]), np.empty(len(query), np.float32)
         for row, (start, stop) in zip(self.queries, pairwise(starts), strict=True):
             screen[start:stop] = vectors[start:stop] @ row
-        squares = np.einsum("nd,nd->n", vectors, vectors)
-        screen = -2 * screen / np.sqrt(squares) if self.metric == "cosine" else squares - 2 * screen
+        if self.stored_unit:
+            screen *= -2
+        else:
+            squares = np.einsum("nd,nd->n", vectors, vectors)
+            screen = -2 * screen / np.sqrt(squares) if self.metric == "cosine" else squares - 2 * screen
         bound = np.full(len(self), np.inf)
         for row, (start, stop) in enumerate(pairwise(starts)):
             if stop - start > k:
@@ -99,9 +105,8 @@ class FloatScores:
 
     def limit(self, keys):
         norms = np.linalg.norm(self.exact, axis=1)
-        farthest = norms + np.sqrt(
-            np.maximum(keys, 0)
-        )  # a row at distance d of the query has a norm of at most |q| + d
+        # A row at distance d of the query has a norm of at most |q| + d.
+        farthest = norms + np.sqrt(np.maximum(keys, 0))
         # dim + 16 roundings (those of unit length included) of terms up to (|q| + |v|)^2
         error = (self.queries.shape[1] + 16) * HALF_ULP * (norms + farthest) ** 2
         return (keys - self._shift() + error).astype(np.float32)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-BLOCK = 2**18  # bytes under one checksum
+BLOCK = 2**16  # bytes under one checksum: one candidate of a large gallery should not cost more
 DIGEST = hashlib.sha256().digest_size
 DTYPES = {"F32": "<f4", "F16": "<f2", "I64": "<i8", "U64": "<u8", "I32": "<i4", "I8": "|i1", "U8": "|u1"}
 _NAMES = {np.dtype(code): name for name, code in DTYPES.items()}
