@@ -183,7 +183,7 @@ class GalleryIndex:
             raise ValueError("queries must hold at least one row, got none")
         excluded = checked_camids(exclude_camids, len(vectors), "query")
         k, rescore = min(k, len(self)), self.codec.rescore
-        parts = self._table.parts
+        parts = [part for part in self._table.parts if part.size]
         scores = self.codec.scores(vectors, self._backend)
         wanted = k if rescore is None else min(k * self.codec.rescore_factor, len(self))
         keys, rows = nearest(scores, parts, wanted, excluded)

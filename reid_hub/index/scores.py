@@ -58,6 +58,7 @@ class FloatScores:
         self.stored_unit = decode is None and metric == "cosine"
         self.exact = self._exact(queries)
         self.queries = self.exact.astype(np.float32)
+        self.squares = np.einsum("qd,qd->q", self.exact, self.exact)
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -65,6 +66,7 @@ class FloatScores:
     def part(self, chosen):
         some = object.__new__(FloatScores)
         some.__dict__ = {**self.__dict__, "exact": self.exact[chosen], "queries": self.queries[chosen]}
+        some.squares = self.squares[chosen]
         return some
 
     def screen(self, block):
@@ -104,11 +106,10 @@ class FloatScores:
         return keys
 
     def limit(self, keys):
-        norms = np.linalg.norm(self.exact, axis=1)
-        # A row at distance d of the query has a norm of at most |q| + d.
-        farthest = norms + np.sqrt(np.maximum(keys, 0))
-        # dim + 16 roundings (those of unit length included) of terms up to (|q| + |v|)^2
-        error = (self.queries.shape[1] + 16) * HALF_ULP * (norms + farthest) ** 2
+        # dim + 16 roundings (those of unit length included) of terms up to (|q| + |v|)^2; a row at distance d of the
+        # query has a norm of at most |q| + d.
+        error = (2 * np.sqrt(self.squares) + np.sqrt(np.maximum(keys, 0))) ** 2
+        error *= (self.queries.shape[1] + 16) * HALF_ULP
         return (keys - self._shift() + error).astype(np.float32)
 
     def _twice_limit(self, screen: np.ndarray) -> np.ndarray:
@@ -117,7 +118,7 @@ class FloatScores:
 
     def _shift(self) -> np.ndarray:
         """What squared distances are above the screen (Q,): |q|^2, and for cosine |v|^2."""
-        return np.einsum("qd,qd->q", self.exact, self.exact) + (self.metric == "cosine")
+        return self.squares + (self.metric == "cosine")
 
     def _keys(self, codes: np.ndarray, query: np.ndarray) -> np.ndarray:
         keys = np.empty(len(query), np.float64)

@@ -58,6 +58,7 @@ class SegmentFile:
         # "c": nobody writes, but what torch is given must look writable. The file itself is never written to.
         self._bytes = np.memmap(path, np.uint8, "c").view(np.ndarray) if mmap else np.fromfile(path, np.uint8)
         self._digests, self._checked = digests, np.zeros(len(digests) // DIGEST, bool)
+        self._complete = False  # whether all blocks are checked
         self._columns = self._open(layout)
         if not mmap:
             self.verify()
@@ -72,7 +73,7 @@ class SegmentFile:
     def take(self, name: str, rows: np.ndarray) -> np.ndarray:
         """Entries of a column, verified, as a copy."""
         column, offset = self._columns[name]
-        if not self._checked.all():
+        if not self._complete:
             stride = column.strides[0]
             first = (offset + rows * stride) // BLOCK
             last = (offset + (rows + 1) * stride - 1) // BLOCK
@@ -93,6 +94,11 @@ class SegmentFile:
     def verify(self) -> None:
         """Verify everything that was not read yet."""
         self._verify(0, len(self._bytes))
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of the blocks that were read and verified so far."""
+        return min(BLOCK * int(self._checked.sum()), len(self._bytes))
 
     def _open(self, layout: dict[str, Form]) -> dict[str, tuple[np.ndarray, int]]:
         self._verify(0, min(8, len(self._bytes)))
@@ -120,6 +126,8 @@ class SegmentFile:
         return columns
 
     def _verify(self, start: int, stop: int) -> None:
+        if self._complete:
+            return
         first, last = start // BLOCK, -(-stop // BLOCK)
         if stop > start and not self._checked[first:last].all():
             for block in range(first, last):
@@ -136,6 +144,7 @@ class SegmentFile:
                 "copy the folder again or build the index again"
             )
         self._checked[block] = True
+        self._complete = bool(self._checked.all())
 
 
 def write_segment(path: Path, columns: Iterable[tuple[str, np.dtype, tuple[int, ...], Iterator[np.ndarray]]]) -> bytes:
