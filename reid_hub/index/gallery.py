@@ -264,7 +264,13 @@ class GalleryIndex:
         except (TypeError, ValueError) as error:
             raise ValueError(f"{folder}: the manifest describes no index: {error}") from error
         index._mmap = mmap
-        index._stored = open_segments(folder, manifest, index.codec.layout(), mmap)
+        try:
+            index._stored = open_segments(folder, manifest, index.codec.layout(), mmap)
+        except FileNotFoundError:
+            if read_manifest(folder) == manifest:
+                raise
+            # Another process has saved since the manifest was read.
+            return cls.load(folder, fingerprint=fingerprint, backend=backend, mmap=mmap, verify=verify)
         if verify:
             for segment in index._stored.segments:
                 segment.file.verify()
