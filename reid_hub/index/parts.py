@@ -23,9 +23,9 @@ class Part:
     def __init__(self):
         self._dead: np.ndarray | None = None  # bool (size,); None while nothing was removed
 
-    def block(self, start: int, stop: int) -> dict[str, np.ndarray]:
-        """The codec's columns of some rows, as views."""
-        return {name: self._column(name, start, stop) for name in self.layout}
+    def block(self, start: int, stop: int, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Columns of some rows, as views."""
+        return {name: self._column(name, start, stop) for name in names}
 
     def gather(self, rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Columns of the rows (H,), as copies."""

@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
+import torch
 
 from reid_hub.index.backends import integer_products, shifted_distances
 
@@ -18,7 +19,9 @@ Block = dict[str, np.ndarray]
 
 
 class Scores(Protocol):
-    """Queries ready to be compared."""
+    """Queries ready to be compared, with these columns of a block."""
+
+    columns: tuple[str, ...]
 
     def __len__(self) -> int:
         """Number of queries."""
@@ -50,6 +53,8 @@ class FloatScores:
         queries: float32 (Q, D).
         decode: codes -> float32 (N, D); None where vectors are stored as they are compared.
     """
+
+    columns = ("codes",)
 
     def __init__(
         self, queries: np.ndarray, decode: Callable[[np.ndarray], np.ndarray] | None, metric: str, backend: str
@@ -152,6 +157,8 @@ class IntegerScores:
         scale: one code step, for euclidean distances.
     """
 
+    columns = ("codes", "squares")
+
     def __init__(self, queries: np.ndarray, scale: float, metric: str):
         self.queries, self.scale, self.metric = queries, scale, metric
         wide = queries.astype(np.int64)
@@ -165,13 +172,11 @@ class IntegerScores:
 
     def screen(self, block):
         self._dots = integer_products(self.queries, block["codes"])
-        screen = self._dots.astype(np.float32)
+        squares = torch.from_numpy(block["squares"])
+        screen = torch.from_numpy(self._dots).to(torch.float32, copy=True)  # torch, for it uses all threads
         if self.metric == "cosine":
-            screen *= -1 / np.sqrt(block["squares"].astype(np.float32))
-            return screen
-        screen *= -2
-        screen += block["squares"]
-        return screen
+            return screen.mul_(-1 / squares.float().sqrt()).numpy()
+        return screen.mul_(-2).add_(squares).numpy()
 
     def keys(self, screen, block, query, row):
         return self._key(self._dots[query, row], block["squares"][row])
@@ -210,6 +215,8 @@ class HammingScores:
         queries: uint8 (Q, bytes).
         backend: "faiss" is what searches whole parts faster (see `search.nearest_bits`).
     """
+
+    columns = ("codes",)
 
     def __init__(self, queries: np.ndarray, backend: str):
         self.queries, self.backend = queries, backend

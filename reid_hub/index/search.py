@@ -77,7 +77,7 @@ def _scan(scores: Scores, parts: Sequence[Part], k: int, cameras: np.ndarray | N
     best = Best(len(scores), k)
     size = int(np.clip(SCREEN_VALUES // len(scores), *GALLERY_BLOCK))
     for part, start, stop in _blocks(parts, size):
-        block = part.block(start, stop)
+        block = part.block(start, stop, scores.columns)
         screen = scores.screen(block)
         out = part.dead(start, stop)
         if out is not None:
@@ -125,7 +125,7 @@ def _scan_bits(
     best = np.full((len(scores), k), NOWHERE)  # distance and row in one number, which sorts fast
     groups = [(-1, slice(None))] if cameras is None else [(c, np.flatnonzero(cameras == c)) for c in np.unique(cameras)]
     for part, start, stop in _blocks(parts, BITS_BLOCK):
-        codes, dead = part.block(start, stop)["codes"], part.dead(start, stop)
+        codes, dead = part.block(start, stop, scores.columns)["codes"], part.dead(start, stop)
         for camera, asked in groups:
             keep = None if dead is None else ~dead
             if camera != -1:
@@ -148,7 +148,6 @@ def rescored(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Keys (Q, k) and rows (Q, k) of the nearest candidates (Q, R) by the codec in which vectors are kept."""
     keys, rows = np.full((len(scores), k), np.inf), np.full((len(scores), k), NOWHERE)
-    names = list(codec.rescore.layout())
     step = max(1, GATHERED_VALUES // (candidates.shape[1] * codec.dim))
     for start in range(0, len(scores), step):
         some = slice(start, start + step)
@@ -157,8 +156,8 @@ def rescored(
             here = (wanted >= part.offset) & (wanted < part.offset + part.size)
             row = wanted[here]
             if len(row):
-                block = part.gather(row - part.offset, [KEPT + name for name in names])
-                block = {name: block[KEPT + name] for name in names}
+                block = part.gather(row - part.offset, [KEPT + name for name in scores.columns])
+                block = {name: block[KEPT + name] for name in scores.columns}
                 starts = np.concatenate([[0], np.cumsum(here.sum(1))])
                 found = queries.pair_keys(block, starts, k)
                 near = np.flatnonzero(found < np.inf)

@@ -22,7 +22,7 @@ def test_many_small_additions_cost_linear_time():
     x = vectors(3000, dim=4)
     for row in range(3000):
         index.add(x[row : row + 1], [str(row)])
-        buffer = index._table.parts[-1].block(0, 1)["codes"].base
+        buffer = index._table.parts[-1].block(0, 1, ["codes"])["codes"].base
         if not buffers or buffers[-1] is not buffer:
             buffers.append(buffer)
     assert len(buffers) < 30

@@ -140,3 +140,13 @@ def test_opening_reads_neither_vectors_nor_ids(tmp_path):
     assert seconds < 1
     assert again.metadata(["a rather long name of a picture/77777"]) == [{}]
     assert file.bytes_read < 30 * BLOCK  # the hashes of all, and one id
+
+
+def test_rescoring_reads_only_the_candidates(tmp_path):
+    index = GalleryIndex(256, codec="binary", rescore="float32")
+    index.add(x(20_000, dim=256), names(20_000))
+    index.save(tmp_path / "index")
+    again = GalleryIndex.load(tmp_path / "index")
+    again.search(x(1, dim=256, seed=1), 1)
+    # 20 MB of vectors, of which 20 are candidates; and all bits, 0.6 MB.
+    assert again._stored.segments[0].file.bytes_read < 20_000 * 32 + 50 * BLOCK
