@@ -36,6 +36,7 @@ FORMS = {
     "binary": {"codec": "binary"},
     "binary + float32": {"codec": "binary", "rescore": "float32"},
     "binary + int8": {"codec": "binary", "rescore": "int8"},
+    "rotated, binary + float32": {"codec": "binary", "rescore": "float32"},
 }
 
 
@@ -95,7 +96,11 @@ def measure(size: int, threads: int, options: argparse.Namespace) -> dict:
     flat.add(gallery)
     true = flat.search(queries, TOP)[1]
     bandwidth = read_bandwidth(gallery)
-    candidates = {"as they are": needed(gallery, queries, true), "rotated at random": rotated(gallery, queries, true)}
+    rotation = random_rotation(queries.shape[1])
+    candidates = {
+        "as they are": needed(gallery, queries, true),
+        "rotated at random": needed(gallery @ rotation, queries @ rotation, true),
+    }
     if size > len(base.gallery):
         del gallery
     searches: dict[str, Callable[[np.ndarray], object]] = {"float32 flat": lambda some: flat.search(some, TOP)}
@@ -104,21 +109,24 @@ def measure(size: int, threads: int, options: argparse.Namespace) -> dict:
         if not folder.is_dir():
             vectors = base.gallery[:size] if size <= len(base.gallery) else enlarged(base, size)
             built = GalleryIndex(vectors.shape[1], backend="faiss", **form)
-            built.add(vectors, ids)
+            built.add(vectors @ rotation if name.startswith("rotated") else vectors, ids)
             built.save(folder)
             del built, vectors
+        asked = queries @ rotation if name.startswith("rotated") else queries
         start = time.perf_counter()
         index = GalleryIndex.load(folder, backend="faiss")
         opened = time.perf_counter() - start
-        index.search(queries[:1], TOP)
+        index.search(asked[:1], TOP)
         touched = sum(segment.file.bytes_read for segment in index._stored.segments)
         index = GalleryIndex.load(folder, backend="faiss", verify=True)
         figures[name] = {"open_ms": 1000 * opened, "bytes": index.bytes_per_vector, "first_query_bytes": touched}
         figures[name] |= {"folder_bytes": sum(file.stat().st_size for file in folder.iterdir())}
         if index.codec.rescore is not None:
-            figures[name]["curve"] = curve(index, queries, true, ids)
+            figures[name]["curve"] = curve(index, asked, true, ids)
         searches[name] = lambda some, index=index: index.search(some, TOP)
-        figures[name]["overlap"] = overlap(index.search(queries, TOP)[1], true, ids)
+        if name.startswith("rotated"):
+            searches[name] = lambda some, index=index: index.search(some @ rotation, TOP)
+        figures[name]["overlap"] = overlap(index.search(asked, TOP)[1], true, ids)
     figures["float32 flat"] = {}
     clock = time.process_time if threads == 1 else time.perf_counter  # other work takes nothing of CPU time
     for mode, seconds in take_turns(searches, queries, options.rounds, clock).items():
@@ -177,11 +185,10 @@ def needed(gallery: np.ndarray, queries: np.ndarray, true: np.ndarray) -> dict[i
     }
 
 
-def rotated(gallery: np.ndarray, queries: np.ndarray, true: np.ndarray) -> dict[int, float]:
-    """The same after a random rotation, which leaves all distances as they are."""
-    random = np.random.default_rng(2).standard_normal((gallery.shape[1], gallery.shape[1]))
-    rotation = np.linalg.qr(random)[0].astype(np.float32)
-    return needed(gallery @ rotation, queries @ rotation, true)
+def random_rotation(dim: int) -> np.ndarray:
+    """Orthogonal (D, D): it leaves all distances as they are, and spreads over all bits what few dimensions say."""
+    random = np.random.default_rng(2).standard_normal((dim, dim))
+    return np.linalg.qr(random)[0].astype(np.float32)
 
 
 def read_bandwidth(array: np.ndarray) -> float:
