@@ -20,7 +20,7 @@ SCREEN_VALUES = 2**20  # one block of float32 scores: 4 MiB, which caches hold
 GALLERY_BLOCK = (4096, 32_768)  # rows, at least and at most
 BITS_BLOCK = 2**20  # rows that faiss searches at once
 ROW_BITS = 40  # of a number whose upper bits are a Hamming distance
-GATHERED_VALUES = 2**24  # numbers of candidates gathered at once: 64 MiB of float32
+GATHERED_VALUES = 2**21  # numbers of candidates gathered at once: 8 MiB of float32, which caches hold
 
 
 class Best:
