@@ -35,10 +35,11 @@ test-slow: install  ## the tests that take minutes
 demo: install  ## train, evaluate, save, load back, index and search on synthetic people
 	$(BIN)/reid-hub demo
 
-bench: install  ## measure speed and memory: input pipeline, evaluation, refinement
+bench: install  ## measure speed and memory: input pipeline, evaluation, refinement, search
 	$(BIN)/python benchmarks/input_pipeline.py
 	$(BIN)/python benchmarks/evaluation.py
 	$(BIN)/python benchmarks/oskt_speed.py
+	$(BIN)/python benchmarks/index_search.py
 
 constraints:  ## pin every version anew (needs uv)
 	$(UV) export --quiet --no-hashes --no-emit-project --no-header --no-annotate --all-extras --all-groups -o constraints.txt

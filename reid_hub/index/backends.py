@@ -1,51 +1,97 @@
-"""Backends: the nearest `k` rows of one gallery block for each query, in float32.
+"""Backends: who multiplies. Each answer is exact or has the error of a float32 sum at most; `search.py` decides.
 
-A backend only proposes candidates. `search.py` computes their distances again in float64 and decides, so that
-every backend gives the same answer.
+The products of int8 codes are whole numbers, so any way of computing them gives the same; which one is fast depends on
+the processor, and is tried once.
 """
 
+import functools
 import importlib.util
-from collections.abc import Callable
+import time
 
 import numpy as np
 import torch
 
-from reid_hub.index.codecs import Codec
 from reid_hub.registry import lookup
 
-Backend = Callable[[np.ndarray, np.ndarray, Codec, int], tuple[np.ndarray, np.ndarray]]
+BACKENDS = dict.fromkeys(("torch", "faiss"))
+EXACT_COLUMNS = 2**24 // 127**2  # so many products of int8 sum to a whole number that float32 holds
 
 
-def torch_candidates(queries: np.ndarray, codes: np.ndarray, codec: Codec, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Squared distances (Q, k) float32 in any order and rows (Q, k) int64 of the block `codes`."""
-    vectors = codec.decode(codes)
-    squares = np.einsum("nd,nd->n", vectors, vectors)
-    distances = codec.inner_products(queries, codes)
-    distances *= -2
-    distances += squares
-    distances += np.einsum("qd,qd->q", queries, queries)[:, None]
-    values, rows = torch.topk(torch.from_numpy(distances), k, largest=False)
-    return values.numpy(), rows.numpy()
-
-
-def faiss_candidates(queries: np.ndarray, codes: np.ndarray, codec: Codec, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The same by faiss' exact search (what its `IndexFlat` runs), without a second copy of the block."""
-    import faiss
-
-    return faiss.knn(queries, np.ascontiguousarray(codec.decode(codes)), k, metric=faiss.METRIC_L2)
-
-
-BACKENDS: dict[str, Backend] = {"torch": torch_candidates, "faiss": faiss_candidates}
-
-
-def find_backend(name: str) -> Backend:
+def checked_backend(name: str) -> str:
     """Look a backend up.
 
     Raises:
         ValueError: if the name is unknown.
         RuntimeError: if faiss is asked for and not installed.
     """
-    backend = lookup(BACKENDS, name, "index backend")
-    if backend is faiss_candidates and importlib.util.find_spec("faiss") is None:
+    lookup(BACKENDS, name, "index backend")
+    if name == "faiss" and importlib.util.find_spec("faiss") is None:
         raise RuntimeError("backend='faiss' needs faiss: pip install 'reid-hub[faiss]', or use backend='torch'")
-    return backend
+    return name
+
+
+def shifted_distances(queries: np.ndarray, vectors: np.ndarray, squares: np.ndarray | None, backend: str) -> np.ndarray:
+    """|v|^2 - 2 q.v, float32 (Q, D), (N, D) -> (Q, N); -2 q.v where `squares` (N,), the |v|^2, are not given."""
+    if backend == "faiss":
+        import faiss
+
+        vectors = np.ascontiguousarray(vectors)
+        distances = faiss.pairwise_distances(queries, vectors)
+        distances -= np.einsum("qd,qd->q", queries, queries)[:, None]
+        if squares is None:
+            distances -= np.einsum("nd,nd->n", vectors, vectors)
+        return distances
+    # numpy, not torch: torch's global matmul precision may lower a float32 product to bfloat16 or TF32.
+    # A matrix times a vector is read along its rows only in this order.
+    distances = (-2 * queries) @ vectors.T if len(queries) > 1 else (vectors @ (-2 * queries[0]))[None]
+    if squares is not None:
+        distances += squares
+    return distances
+
+
+def integer_products(queries: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Exact inner products of int8 (Q, D) and (N, D): int32, or float32 that holds whole numbers, (Q, N)."""
+    if _int8_product_is_exact_and_fast():
+        return torch._int_mm(torch.from_numpy(queries), torch.from_numpy(codes).T).numpy()
+    if queries.shape[1] <= EXACT_COLUMNS:
+        return queries.astype(np.float32) @ codes.astype(np.float32).T
+    total = np.zeros((len(queries), len(codes)), np.int32)
+    for start in range(0, queries.shape[1], EXACT_COLUMNS):
+        columns = np.s_[:, start : start + EXACT_COLUMNS]
+        total += (queries[columns].astype(np.float32) @ codes[columns].astype(np.float32).T).astype(np.int32)
+    return total
+
+
+def nearest_bits(queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """faiss: the `k` smallest Hamming distances (Q, k) and rows; among equal distances the first rows."""
+    import faiss
+
+    return faiss.knn_hamming(queries, np.ascontiguousarray(codes), k)
+
+
+@functools.cache
+def _int8_product_is_exact_and_fast() -> bool:
+    """Whether torch's int8 product sums in int32 here (older instructions saturate in int16) and beats float32."""
+    if not hasattr(torch, "_int_mm"):
+        return False
+    random = np.random.default_rng(0)
+    codes = random.integers(-127, 128, (1024, 256), dtype=np.int8)
+    codes[:256] = 127 * np.sign(codes[:256] | 1)
+    codes[0], codes[1] = 127, -127
+    queries = codes[:64].copy()
+    wide, tensors = codes.astype(np.float32), (torch.from_numpy(queries), torch.from_numpy(codes).T)
+
+    def least(run) -> float:
+        seconds = []
+        for _ in range(4):
+            start = time.perf_counter()
+            run()
+            seconds.append(time.perf_counter() - start)
+        return min(seconds)
+
+    try:
+        if not np.array_equal(torch._int_mm(*tensors).numpy(), queries.astype(np.int64) @ codes.astype(np.int64).T):
+            return False
+        return least(lambda: torch._int_mm(*tensors)) < least(lambda: wide[:64] @ wide.T)
+    except RuntimeError:  # not built for this processor
+        return False

@@ -5,24 +5,19 @@ their vectors, whose distances are computed again in float64.
 """
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from reid_hub.index.checks import (
-    METRICS,
-    checked_camids,
-    checked_ids,
-    checked_metadata,
-    checked_vectors,
-    refuse_repeated,
-    some,
-)  # fmt: skip
+from reid_hub.index.checks import METRICS, checked_array, checked_camids, checked_ids, checked_metadata, some
+from reid_hub.index.codecs import Float32
 from reid_hub.index.milvus import MilvusCollection
+from reid_hub.index.scores import Scores
 from reid_hub.registry import lookup
 
-CODECS = {"float32": None}
+CODECS = {"float32": Float32}
 MAX_RESULTS = 16_384  # Milvus returns no more per query
 EXTRA_CANDIDATES = 32  # as in search.py
 SEARCH_VALUES = 1_000_000  # numbers in one answer: 4 MB on the wire, more as Python floats
@@ -87,6 +82,7 @@ class DatabaseIndex:
                     "distances between different models mean nothing; use its own, or another collection"
                 )
         self.dim, self.metric, self.fingerprint = settings["dim"], settings["metric"], settings["fingerprint"]
+        self.codec = CODECS[settings["codec"]](self.dim, self.metric)
         self._collection.ask("load_collection")  # a server that was started again has not
 
     def __len__(self) -> int:
@@ -113,8 +109,8 @@ class DatabaseIndex:
             ConnectionError, RuntimeError: if the database fails; the message says how many were stored.
         """
         ids, vectors = self._checked(embeddings, ids)
-        camids = checked_camids(camids, len(ids), "embedding")
-        metadata = checked_metadata(metadata, len(ids))
+        camids = checked_camids([-1] * len(ids) if camids is None else camids, len(ids), "embedding")
+        metadata = _plain([{}] * len(ids) if metadata is None else metadata, ids)
         known = self._stored(ids, ["id"])
         if known:
             raise ValueError(f"already in the index: {some(list(known))}; use update, or choose other ids")
@@ -137,7 +133,7 @@ class DatabaseIndex:
         if camids is None:
             camids = [entry["camid"] for entry in stored]
         metadata = [entry["metadata"] for entry in stored] if metadata is None else metadata
-        self._write(vectors, ids, checked_camids(camids, len(ids), "embedding"), checked_metadata(metadata, len(ids)))
+        self._write(vectors, ids, checked_camids(camids, len(ids), "embedding"), _plain(metadata, ids))
 
     def remove(self, ids: Iterable[str]) -> None:
         """Remove ids.
@@ -145,7 +141,7 @@ class DatabaseIndex:
         Raises:
             ValueError: if an id is not in the index; then nothing is removed.
         """
-        ids = list(dict.fromkeys(checked_ids(ids)))
+        ids = checked_ids(ids)
         self._known(ids, ["id"], "removed")
         for start in range(0, len(ids), KEYS):
             self._collection.ask("delete", ids=[_key(id) for id in ids[start : start + KEYS]])
@@ -183,17 +179,18 @@ class DatabaseIndex:
             raise ValueError(f"k must be at least 1 and at most {limit} in a database, got {k}")
         if max_distance is not None and not max_distance >= 0:
             raise ValueError(f"max_distance must be a distance, 0 or more, got {max_distance}")
-        vectors = checked_vectors(queries, self.dim, self.metric, "queries")
+        vectors = self._vectors(queries, "queries")
         if not len(vectors):
             raise ValueError("queries must hold at least one row, got none")
+        exclude_camids = [-1] * len(vectors) if exclude_camids is None else exclude_camids
         excluded = checked_camids(exclude_camids, len(vectors), "query")
-        k = min(k, size)
+        k, scores = min(k, size), self.codec.scores(vectors, "torch")
         distances = np.full((len(vectors), k), np.inf, np.float32)
         ids = np.full((len(vectors), k), None, object)
         for camid in np.unique(excluded):
             asked = np.flatnonzero(excluded == camid)
             for row, hits in zip(asked, self._hits(vectors[asked], k + EXTRA_CANDIDATES, camid), strict=True):
-                nearest = self._ranked(vectors[row], hits)[:k]
+                nearest = _ranked(scores.part([row]), hits, k)
                 distances[row, : len(nearest)] = [distance for distance, _ in nearest]
                 ids[row, : len(nearest)] = [id for _, id in nearest]
         if max_distance is not None:
@@ -218,23 +215,17 @@ class DatabaseIndex:
                 output_fields=["id", "embedding"],
             )
 
-    def _ranked(self, query: np.ndarray, hits: list) -> list[tuple[float, str]]:
-        """(distance, id) of the hits, nearest first."""
-        if not hits:
-            return []
-        found = np.array([hit["entity"]["embedding"] for hit in hits], np.float64)
-        squared = np.square(found - query).sum(1)
-        # As in gallery.py: for unit vectors |q - v|^2 = 2 - 2 cos, exactly 0 for equal vectors.
-        distances = squared / 2 if self.metric == "cosine" else np.sqrt(squared)
-        return sorted(zip(distances.tolist(), [hit["entity"]["id"] for hit in hits], strict=True))
-
     def _checked(self, embeddings, ids: Iterable[str]) -> tuple[list[str], np.ndarray]:
         ids = checked_ids(ids)
-        vectors = checked_vectors(embeddings, self.dim, self.metric, "embeddings", ids)
+        vectors = self._vectors(embeddings, "embeddings", ids)
         if len(ids) != len(vectors):
             raise ValueError(f"each embedding needs one id: got {len(vectors)} embeddings and {len(ids)} ids")
-        refuse_repeated(ids)
         return ids, vectors
+
+    def _vectors(self, values, what: str, names: Sequence[str] | None = None) -> np.ndarray:
+        """float32 (N, D) as they are stored: of unit length for cosine."""
+        vectors = checked_array(values, self.dim, None, self.dim, what, names)
+        return self.codec.encode(vectors, what, names)["codes"]
 
     def _stored(self, ids: Sequence[str], fields: list[str]) -> dict[str, dict]:
         """The entries of those ids that are in the collection."""
@@ -264,6 +255,20 @@ class DatabaseIndex:
                 self._collection.ask("upsert", data=entries[start : start + rows])
             except (ConnectionError, RuntimeError) as error:
                 raise type(error)(f"{error}; the first {start} of {len(entries)} embeddings are stored") from error
+
+
+def _ranked(scores: Scores, hits: list, k: int) -> list[tuple[float, str]]:
+    """(distance, id) of the `k` nearest hits of one query, by the exact distances of `GalleryIndex`."""
+    if not hits:
+        return []
+    found = np.array([hit["entity"]["embedding"] for hit in hits], np.float32)
+    keys = scores.pair_keys({"codes": found}, np.array([0, len(found)]), k)
+    distances = scores.distances(keys).tolist()
+    return sorted(zip(distances, [hit["entity"]["id"] for hit in hits], strict=True))[:k]
+
+
+def _plain(metadata: Iterable[Mapping], ids: Sequence[str]) -> list[dict]:
+    return [json.loads(text or b"{}") for text in checked_metadata(metadata, ids)]
 
 
 def _key(id: str) -> str:

@@ -1,23 +1,26 @@
 """`GalleryIndex`: named vectors, exact search, one folder on disk."""
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from reid_hub.index.backends import find_backend
-from reid_hub.index.checks import METRICS, checked_camids, checked_ids, checked_vectors, refuse_repeated, some
-from reid_hub.index.codecs import CODECS
-from reid_hub.index.search import nearest
-from reid_hub.index.storage import read_index, write_index
+from reid_hub.index.backends import checked_backend
+from reid_hub.index.checks import METRICS, checked_array, checked_camids, checked_ids, checked_metadata, some
+from reid_hub.index.codecs import make_codec
+from reid_hub.index.search import nearest, rescored
+from reid_hub.index.storage import Stored, open_segments, read_manifest, write_index
+from reid_hub.index.table import NOWHERE, Table
 from reid_hub.registry import lookup
 
 
 class GalleryIndex:
     """A gallery of embeddings under string ids, searched exactly.
 
-    "cosine" stores and compares L2-normalised vectors and answers 1 - cos (0..2); "euclidean" answers |q - v|.
-    Neighbours come in ascending distance; equal distances come in the order in which the vectors were added.
+    "cosine" answers 1 - cos (0..2), "euclidean" |q - v|, the codec "binary" without `rescore` the number of bits that
+    differ. Neighbours come in ascending distance; equal distances come in the order in which the vectors were added.
     The answer does not depend on the backend or on how the gallery was built up (see `search.py`).
 
     Args:
@@ -26,10 +29,14 @@ class GalleryIndex:
         metric: "cosine" or "euclidean".
         fingerprint: names what made the embeddings (model and revision, say). It is stored with the index, and
             `load` refuses an index whose fingerprint is not the one it is asked for.
-        backend: "torch" or "faiss" (needs the extra `reid-hub[faiss]`); both give the same answer.
+        backend: "torch" or "faiss" (needs the extra `reid-hub[faiss]`, makes "binary" fast); the answer is the same.
+        scale: int8: the size of one step, a float (the model's trained scale) or (D,); None gives each vector its own.
+        center: binary: what values are compared with, a float or (D,); None is 0.
+        rescore: binary: codec in which vectors are kept to rank the candidates again; None, float32, float16 or int8.
+        rescore_factor: binary: so many times k candidates are ranked again; None is 20.
 
     Raises:
-        ValueError: if `dim` is not positive or a name is unknown.
+        ValueError: if `dim` is not positive, a name is unknown or an option is not of this codec.
         RuntimeError: if faiss is asked for and not installed.
     """
 
@@ -41,85 +48,124 @@ class GalleryIndex:
         *,
         fingerprint: str | None = None,
         backend: str = "torch",
+        scale: float | Sequence[float] | None = None,
+        center: float | Sequence[float] | None = None,
+        rescore: str | None = None,
+        rescore_factor: int | None = None,
     ):
         if dim < 1:
             raise ValueError(f"dim must be at least 1, got {dim}")
-        self.dim = dim
-        self.codec = lookup(CODECS, codec, "index codec")
         lookup(METRICS, metric, "metric")
+        options = {"scale": scale, "center": center, "rescore": rescore, "rescore_factor": rescore_factor}
+        self.dim = dim
+        self.codec = make_codec(codec, dim, metric, **options)
         self.metric = metric
         self.fingerprint = fingerprint
-        self._backend = find_backend(backend)
-        self._ids: list[str] = []
-        self._rows: dict[str, int] = {}
-        self._codes = np.empty((0, self.codec.width(dim)), self.codec.dtype)  # has room: len(self) rows are in use
-        self._camids = np.empty(0, np.int64)
+        self._backend = checked_backend(backend)
+        self._mmap = True
+        self._stored: Stored | None = None
+        self._table = Table([], self.codec.layout())
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self._table)
 
-    def __contains__(self, id: str) -> bool:
-        return id in self._rows
+    def __contains__(self, id: object) -> bool:
+        return isinstance(id, str) and bool(self._table.find([id])[0] >= 0)
 
     @property
     def ids(self) -> list[str]:
         """All ids in the order in which they were added."""
-        return list(self._ids)
+        return self._table.all_ids()
 
-    def add(self, embeddings, ids: Iterable[str], camids: Sequence[int] | None = None) -> None:
+    @property
+    def bytes_per_vector(self) -> dict[str, int]:
+        """Bytes that one vector takes: "memory" (what every search reads) and "disk" (kept to rank candidates)."""
+        rescore = self.codec.rescore
+        return {
+            "memory": self.codec.width * self.codec.dtype.itemsize,
+            "disk": 0 if rescore is None else rescore.width * rescore.dtype.itemsize,
+        }
+
+    def add(
+        self,
+        embeddings,
+        ids: Iterable[str],
+        camids: Sequence[int] | None = None,
+        metadata: Sequence[Mapping[str, Any]] | None = None,
+    ) -> None:
         """Add embeddings (N, D) under N new ids; nothing is added if anything is wrong.
 
         Args:
-            embeddings: array or tensor of floats.
-            ids: any strings. To replace a vector, `remove` it first.
+            embeddings: array or tensor of floats; int8 codes (N, D) for int8, packed bits uint8 for binary.
+            ids: any strings. To replace a vector, `update` it.
             camids: camera of each image, -1 or None where it is not known.
+            metadata: one mapping that JSON can hold for each id.
 
         Raises:
             ValueError: on a wrong shape, NaN/Inf, a vector without a direction (cosine), a repeated or known id.
         """
-        ids = checked_ids(ids)
-        vectors = checked_vectors(embeddings, self.dim, self.metric, "embeddings", ids)
-        if len(ids) != len(vectors):
-            raise ValueError(f"each embedding needs one id: got {len(vectors)} embeddings and {len(ids)} ids")
-        camids = checked_camids(camids, len(ids), "embedding")
-        refuse_repeated(ids)
-        known = [id for id in ids if id in self._rows]
+        ids, columns, camids, texts = self._checked(embeddings, ids, camids, metadata)
+        known = [id for id, row in zip(ids, self._table.find(ids), strict=True) if row >= 0]
         if known:
-            raise ValueError(f"already in the index: {some(known)}; remove them first, or choose other ids")
-        size = len(self)
-        self._reserve(size + len(ids))
-        self._codes[size : size + len(ids)] = self.codec.encode(vectors)
-        self._camids[size : size + len(ids)] = camids
-        self._rows.update(zip(ids, range(size, size + len(ids)), strict=True))
-        self._ids.extend(ids)
+            raise ValueError(f"already in the index: {some(known)}; update or remove them, or choose other ids")
+        self._table.add(columns, camids, ids, texts)
+
+    def update(
+        self,
+        embeddings,
+        ids: Iterable[str],
+        camids: Sequence[int] | None = None,
+        metadata: Sequence[Mapping[str, Any]] | None = None,
+    ) -> None:
+        """Replace the embeddings of known ids, which count as added anew; nothing is changed if anything is wrong.
+
+        Args:
+            camids, metadata: as for `add`; None keeps what is there.
+
+        Raises:
+            ValueError: as for `add`, and if an id is not in the index.
+        """
+        ids, columns, camids, texts = self._checked(embeddings, ids, camids, metadata)
+        rows = self._known(ids)
+        if camids is None:
+            camids = self._table.camids(rows)
+        texts = self._table.metadata(rows) if texts is None else texts
+        self._table.remove(rows)
+        self._table.add(columns, camids, ids, texts)
 
     def remove(self, ids: Iterable[str]) -> None:
-        """Remove ids; the order of the others stays. One call passes over the whole gallery, so remove many at once.
+        """Remove ids; the order of the others stays.
 
         Raises:
             ValueError: if an id is not in the index; then nothing is removed.
         """
-        gone = set(checked_ids(ids))
-        unknown = sorted(gone - self._rows.keys())
-        if unknown:
-            raise ValueError(f"not in the index: {some(unknown)}; nothing was removed")
-        keep = np.array([id not in gone for id in self._ids], dtype=bool)
-        size = len(self)
-        self._codes = self._codes[:size][keep]
-        self._camids = self._camids[:size][keep]
-        self._ids = [id for id in self._ids if id not in gone]
-        self._rows = {id: row for row, id in enumerate(self._ids)}
+        self._table.remove(self._known(ids))
 
-    def search(self, queries, k: int, *, exclude_camids: Sequence[int] | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def metadata(self, ids: Iterable[str]) -> list[dict[str, Any]]:
+        """What was stored with each id, {} where nothing was.
+
+        Raises:
+            ValueError: if an id is not in the index.
+        """
+        return [json.loads(text or b"{}") for text in self._table.metadata(self._known(ids))]
+
+    def search(
+        self,
+        queries,
+        k: int,
+        *,
+        exclude_camids: Sequence[int] | None = None,
+        max_distance: float | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return the `k` nearest gallery entries of each query: distances (Q, K) float32 and ids (Q, K) objects.
 
-        K is min(k, len(self)). Where `exclude_camids` leaves a query fewer than K entries, the rest of its row is
-        filled with distance inf and id None.
+        K is min(k, len(self)). Where fewer than K entries are left, the rest of a row is distance inf and id None.
 
         Args:
-            queries: (Q, D) array or tensor of floats.
+            queries: (Q, D) array or tensor of floats, or codes as `add` takes them.
             exclude_camids: one camera per query whose gallery entries are left out (the same-camera rule of
                 re-identification); -1 leaves nothing out. Entries of unknown camera are never left out.
+            max_distance: leaves out what is farther.
 
         Raises:
             ValueError: on an empty index, no queries, k < 1, a wrong shape, NaN/Inf, a query without a direction.
@@ -128,79 +174,122 @@ class GalleryIndex:
             raise ValueError("the index is empty: add embeddings before searching")
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
-        vectors = checked_vectors(queries, self.dim, self.metric, "queries")
+        if max_distance is not None and not max_distance >= 0:
+            raise ValueError(f"max_distance must be a number from 0 on, got {max_distance}")
+        vectors = self._array(queries, "queries")
         if not len(vectors):
             raise ValueError("queries must hold at least one row, got none")
         excluded = checked_camids(exclude_camids, len(vectors), "query")
-        k = min(k, len(self))
-        squared = np.full((len(vectors), k), np.inf)
-        ids = np.full((len(vectors), k), None, object)
-        for camid in np.unique(excluded):
-            asked = np.flatnonzero(excluded == camid)
-            keep = None if camid == -1 else self._camids[: len(self)] != camid
-            found = k if keep is None else min(k, int(keep.sum()))
-            if found:
-                near, rows = nearest(vectors[asked], self._codes[: len(self)], self.codec, self._backend, found, keep)
-                squared[asked, :found] = near
-                ids[asked, :found] = np.reshape([self._ids[row] for row in rows.ravel()], rows.shape)
-        # For unit vectors |q - v|^2 = 2 - 2 cos; unlike 1 - cos it is exactly 0 for equal vectors and never negative.
-        distances = squared / 2 if self.metric == "cosine" else np.sqrt(squared)
-        return distances.astype(np.float32), ids
+        k, rescore = min(k, len(self)), self.codec.rescore
+        parts = [part for part in self._table.parts if part.size]
+        scores = self.codec.scores(vectors, self._backend)
+        wanted = k if rescore is None else min(k * self.codec.rescore_factor, len(self))
+        keys, rows = nearest(scores, parts, wanted, excluded)
+        if rescore is not None:
+            scores = rescore.scores(vectors, self._backend)
+            keys, rows = rescored(self.codec, scores, parts, rows, k)
+        distances = scores.distances(keys).astype(np.float32)
+        rows[distances > (np.inf if max_distance is None else max_distance)] = NOWHERE
+        distances[rows == NOWHERE] = np.inf
+        return distances, self._table.ids(rows)
 
-    def save(self, folder: str | Path) -> None:
-        """Write the index as a folder; an index that is already there is replaced only once this one is complete.
+    def save(self, folder: str | Path, *, compact: bool = False) -> None:
+        """Write the index as a folder; what was there stays what it was until this one is complete.
+
+        Into the folder that it was loaded from or last saved to, only what is new is written. Vectors are then read
+        from that folder; keep it as long as the index is used.
+
+        Args:
+            compact: write everything anew, without what was removed.
 
         Raises:
-            ValueError: if `folder` holds something that is not part of an index.
+            ValueError: if `folder` holds something that is not part of an index, or was changed by somebody else since.
         """
-        write_index(
-            folder,
-            {
-                "dim": self.dim,
-                "codec": self.codec.name,
-                "metric": self.metric,
-                "fingerprint": self.fingerprint,
-            },
-            self._codes[: len(self)],
-            self._camids[: len(self)],
-            self._ids,
+        settings = {
+            "dim": self.dim,
+            "codec": self.codec.name,
+            "metric": self.metric,
+            "fingerprint": self.fingerprint,
+            "options": self.codec.options(),
+        }
+        layout = self.codec.layout()
+        self._stored = write_index(
+            folder, settings, self._table.parts, layout, self._stored, compact=compact, mmap=self._mmap
         )
+        self._table = Table(self._stored.segments, layout)
+
+    def compact(self) -> None:
+        """Free what was removed, on disk too, if the index was saved or loaded."""
+        if self._stored is not None:
+            self.save(self._stored.folder, compact=True)
 
     @classmethod
-    def load(cls, folder: str | Path, *, fingerprint: str | None = None, backend: str = "torch") -> "GalleryIndex":
-        """Read an index written by `save`, verifying it first.
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        fingerprint: str | None = None,
+        backend: str = "torch",
+        mmap: bool = True,
+        verify: bool = False,
+    ) -> "GalleryIndex":
+        """Open an index written by `save`.
+
+        What says what is where is verified at once, the rest block by block when it is first read; a damaged block is
+        then an error, never a wrong answer.
 
         Args:
             fingerprint: what the index must have been made with; None accepts any.
+            mmap: map the files, so that an index larger than memory opens in milliseconds; False reads all of it.
+            verify: verify all of it now.
 
         Raises:
             FileNotFoundError: if the folder or one of its files is missing.
             ValueError: if it is not an index, was cut short or changed, or has another fingerprint.
         """
-        manifest, codes, camids, ids = read_index(folder)
-        made_with = manifest.get("fingerprint")
+        manifest = read_manifest(folder)
+        made_with = manifest["fingerprint"]
         if fingerprint is not None and made_with != fingerprint:
             raise ValueError(
                 f"the index in {folder} was made with {made_with!r}, not with {fingerprint!r}: "
                 "distances between different models mean nothing; embed the gallery again, or load its own model"
             )
-        index = cls(
-            manifest["dim"],
-            manifest["codec"],
-            manifest["metric"],
-            fingerprint=made_with,
-            backend=backend,
-        )
-        index._codes, index._camids, index._ids = codes, camids, ids
-        index._rows = {id: row for row, id in enumerate(ids)}
+        try:
+            index = cls(
+                manifest["dim"], manifest["codec"], manifest["metric"],
+                fingerprint=made_with, backend=backend, **manifest["options"],
+            )  # fmt: skip
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{folder}: the manifest describes no index: {error}") from error
+        index._mmap = mmap
+        try:
+            index._stored = open_segments(folder, manifest, index.codec.layout(), mmap)
+        except FileNotFoundError:
+            if read_manifest(folder) == manifest:
+                raise
+            # Another process has saved since the manifest was read.
+            return cls.load(folder, fingerprint=fingerprint, backend=backend, mmap=mmap, verify=verify)
+        if verify:
+            for segment in index._stored.segments:
+                segment.file.verify()
+        index._table = Table(index._stored.segments, index.codec.layout())
         return index
 
-    def _reserve(self, size: int) -> None:
-        """Make room for `size` rows, at least doubling, so that many small additions cost linear time."""
-        if size <= len(self._codes):
-            return
-        capacity = max(size, 2 * len(self._codes))
-        codes = np.empty((capacity, self._codes.shape[1]), self._codes.dtype)
-        camids = np.empty(capacity, np.int64)
-        codes[: len(self)], camids[: len(self)] = self._codes[: len(self)], self._camids[: len(self)]
-        self._codes, self._camids = codes, camids
+    def _checked(self, embeddings, ids, camids, metadata):
+        ids = checked_ids(ids)
+        vectors = self._array(embeddings, "embeddings", ids)
+        if len(ids) != len(vectors):
+            raise ValueError(f"each embedding needs one id: got {len(vectors)} embeddings and {len(ids)} ids")
+        camids, texts = checked_camids(camids, len(ids), "embedding"), checked_metadata(metadata, ids)
+        return ids, self.codec.encode(vectors, "embeddings", ids), camids, texts
+
+    def _array(self, values, what: str, names: Sequence[str] | None = None) -> np.ndarray:
+        return checked_array(values, self.dim, self.codec.code_dtype, self.codec.width, what, names)
+
+    def _known(self, ids: Iterable[str]) -> np.ndarray:
+        ids = checked_ids(ids)
+        rows = self._table.find(ids)
+        unknown = [id for id, row in zip(ids, rows, strict=True) if row < 0]
+        if unknown:
+            raise ValueError(f"not in the index: {some(unknown)}; nothing was changed")
+        return rows

@@ -1,93 +1,177 @@
-"""Exact nearest neighbours, identical for every backend: float32 screening, float64 decision.
+"""Exact nearest neighbours, identical for every backend, block size and history of the gallery.
 
-float32 sums differ in their last bits with the library, the block shape and the position in memory, so the order
-of near ties (and of exact duplicates) would depend on all three. The screening therefore keeps some more than `k`
-candidates, their distances are computed again in float64, and the result is accepted only where the rounding
-error of the screening cannot have hidden a nearer row; other queries are screened again with a longer list.
+Each block of the gallery is screened in float32 (or whole numbers), and what cannot be farther than the best `k` so far
+is compared by exact keys. As the bound falls, hardly anything passes the screen: selecting costs less than multiplying.
 """
+
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 
-from reid_hub.index.backends import Backend
-from reid_hub.index.codecs import Codec
+from reid_hub.index.backends import nearest_bits
+from reid_hub.index.codecs import KEPT, Binary
+from reid_hub.index.parts import Part
+from reid_hub.index.scores import HammingScores, Scores
+from reid_hub.index.table import NOWHERE
 
-GALLERY_BLOCK = 65_536  # rows; long blocks make the selection cheap
-QUERY_BLOCK = 256  # with GALLERY_BLOCK: 64 MiB of float32 distances at a time
-EXTRA_CANDIDATES = 32
-RESCORE_VALUES = 8_000_000  # float64 numbers in one block of the second pass: 64 MB
+QUERY_BLOCK = 256
+SCREEN_VALUES = 2**20  # one block of float32 scores: 4 MiB, which caches hold
+GALLERY_BLOCK = (4096, 32_768)  # rows, at least and at most
+BITS_BLOCK = 2**20  # rows that faiss searches at once
+ROW_BITS = 40  # of a number whose upper bits are a Hamming distance
+GATHERED_VALUES = 2**21  # numbers of candidates gathered at once: 8 MiB of float32, which caches hold
+
+
+class Best:
+    """The `k` smallest (key, row) of each of some queries."""
+
+    def __init__(self, queries: int, k: int):
+        self.keys = np.full((queries, k), np.inf)
+        self.rows = np.full((queries, k), NOWHERE)
+        self.bound = np.full(queries, np.inf)  # no answer has a greater key
+        self._pending: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self._waiting = 0
+
+    def offer(self, query: np.ndarray, keys: np.ndarray, rows: np.ndarray) -> None:
+        """Take pairs (H,) of query and row into account, at the latest when `settle` is called."""
+        self._pending.append((query, keys, rows))
+        self._waiting += len(query)
+        if self._waiting > self.keys.size:
+            self.settle()
+
+    def settle(self) -> None:
+        if not self._waiting:
+            return
+        queries, k = self.keys.shape
+        old = np.repeat(np.arange(queries), k), self.keys.ravel(), self.rows.ravel()
+        query, keys, rows = (np.concatenate(parts) for parts in zip(old, *self._pending, strict=True))
+        order = np.lexsort((rows, keys, query))
+        starts = np.searchsorted(query[order], np.arange(queries))
+        first = order[starts[:, None] + np.arange(k)]
+        self.keys, self.rows = keys[first], rows[first]
+        self.bound = np.minimum(self.bound, self.keys[:, -1])
+        self._pending, self._waiting = [], 0
 
 
 def nearest(
-    queries: np.ndarray, codes: np.ndarray, codec: Codec, backend: Backend, k: int, keep: np.ndarray | None = None
+    scores: Scores, parts: Sequence[Part], k: int, excluded: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Squared Euclidean distances (Q, k) float64, ascending, and gallery rows (Q, k) int64.
-
-    Equal distances (in float64, between the float32 query and the decoded row) are ordered by gallery row.
+    """Keys (Q, k) float64, ascending, and gallery rows (Q, k) int64; equal keys are ordered by row.
 
     Args:
-        queries: float32 (Q, D).
-        codes: the gallery's rows as the codec stores them, (N, width).
-        k: at most the number of rows searched.
-        keep: bool (N,), the rows to search; None for all.
+        excluded: cameras (Q,) whose rows are left out, -1 for none. Where nothing is left: inf and NOWHERE.
     """
-    size = len(codes) if keep is None else int(keep.sum())
-    distances = np.empty((len(queries), k), np.float64)
-    rows = np.empty((len(queries), k), np.int64)
-    for start in range(0, len(queries), QUERY_BLOCK):
-        pending = np.arange(start, min(start + QUERY_BLOCK, len(queries)))
-        width = min(k + EXTRA_CANDIDATES, size)
-        while len(pending):
-            near, candidates = _screen(queries[pending], codes, codec, backend, width, keep)
-            exact, candidates = _rescore(queries[pending], codes, codec, candidates)
-            worst = near.max(1)
-            sure = exact[:, k - 1] < worst - _rounding(queries[pending], worst)
-            sure |= width == size
-            distances[pending[sure]] = exact[sure, :k]
-            rows[pending[sure]] = candidates[sure, :k]
-            pending = pending[~sure]
-            width = min(4 * width, size)
-    return distances, rows
+    keys, rows = np.empty((len(scores), k)), np.empty((len(scores), k), np.int64)
+    for start in range(0, len(scores), QUERY_BLOCK):
+        some = slice(start, start + QUERY_BLOCK)
+        cameras = None if excluded is None or (excluded[some] == -1).all() else excluded[some]
+        if isinstance(scores, HammingScores) and scores.backend == "faiss":
+            keys[some], rows[some] = _scan_bits(scores.part(some), parts, k, cameras)
+        else:
+            keys[some], rows[some] = _scan(scores.part(some), parts, k, cameras)
+    return keys, rows
 
 
-def _screen(
-    queries: np.ndarray, codes: np.ndarray, codec: Codec, backend: Backend, width: int, keep: np.ndarray | None
+def _scan(scores: Scores, parts: Sequence[Part], k: int, cameras: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    best = Best(len(scores), k)
+    size = int(np.clip(SCREEN_VALUES // len(scores), *GALLERY_BLOCK))
+    for part, start, stop in _blocks(parts, size):
+        block = part.block(start, stop, scores.columns)
+        screen = scores.screen(block)
+        out = part.dead(start, stop)
+        if out is not None:
+            screen[:, out] = np.inf
+        if cameras is not None:
+            screen[_same_camera(cameras, part.camids(start, stop))] = np.inf
+        if np.isinf(best.bound).any():
+            _lower_bound(scores, screen, block, best)
+        limit = scores.limit(best.bound)
+        np.minimum(limit, np.finfo(np.float32).max, out=limit)  # what is left out never passes
+        query, row = _true_places(torch.from_numpy(screen) <= torch.from_numpy(limit)[:, None])
+        if len(query):
+            best.offer(query, scores.keys(screen, block, query, row), row + (part.offset + start))
+    best.settle()
+    return best.keys, best.rows
+
+
+def _true_places(mask: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Row and column of the few that are true; eight are looked at at once."""
+    flat = mask.numpy().ravel()
+    if flat.size % 8:
+        places = np.flatnonzero(flat)
+    else:
+        words = np.flatnonzero(flat.view(np.uint64))
+        places = np.add.outer(8 * words, np.arange(8))[flat.reshape(-1, 8)[words]]
+    return np.divmod(places, mask.shape[1])
+
+
+def _lower_bound(scores: Scores, screen: np.ndarray, block: dict, best: Best) -> None:
+    """Bound the answer by the exact keys of a block's `k` smallest screen values, so that the screen has a limit."""
+    k = best.keys.shape[1]
+    if screen.shape[1] < k:
+        return
+    values, rows = torch.topk(torch.from_numpy(screen), k, largest=False)
+    query, rows = np.repeat(np.arange(len(screen)), k), rows.numpy().ravel()
+    keys = scores.keys(screen, block, query, rows).reshape(len(screen), k)
+    keys[np.isinf(values.numpy())] = np.inf
+    best.bound = np.minimum(best.bound, keys.max(1))
+
+
+def _scan_bits(
+    scores: HammingScores, parts: Sequence[Part], k: int, cameras: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The `width` smallest float32 distances over all blocks, in any order, and their gallery rows."""
-    near = np.empty((len(queries), 0), np.float32)
-    rows = np.empty((len(queries), 0), np.int64)
-    for start in range(0, len(codes), GALLERY_BLOCK):
-        block = codes[start : start + GALLERY_BLOCK]
-        numbers = np.arange(start, start + len(block))
-        if keep is not None:
-            kept = keep[start : start + GALLERY_BLOCK]
-            block, numbers = block[kept], numbers[kept]
-        if not len(block):
-            continue
-        block_near, block_rows = backend(queries, block, codec, min(width, len(block)))
-        near = np.concatenate([near, block_near], 1)
-        rows = np.concatenate([rows, numbers[block_rows]], 1)
-        if near.shape[1] > width:
-            values, order = torch.topk(torch.from_numpy(near), width, largest=False)
-            near, rows = values.numpy(), np.take_along_axis(rows, order.numpy(), 1)
-    return near, rows
+    """The same through faiss, which has no place for rows to be left out: these are cut out of a copy."""
+    best = np.full((len(scores), k), NOWHERE)  # distance and row in one number, which sorts fast
+    groups = [(-1, slice(None))] if cameras is None else [(c, np.flatnonzero(cameras == c)) for c in np.unique(cameras)]
+    for part, start, stop in _blocks(parts, BITS_BLOCK):
+        codes, dead = part.block(start, stop, scores.columns)["codes"], part.dead(start, stop)
+        for camera, asked in groups:
+            keep = None if dead is None else ~dead
+            if camera != -1:
+                other = part.camids(start, stop) != camera
+                keep = other if keep is None else keep & other
+            kept = codes if keep is None else codes[keep]
+            if not len(kept):
+                continue
+            near, rows = nearest_bits(scores.queries[asked], kept, min(k, len(kept)))
+            rows = (rows if keep is None else np.flatnonzero(keep)[rows]) + (part.offset + start)
+            merged = np.concatenate([best[asked], near.astype(np.int64) << ROW_BITS | rows], 1)
+            best[asked] = np.sort(merged, 1)[:, :k]
+    keys, rows = (best >> ROW_BITS).astype(np.float64), best & (2**ROW_BITS - 1)
+    keys[best == NOWHERE], rows[best == NOWHERE] = np.inf, NOWHERE
+    return keys, rows
 
 
-def _rescore(queries: np.ndarray, codes: np.ndarray, codec: Codec, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Squared distances to the candidate rows (Q, W) in float64, ordered by (distance, row)."""
-    exact = np.empty(rows.shape, np.float64)
-    step = max(1, RESCORE_VALUES // queries.shape[1])
-    for query, row, out in zip(queries.astype(np.float64), rows, exact, strict=True):
-        for start in range(0, len(row), step):
-            difference = codec.decode(codes[row[start : start + step]]) - query
-            np.square(difference, out=difference)
-            out[start : start + step] = difference.sum(1)
-    order = np.lexsort((rows, exact), axis=-1)
-    return np.take_along_axis(exact, order, 1), np.take_along_axis(rows, order, 1)
+def rescored(
+    codec: Binary, scores: Scores, parts: Sequence[Part], candidates: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Keys (Q, k) and rows (Q, k) of the nearest candidates (Q, R) by the codec in which vectors are kept."""
+    keys, rows = np.full((len(scores), k), np.inf), np.full((len(scores), k), NOWHERE)
+    step = max(1, GATHERED_VALUES // (candidates.shape[1] * codec.dim))
+    for start in range(0, len(scores), step):
+        some = slice(start, start + step)
+        best, wanted, queries = Best(len(keys[some]), k), candidates[some], scores.part(some)
+        for part in parts:
+            here = (wanted >= part.offset) & (wanted < part.offset + part.size)
+            row = wanted[here]
+            if len(row):
+                block = part.gather(row - part.offset, [KEPT + name for name in scores.columns])
+                block = {name: block[KEPT + name] for name in scores.columns}
+                starts = np.concatenate([[0], np.cumsum(here.sum(1))])
+                found = queries.pair_keys(block, starts, k)
+                near = np.flatnonzero(found < np.inf)
+                best.offer(np.searchsorted(starts, near, "right") - 1, found[near], row[near])
+        best.settle()
+        keys[some], rows[some] = best.keys, best.rows
+    return keys, rows
 
 
-def _rounding(queries: np.ndarray, near: np.ndarray) -> np.ndarray:
-    """A bound (Q,) on the error of the float32 distances up to `near`: dim roundings of terms up to (|q| + |v|)^2."""
-    norms = np.linalg.norm(queries, axis=1)
-    farthest = norms + np.sqrt(np.maximum(near, 0))  # a row at distance d of the query has a norm of at most |q| + d
-    return (queries.shape[1] + 8) * np.finfo(np.float32).eps / 2 * (norms + farthest) ** 2
+def _blocks(parts: Sequence[Part], size: int) -> Iterator[tuple[Part, int, int]]:
+    for part in parts:
+        for start in range(0, part.size, size):
+            yield part, start, min(start + size, part.size)
+
+
+def _same_camera(cameras: np.ndarray, camids: np.ndarray) -> np.ndarray:
+    return (cameras[:, None] == camids) & (cameras != -1)[:, None]

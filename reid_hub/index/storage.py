@@ -1,88 +1,60 @@
-"""The folder of a saved index: `manifest.json`, `vectors.safetensors`, `ids.json`.
+"""The folder of a saved index: segments that never change, and `manifest.json` that says which of them count.
 
-The manifest says what the index is and holds the size and SHA-256 of the two other files and the SHA-256 of itself,
-so that a folder that was cut short, damaged or mixed from two indexes is refused instead of answering wrongly.
+Saving writes new files under new names and then replaces the manifest in one step; a process that dies before leaves
+the old index, and files that nothing names, which the next save sweeps away. The manifest holds its own SHA-256 and
+that of every small file; those hold the SHA-256 of every block of the large ones.
 """
 
 import hashlib
 import json
+import os
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from filelock import FileLock
 
-from reid_hub.files import atomic_folder, inside
-from reid_hub.index.codecs import CODECS
-from reid_hub.registry import lookup
+from reid_hub.files import atomic_file, inside
+from reid_hub.index.parts import Layout, Part, Segment, columns_of
+from reid_hub.index.segment_file import SegmentFile, write_segment
 
-VERSION = 1
+VERSION = 2
 FORMAT = "reid_hub gallery index"
-MANIFEST, VECTORS, IDS = "manifest.json", "vectors.safetensors", "ids.json"
-KEYS = {"format": str, "version": int, "dim": int, "codec": str, "metric": str, "count": int, "files": dict}
+MANIFEST, LOCK = "manifest.json", ".lock"
+OURS = re.compile(
+    r"manifest\.json|\.manifest\.json\..*|\.lock|segment-\d{6,}\.(safetensors|sha256)|removed-\d{6,}\.int64"
+)
+KEYS = {
+    "format": str, "version": int, "dim": int, "codec": str, "metric": str, "options": dict, "count": int,
+    "segments": list, "removed": dict | None, "fingerprint": str | None,
+}  # fmt: skip
+ENTRY = {"name": str, "rows": int, "bytes": int, "sums": str}
+AGAIN = "copy the folder again or build the index again"
 
 
-def write_index(folder: str | Path, settings: dict, codes: np.ndarray, camids: np.ndarray, ids: list[str]) -> None:
-    """Write the folder atomically.
+@dataclass
+class Stored:
+    """What a folder held when it was read or written: the manifest, and the segments in order."""
 
-    Raises:
-        ValueError: if `folder` holds something that is not part of an index.
-    """
-    folder = Path(folder)
-    if folder.exists() and not (
-        folder.is_dir() and {file.name for file in folder.iterdir()} <= {MANIFEST, VECTORS, IDS}
-    ):
-        raise ValueError(f"{folder} holds other things than an index: refused to replace it; choose another folder")
-    with atomic_folder(folder) as temporary:
-        save_file({"codes": codes, "camids": camids}, temporary / VECTORS)
-        (temporary / IDS).write_text(json.dumps(ids))
-        manifest = {
-            "format": FORMAT,
-            "version": VERSION,
-            **settings,
-            "count": len(ids),
-            "files": {name: _stamp(temporary / name) for name in (VECTORS, IDS)},
-        }
-        (temporary / MANIFEST).write_text(json.dumps({**manifest, "sha256": _digest(manifest)}, indent=2) + "\n")
+    folder: Path
+    manifest: dict[str, Any]
+    segments: list[Segment] = field(default_factory=list)
 
 
-def read_index(folder: str | Path) -> tuple[dict, np.ndarray, np.ndarray, list[str]]:
-    """Return manifest, codes (N, width), camids (N,) and ids of a folder, verified.
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """Read and check the manifest.
 
     Raises:
-        FileNotFoundError: if the folder or a file is missing.
-        ValueError: if the folder is not an index, of another version, cut short or changed.
+        FileNotFoundError: if there is none.
+        ValueError: if it is not one, of another version, damaged, or names files outside of the folder.
     """
-    folder = Path(folder)
-    manifest = _read_manifest(folder)
-    members = {name: _verified(folder, name, stamp) for name, stamp in manifest["files"].items()}
-    try:
-        tensors = load_file(members[VECTORS])
-        codes, camids, ids = tensors["codes"], tensors["camids"], json.loads(members[IDS].read_text())
-    except Exception as error:  # whatever the parsers raise: the checksums were those of another program
-        raise ValueError(f"{folder} is not a readable index: {error!r}") from error
-    codec = lookup(CODECS, manifest["codec"], "index codec")
-    count = manifest["count"]
-    expected = {
-        "codes": (codes.shape, codes.dtype, (count, codec.width(manifest["dim"])), codec.dtype),
-        "camids": (camids.shape, camids.dtype, (count,), np.dtype(np.int64)),
-    }
-    for name, (shape, dtype, right_shape, right_dtype) in expected.items():
-        if (shape, dtype) != (right_shape, right_dtype):
-            raise ValueError(
-                f"{folder / VECTORS}: {name} must be {right_dtype} {right_shape} as the manifest says, "
-                f"got {dtype} {shape}"
-            )
-    if not (isinstance(ids, list) and len(ids) == len(set(ids)) == count and all(isinstance(id, str) for id in ids)):
-        raise ValueError(f"{folder / IDS} must hold {count} different strings as the manifest says")
-    return manifest, codes, camids, ids
-
-
-def _read_manifest(folder: Path) -> dict:
-    path = folder / MANIFEST
+    path = Path(folder) / MANIFEST
     if not path.is_file():
         raise FileNotFoundError(f"no index in {folder}: {MANIFEST} is missing; write one with GalleryIndex.save")
     try:
-        manifest = json.loads(path.read_text())
+        manifest = json.loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is not readable as JSON ({error}): the file was cut short or changed") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
@@ -92,39 +64,170 @@ def _read_manifest(folder: Path) -> dict:
             f"{path}: version must be {VERSION}, got {manifest.get('version')!r}; "
             "load it with the reid_hub that wrote it, or build the index again"
         )
-    for key, kind in KEYS.items():
-        if not isinstance(manifest.get(key), kind):
-            raise ValueError(f"{path}: {key!r} must be of type {kind.__name__}, got {manifest.get(key)!r}")
-    if not isinstance(manifest.get("fingerprint"), str | None):
-        raise ValueError(f"{path}: 'fingerprint' must be a string or null, got {manifest['fingerprint']!r}")
+    _check_types(path, manifest, KEYS)
     if manifest.pop("sha256", None) != _digest(manifest):
         raise ValueError(
             f"{path} is damaged: it does not fit its own checksum; copy the folder or build the index again"
         )
-    for name in manifest["files"]:
-        inside(folder, name)
-    if set(manifest["files"]) != {VECTORS, IDS}:
-        raise ValueError(f"{path}: 'files' must name {VECTORS} and {IDS}, got {sorted(manifest['files'])}")
+    for entry in manifest["segments"]:
+        if not isinstance(entry, dict):
+            raise ValueError(f"{path}: every segment must be an object, got {entry!r}")
+        _check_types(path, entry, ENTRY)
+        inside(folder, entry["name"])
+    if manifest["removed"] is not None:
+        _check_types(path, manifest["removed"], {"name": str, "sha256": str})
+        inside(folder, manifest["removed"]["name"])
     return manifest
 
 
-def _verified(folder: Path, name: str, stamp: dict) -> Path:
-    path = inside(folder, name)
+def open_segments(folder: str | Path, manifest: dict, layout: Layout, mmap: bool) -> Stored:
+    """Open the segments of a manifest; of the large files nothing is read but their headers (with `mmap`).
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: if a file is damaged or does not fit the manifest.
+    """
+    folder = Path(folder)
+    removed = _read_removed(folder, manifest)
+    segments, offset = [], 0
+    for entry in manifest["segments"]:
+        gone = removed[(removed >= offset) & (removed < offset + entry["rows"])] - offset
+        segments.append(_open_segment(folder, entry, layout, mmap, gone))
+        offset += entry["rows"]
+    if len(removed) and (removed[0] < 0 or removed[-1] >= offset or (np.diff(removed) <= 0).any()):
+        raise ValueError(f"{folder / manifest['removed']['name']} must hold ascending rows of the {offset} there are")
+    if sum(map(len, segments)) != manifest["count"]:
+        raise ValueError(f"{folder / MANIFEST}: count must be {sum(map(len, segments))} as in the segments")
+    return Stored(folder, manifest, segments)
+
+
+def write_index(
+    folder: str | Path,
+    settings: dict,
+    parts: list[Part],
+    layout: Layout,
+    known: Stored | None,
+    *,
+    compact: bool = False,
+    mmap: bool = True,
+) -> Stored:
+    """Bring a folder to the state of `parts`.
+
+    Segments that are there already are kept, and what is new becomes one more; it takes in the segments before it that
+    are no larger, so that there are never many.
+
+    Args:
+        known: what `folder` holds as far as the index knows, if it comes from there.
+        compact: write all rows anew as one segment, without those that were removed.
+
+    Raises:
+        ValueError: if `folder` holds something that is not part of an index, or was changed since it was loaded.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (folder.is_dir() and all(OURS.fullmatch(file.name) for file in folder.iterdir())):
+        raise ValueError(f"{folder} holds other things than an index: refused to replace it; choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / LOCK):
+        kept: list[Segment] = []
+        if known is not None and known.folder.resolve() == folder.resolve() and (folder / MANIFEST).exists():
+            if read_manifest(folder) != known.manifest:
+                raise ValueError(
+                    f"the index in {folder} was changed since this one was loaded or saved: nothing was written; "
+                    "load it again, or save to another folder"
+                )
+            kept = [part for part in parts if part in known.segments and len(part)]
+        new = [part for part in parts if part not in kept and len(part)]
+        while kept and new and (compact or len(kept[-1]) <= sum(map(len, new))):
+            new.insert(0, kept.pop())
+        if compact and kept and (len(kept) > 1 or len(kept[0]) < kept[0].size):
+            new, kept = kept + new, []
+        return _write(folder, settings, kept, new, known, layout, mmap)
+
+
+def _write(folder, settings, kept, new, known, layout, mmap) -> Stored:
+    number = 1 + max((int(n) for file in folder.iterdir() for n in re.findall(r"-(\d{6,})\.", file.name)), default=0)
+    entries = []
+    if kept:
+        by_segment = dict(zip(map(id, known.segments), known.manifest["segments"], strict=True))
+        entries = [by_segment[id(segment)] for segment in kept]
+    segments = list(kept)
+    if new:
+        name = f"segment-{number:06d}.safetensors"
+        digests = write_segment(folder / name, columns_of(new, layout))
+        _write_file(folder / _sums(name), digests)
+        entry = {"name": name, "rows": sum(map(len, new)), "bytes": (folder / name).stat().st_size}
+        entries.append({**entry, "sums": hashlib.sha256(digests).hexdigest()})
+        segments.append(_open_segment(folder, entries[-1], layout, mmap, np.empty(0, np.int64)))
+    offsets = np.cumsum([0, *(segment.size for segment in segments)])
+    rows = [segment.removed() + offset for segment, offset in zip(segments, offsets, strict=False)]
+    removed = np.concatenate([np.empty(0, np.int64), *rows]).astype("<i8").tobytes()
+    gone = None
+    if removed:
+        gone = {"name": f"removed-{number:06d}.int64", "sha256": hashlib.sha256(removed).hexdigest()}
+        _write_file(folder / gone["name"], removed)
+    manifest = {"format": FORMAT, "version": VERSION, **settings, "count": sum(map(len, segments))}
+    manifest |= {"segments": entries, "removed": gone}
+    _sync_folder(folder)  # the new files are there before anything names them
+    with atomic_file(folder / MANIFEST) as temporary:
+        temporary.write_text(json.dumps({**manifest, "sha256": _digest(manifest)}, indent=2) + "\n")
+    _sync_folder(folder)
+    named = {MANIFEST, LOCK, gone and gone["name"]} | {n for e in entries for n in (e["name"], _sums(e["name"]))}
+    for file in folder.iterdir():
+        if file.name not in named and OURS.fullmatch(file.name):
+            file.unlink(missing_ok=True)
+    return Stored(folder, json.loads(json.dumps(manifest)), segments)
+
+
+def _open_segment(folder: Path, entry: dict, layout: Layout, mmap: bool, removed: np.ndarray) -> Segment:
+    path = folder / entry["name"]
+    digests = _read_verified(folder / _sums(entry["name"]), entry["sums"])
+    inside(folder, entry["name"])
+    return Segment(SegmentFile(path, entry["bytes"], digests, entry["rows"], layout, mmap), layout, removed)
+
+
+def _read_removed(folder: Path, manifest: dict) -> np.ndarray:
+    if manifest["removed"] is None:
+        return np.empty(0, np.int64)
+    content = _read_verified(folder / manifest["removed"]["name"], manifest["removed"]["sha256"])
+    return np.frombuffer(content, "<i8").astype(np.int64)
+
+
+def _read_verified(path: Path, sha256: str) -> bytes:
+    inside(path.parent, path.name)
     if not path.is_file():
-        raise FileNotFoundError(f"{folder / name} is missing: the index is not complete, copy the whole folder again")
-    found = _stamp(path)
-    if found != stamp:
-        raise ValueError(
-            f"{folder / name} is damaged: its size and checksum must be {stamp}, got {found}; "
-            "copy the folder again or build the index again"
-        )
-    return path
+        raise FileNotFoundError(f"{path} is missing: the index is not complete, copy the whole folder again")
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise ValueError(f"{path} is damaged: it does not fit its checksum in {MANIFEST}; {AGAIN}")
+    return content
+
+
+def _check_types(path: Path, found: dict, kinds: dict) -> None:
+    for key, kind in kinds.items():
+        if not isinstance(found.get(key), kind):
+            name = getattr(kind, "__name__", None) or str(kind)
+            raise ValueError(f"{path}: {key!r} must be of type {name}, got {found.get(key)!r}")
+
+
+def _sums(name: str) -> str:
+    return Path(name).with_suffix(".sha256").name
+
+
+def _write_file(path: Path, content: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    if hasattr(os, "O_DIRECTORY"):  # Windows has no such thing, and needs none
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _digest(manifest: dict) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _stamp(path: Path) -> dict:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

@@ -6,6 +6,7 @@ from typing import Any
 
 from reid_hub.evaluation import embed, read_results
 from reid_hub.evaluation.calibration import Decision, calibrate
+from reid_hub.index import GalleryIndex
 from reid_hub.models import ReIDModel
 
 
@@ -48,17 +49,17 @@ def calibrate_model(
     return decision
 
 
-def decision_of(model: ReIDModel, codec: str, flip: bool) -> tuple[Decision | None, str]:
+def decision_of(model: ReIDModel, index: GalleryIndex, flip: bool) -> tuple[Decision | None, str]:
     """The decision that fits the distances of an index, or None, and why a model's own does not fit.
 
     Args:
-        codec: of the index; Hamming distances have no threshold of cosines.
+        index: whose distances they are; Hamming distances have no threshold of cosines.
         flip: whether the vectors are averaged with those of the mirror images.
     """
     if model.config.decision is None:
         return None, ""
     decision = Decision.from_dict(model.config.decision)
-    if codec == "binary":
+    if index.codec.name == "binary" and index.codec.rescore is None:
         return None, "the model's threshold is none of Hamming distances: build the index with a codec like binary+int8"
     if decision.flip != flip:
         found = "with" if decision.flip else "without"

@@ -128,7 +128,7 @@ def search_index(
     index = GalleryIndex.load(index_dir, fingerprint=model.fingerprint())
     pictures = [decode_image(query) for query in queries]
     distances, ids = index.search(encode_for(index, model, pictures, flip=flip), top)
-    decision, note = decision_of(model, index.codec.name, flip)
+    decision, note = decision_of(model, index, flip)
     verdicts = np.full(distances.shape, "", "<U8")
     if decision is not None:
         verdicts = np.where(decision.matches(distances), "match", "no match")

@@ -170,7 +170,7 @@ def test_wrong_input_is_refused_and_nothing_is_stored(server):
         (lambda: index.add([[1, 2]], ["d", "e"]), "1 embeddings and 2 ids"),
         (lambda: index.add([[1, 2]], ["d"], [1.5]), "whole camera number"),
         (lambda: index.add([[1, 2]], ["d"], metadata=[{"x": float("nan")}]), "JSON"),
-        (lambda: index.add([[1, 2]], ["d"], metadata=[{}, {}]), "one mapping of metadata per embedding: 1, got 2"),
+        (lambda: index.add([[1, 2]], ["d"], metadata=[{}, {}]), "one metadata mapping per id: 1, got 2"),
         (lambda: index.update([[np.inf, 2]], ["a"]), "NaN or Inf"),
         (lambda: index.search([[np.nan, 0]], 1), "NaN or Inf"),
         (lambda: index.search([[0, 0]], 0), "k must be at least 1"),

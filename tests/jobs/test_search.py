@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -41,7 +42,8 @@ def test_a_decision_is_kept_with_the_model_and_holds_on_its_pairs(model, people)
     match = 1 - unit[0] @ unit[1].T <= decision["threshold"] + 1e-7
     same = query.pids[:, None] == gallery.pids
     impostor, genuine = ~same, same & (query.camids[:, None] != gallery.camids)
-    assert match[impostor].mean() == pytest.approx(decision["false_match_rate"]) <= 0.05
+    assert match[impostor].mean() == pytest.approx(decision["false_match_rate"])
+    assert decision["false_match_rate"] <= 0.05
     assert match[genuine].mean() == pytest.approx(decision["true_match_rate"])
     card = (folder / "README.md").read_text()
     assert f"cosine distance up to {decision['threshold']:.4f}" in card
@@ -53,7 +55,7 @@ def test_a_gallery_of_codes_is_searched_and_decided(model, people, codec, tmp_pa
     gallery = people[3] / "bounding_box_test"
     built = run("index", "build", gallery, "--model", folder, "--out", tmp_path / "index",
                 *(("--codec", codec) if codec else ()))  # fmt: skip
-    assert "13 pictures" in built or "pictures, 0 skipped" in built
+    assert "pictures, 0 skipped" in built
     index = GalleryIndex.load(tmp_path / "index")
     assert index.codec.name == (codec or "int8").partition("+")[0]
     query = sorted(gallery.glob("*.jpg"))[0]
@@ -85,13 +87,12 @@ def test_a_decision_for_mirrored_vectors_is_not_used_for_others(model, people, t
 
 @pytest.mark.parametrize("codec", ["float16", "int8", "binary", "binary+float16"])
 def test_stored_codes_are_evaluated(model, people, codec, tmp_path):
-    folder, _ = model
-    run("evaluate", folder, *people, "--codec", codec, "--out", folder.parent)
-    results = json.loads((folder.parent / "results.json").read_text())
+    folder = shutil.copytree(model[0], tmp_path / "model")
+    run("evaluate", folder, *people, "--codec", codec)
+    results = json.loads((folder / "results.json").read_text())
     assert results["protocol"]["codec"] == codec
     assert results["cost"]["bytes_per_vector"] == {"float16": 16, "int8": 8, "binary": 1, "binary+float16": 17}[codec]
     assert results["cost"]["search_ms"] > 0
-    (folder.parent / "results.json").unlink()
 
 
 def test_wrong_input_is_said_in_one_line(complaint, model, people, tmp_path):

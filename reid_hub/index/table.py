@@ -1,0 +1,76 @@
+"""All rows of a gallery, in the order in which they were added: segments on disk, then what is new in memory."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from reid_hub.index.parts import Layout, MemoryPart, Part, Segment
+
+NOWHERE = np.iinfo(np.int64).max  # the row that stands where there is none
+
+
+class Table:
+    """Finds rows by id, and what belongs to a row, across the parts.
+
+    Args:
+        segments: what is on disk.
+        layout: the codec's columns.
+    """
+
+    def __init__(self, segments: Sequence[Segment], layout: Layout):
+        self._new = MemoryPart(layout)
+        self.parts: list[Part] = [*segments, self._new]
+        offset = 0
+        for part in self.parts:
+            part.offset = offset
+            offset += part.size
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def all_ids(self) -> list[str]:
+        return [id for part in self.parts for id in part.ids(part.alive())]
+
+    def find(self, ids: Sequence[str]) -> np.ndarray:
+        """Row of each id, -1 where there is none, (N,) int64."""
+        found = np.full(len(ids), -1, np.int64)
+        for part in self.parts:
+            rows = part.find(ids)
+            found[rows >= 0] = rows[rows >= 0] + part.offset
+        return found
+
+    def add(self, columns: dict[str, np.ndarray], camids: np.ndarray | None, ids, metadata: list[bytes] | None) -> None:
+        """Append new ids with the codec's columns; -1 and b"" where cameras and metadata are None."""
+        camids = np.full(len(ids), -1, np.int64) if camids is None else camids
+        self._new.add(columns, camids, ids, [b""] * len(ids) if metadata is None else metadata)
+
+    def remove(self, rows: np.ndarray) -> None:
+        for part, _, own in list(self.by_part(rows)):
+            part.remove(own)
+
+    def metadata(self, rows: np.ndarray) -> list[bytes]:
+        texts = np.full(len(rows), b"", object)
+        for part, places, own in self.by_part(rows):
+            texts[places] = part.metadata(own)
+        return texts.tolist()
+
+    def camids(self, rows: np.ndarray) -> np.ndarray:
+        camids = np.empty(len(rows), np.int64)
+        for part, places, own in self.by_part(rows):
+            camids[places] = part.gather(own, ["camids"])["camids"]
+        return camids
+
+    def ids(self, rows: np.ndarray) -> np.ndarray:
+        """Ids (Q, K) of rows (Q, K), None for NOWHERE; every id is read once."""
+        distinct, places = np.unique(rows, return_inverse=True)
+        ids = np.full(len(distinct), None, object)
+        for part, found, own in self.by_part(distinct):
+            ids[found] = part.ids(own)
+        return ids[places.reshape(rows.shape)]
+
+    def by_part(self, rows: np.ndarray) -> Iterator[tuple[Part, np.ndarray, np.ndarray]]:
+        """Part, places in `rows` (N,) and rows of the part there, for each part that has any."""
+        for part in self.parts:
+            places = np.flatnonzero((rows >= part.offset) & (rows < part.offset + part.size))
+            if len(places):
+                yield part, places, rows[places] - part.offset
