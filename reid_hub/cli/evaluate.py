@@ -47,6 +47,8 @@ def evaluate(
         name=name,
         flip=flip,
         rerank=rerank,
+        codec=codec,
+        shortlist=shortlist,
         batch_size=batch_size,
         training=recorded_training(model),
         folder=folder,
