@@ -61,12 +61,11 @@ class Table:
         return camids
 
     def ids(self, rows: np.ndarray) -> np.ndarray:
-        """Ids (Q, K) of rows (Q, K), None for NOWHERE; every id is read once."""
-        distinct, places = np.unique(rows, return_inverse=True)
-        ids = np.full(len(distinct), None, object)
-        for part, found, own in self.by_part(distinct):
-            ids[found] = part.ids(own)
-        return ids[places.reshape(rows.shape)]
+        """Ids (Q, K) of rows (Q, K), None for NOWHERE."""
+        ids = np.full(rows.size, None, object)
+        for part, places, own in self.by_part(rows.ravel()):
+            ids[places] = part.ids(own)
+        return ids.reshape(rows.shape)
 
     def by_part(self, rows: np.ndarray) -> Iterator[tuple[Part, np.ndarray, np.ndarray]]:
         """Part, places in `rows` (N,) and rows of the part there, for each part that has any."""
