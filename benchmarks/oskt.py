@@ -53,6 +53,7 @@ SCALES = {
     ),
 }  # fmt: skip
 ARMS = ("oskt", "scratch", "wtsel", "depgraph", "scratch-lr", "oskt-own")
+IN_BETWEEN = ("res50-s2", "res50-s4")  # whose stages are not as wide as those of a chain's narrowest student
 
 
 def main() -> None:
@@ -96,7 +97,7 @@ def plan(options: argparse.Namespace) -> dict[str, list[str]]:
         for seed in options.seeds
         for student in options.students or scale.students
         for arm in options.arms
-        if arm != "oskt-own" or own_width(student) not in scale.chains
+        if arm != "oskt-own" or student in IN_BETWEEN
     }  # fmt: skip
     left = {name: needs for name, needs in wanted.items() if not (options.results / name / "results.json").is_file()}
     # What they start from must lie in the work folder, also where its figures are known from an earlier session.
@@ -107,17 +108,9 @@ def plan(options: argparse.Namespace) -> dict[str, list[str]]:
     return {name: [need for need in needs if need in left] for name, needs in left.items()}
 
 
-def own_width(student: str) -> int:
-    """Channels of a variant's stem."""
-    from reid_hub import ReIDConfig
-    from reid_hub.models.width_scale import width_of
-
-    return width_of(ReIDConfig.from_variant(student))
-
-
 def chain_of(scale: Scale, student: str, arm: str) -> str:
     """The run of the chain that a student is expanded from."""
-    return f"{scale.teacher}.chain{own_width(student) if arm == 'oskt-own' else scale.students[student]}"
+    return f"{scale.teacher}.chain{'-' + student if arm == 'oskt-own' else scale.students[student]}"
 
 
 def run_all(left: dict[str, list[str]], options: argparse.Namespace) -> None:
@@ -156,10 +149,12 @@ def spawn(name: str, options: argparse.Namespace) -> bool:
 
 def execute(name: str, options: argparse.Namespace) -> None:
     """One run, resumed where it was; its results.json is copied to benchmarks/oskt."""
+    from reid_hub import ReIDConfig, WeightChain
     from reid_hub.jobs.baselines import shrink, train_sparse
-    from reid_hub.jobs.models import open_chain
+    from reid_hub.jobs.models import open_chain, open_model
     from reid_hub.jobs.refine import RefineSettings, refine
     from reid_hub.jobs.train import TrainSettings, train
+    from reid_hub.models.width_scale import student_of, width_of
 
     scale, out = SCALES[options.scale], options.work / name
     variant, _, arm = name.partition(".")
@@ -175,7 +170,11 @@ def execute(name: str, options: argparse.Namespace) -> None:
     if arm == "teacher":
         train(TrainSettings(**{**student, "epochs": scale.teacher_epochs}, model=variant))
     elif arm.startswith("chain"):
-        width = int(arm.removeprefix("chain"))
+        own = arm.removeprefix("chain-") if "-" in arm else None
+        width = width_of(ReIDConfig.from_variant(own)) if own else int(arm.removeprefix("chain"))
+        if own and not (out / "clustered" / "model.safetensors").is_file():
+            config = student_of(open_model(teacher).config, own)  # refining takes the chain that lies there
+            WeightChain.from_teacher(open_model(teacher), config).save_pretrained(out / "clustered")
         refine(
             RefineSettings(
                 **common, recipe="oskt", changes=changes, model=str(teacher), width=width, epochs=scale.refine_epochs

@@ -68,9 +68,9 @@ def page(runs: dict, teacher: str) -> str:
     if copies:
         lines += [
             "",
-            "A student wider than its chain begins with channels that share a row of it. How far its own training moves",
-            "them apart: mean cosine of their filters at its end (1 = still copies), and of filters of different rows.",
-            "The last column above is the control: a chain of the student's own width, without copies.",
+            "A student wider than its chain begins with channels that share a row of it. How far its own training",
+            "moves them apart: mean cosine of their filters at its end (1 = still copies), and of filters of different",
+            "rows. The last column above is the control: a chain of the student's own widths, without copies.",
             "",
             "| student | began with the same row | different rows |",
             "|---|---:|---:|",
@@ -79,7 +79,7 @@ def page(runs: dict, teacher: str) -> str:
     lines += ["", "| before any student is trained | mAP / rank-1 | epochs |", "|---|---:|---:|"]
     for arm in sorted(before, key=lambda arm: (not arm.startswith("teacher"), len(arm), arm)):
         name = {"teacher": "the teacher", "sparse": "the teacher after sparsity learning (for DepGraph)"}.get(
-            arm, f"narrowest student of chain {arm.removeprefix('chain')}, as expanded"
+            arm, f"narrowest student of chain {arm.removeprefix('chain').removeprefix('-')}, as expanded"
         )
         lines.append(f"| {name} | {_cell(before[arm])} | {before[arm][0]['training']['epochs']:g} |")
     student = next(results[0] for (_, arm), results in runs.items() if arm in ARMS)
