@@ -9,7 +9,9 @@ whose results.json lies in benchmarks/oskt is not repeated. The test identities 
 
 Every student is trained by the published recipe, but on identity classification alone: from random weights the
 recipe's triplet with hard factor 0.2 draws all features together (see model_cards/res50-s1.bot-market1501_tr751), and
-OSKT must not win by that. "scratch-lr" is scratch with the higher learning rate that suits it better.
+OSKT must not win by that. "scratch-lr" is scratch with the higher learning rate that suits it better. "oskt-own" is the
+control for the in-between students: expanded from a chain that was refined at their own width. How far the channels
+that share a row of the chain have moved apart during a student's training is kept in its results.json as "copies".
 """
 
 import argparse
@@ -50,7 +52,8 @@ SCALES = {
         {"res50-s1": 8, "res50-s3": 16, "res50-s5": 32, "res50-s2": 8, "res50-s4": 16}, 200, 100, 100, {"bf16": True},
     ),
 }  # fmt: skip
-ARMS = ("oskt", "scratch", "wtsel", "depgraph", "scratch-lr")
+ARMS = ("oskt", "scratch", "wtsel", "depgraph", "scratch-lr", "oskt-own")
+IN_BETWEEN = ("res50-s2", "res50-s4")  # whose stages are not as wide as those of a chain's narrowest student
 
 
 def main() -> None:
@@ -88,11 +91,13 @@ def plan(options: argparse.Namespace) -> dict[str, list[str]]:
     teacher, sparse = f"{scale.teacher}.teacher", f"{scale.teacher}.sparse"
     wanted = {
         f"{student}.{arm}" + (f"-seed{seed}" if seed else ""): {
-            "oskt": [f"{scale.teacher}.chain{scale.students[student]}"], "wtsel": [teacher], "depgraph": [sparse]
+            "oskt": [chain_of(scale, student, arm)], "oskt-own": [chain_of(scale, student, arm)],
+            "wtsel": [teacher], "depgraph": [sparse],
         }.get(arm, [])
         for seed in options.seeds
         for student in options.students or scale.students
         for arm in options.arms
+        if arm != "oskt-own" or student in IN_BETWEEN
     }  # fmt: skip
     left = {name: needs for name, needs in wanted.items() if not (options.results / name / "results.json").is_file()}
     # What they start from must lie in the work folder, also where its figures are known from an earlier session.
@@ -101,6 +106,11 @@ def plan(options: argparse.Namespace) -> dict[str, list[str]]:
     missing = {name: needs for name, needs in sources.items() if not (options.work / name / "results.json").is_file()}
     left = {**missing, **left}
     return {name: [need for need in needs if need in left] for name, needs in left.items()}
+
+
+def chain_of(scale: Scale, student: str, arm: str) -> str:
+    """The run of the chain that a student is expanded from."""
+    return f"{scale.teacher}.chain{'-' + student if arm == 'oskt-own' else scale.students[student]}"
 
 
 def run_all(left: dict[str, list[str]], options: argparse.Namespace) -> None:
@@ -124,7 +134,7 @@ def run_all(left: dict[str, list[str]], options: argparse.Namespace) -> None:
 def spawn(name: str, options: argparse.Namespace) -> bool:
     """Run one in a process with one thread, its output in a log."""
     words = ["--data-dir", options.data_dir, "--dataset-name", options.dataset_name, "--scale", options.scale]
-    threads = str(max(1, os.cpu_count() // options.workers))
+    threads = "1"
     options.work.mkdir(parents=True, exist_ok=True)
     print(f"{name}: started", flush=True)
     with (options.work / f"{name}.log").open("w") as log:
@@ -139,10 +149,12 @@ def spawn(name: str, options: argparse.Namespace) -> bool:
 
 def execute(name: str, options: argparse.Namespace) -> None:
     """One run, resumed where it was; its results.json is copied to benchmarks/oskt."""
+    from reid_hub import ReIDConfig, WeightChain
     from reid_hub.jobs.baselines import shrink, train_sparse
-    from reid_hub.jobs.models import open_chain
+    from reid_hub.jobs.models import open_chain, open_model
     from reid_hub.jobs.refine import RefineSettings, refine
     from reid_hub.jobs.train import TrainSettings, train
+    from reid_hub.models.width_scale import student_of, width_of
 
     scale, out = SCALES[options.scale], options.work / name
     variant, _, arm = name.partition(".")
@@ -158,7 +170,11 @@ def execute(name: str, options: argparse.Namespace) -> None:
     if arm == "teacher":
         train(TrainSettings(**{**student, "epochs": scale.teacher_epochs}, model=variant))
     elif arm.startswith("chain"):
-        width = int(arm.removeprefix("chain"))
+        own = arm.removeprefix("chain-") if "-" in arm else None
+        width = width_of(ReIDConfig.from_variant(own)) if own else int(arm.removeprefix("chain"))
+        if own and not (out / "clustered" / "model.safetensors").is_file():
+            config = student_of(open_model(teacher).config, own)  # refining takes the chain that lies there
+            WeightChain.from_teacher(open_model(teacher), config).save_pretrained(out / "clustered")
         refine(
             RefineSettings(
                 **common, recipe="oskt", changes=changes, model=str(teacher), width=width, epochs=scale.refine_epochs
@@ -169,15 +185,38 @@ def execute(name: str, options: argparse.Namespace) -> None:
     else:
         start = Path(variant) if arm.startswith("scratch") else out / "start"
         if not arm.startswith("scratch") and not (start / "config.json").is_file():
-            if arm == "oskt":
-                model = open_chain(options.work / f"{scale.teacher}.chain{scale.students[variant]}").expand(variant)
+            if arm in ("oskt", "oskt-own"):
+                model = open_chain(options.work / chain_of(scale, variant, arm)).expand(variant)
             else:
                 source = options.work / f"{scale.teacher}.{'sparse' if arm == 'depgraph' else 'teacher'}"
                 model = shrink(source, variant, by=arm)
             model.save_pretrained(start)
         train(TrainSettings(**student, model=str(start)))
+        if arm == "oskt":
+            record_copies(out, options.work / chain_of(scale, variant, arm), variant)
     (options.results / name).mkdir(parents=True, exist_ok=True)
     copyfile(out / "results.json", options.results / name / "results.json")
+
+
+def record_copies(student: Path, folder: Path, variant: str) -> None:
+    """Add to a student's results how alike channels are (mean cosine of their filters) that began with the same row."""
+    import torch
+
+    from reid_hub.jobs.models import open_chain, open_model
+
+    chain, state = open_chain(folder), open_model(student).state_dict()
+    slots, alike = chain.slots(chain.sizes_of(variant)), {True: [], False: []}
+    for name, axes in chain.groups.axes.items():
+        if state[name].ndim == 4 and len(axes.rows) == 1:
+            source = slots[axes.rows[0]].source
+            filters = torch.nn.functional.normalize(state[name].flatten(1), dim=1)
+            pairs = torch.ones(len(source), len(source)).triu(1).bool()
+            for same in alike:
+                alike[same].append((filters @ filters.T)[pairs & ((source[:, None] == source) == same)])
+    means = {key: torch.cat(alike[same]).mean().item() for key, same in {"same_row": True, "other_rows": False}.items()}
+    path = student / "results.json"
+    copies = {key: round(value, 4) for key, value in means.items() if value == value}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "copies": copies}, indent=2, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ ARMS = {
     "depgraph": "DepGraph",
     "scratch": "scratch",
     "scratch-lr": "scratch, its own rate",
+    "oskt-own": "OSKT, chain of its own width",
 }
 
 
@@ -62,10 +63,23 @@ def page(runs: dict, teacher: str) -> str:
         if "oskt" in scores and best != "oskt":
             behind = 100 * (scores[best] - scores["oskt"])
             lines += ["", f"**{variant}: OSKT is not ahead**, {ARMS[best]} is by {behind:.1f} points of mAP."]
+    copies = {v: results[0]["copies"] for (v, arm), results in runs.items() if arm == "oskt" and "copies" in results[0]}
+    copies = {variant: found for variant, found in copies.items() if "same_row" in found}
+    if copies:
+        lines += [
+            "",
+            "A student wider than its chain begins with channels that share a row of it. How far its own training",
+            "moves them apart: mean cosine of their filters at its end (1 = still copies), and of filters of different",
+            "rows. The last column above is the control: a chain of the student's own widths, without copies.",
+            "",
+            "| student | began with the same row | different rows |",
+            "|---|---:|---:|",
+            *(f"| {v} | {found['same_row']:.2f} | {found['other_rows']:.2f} |" for v, found in sorted(copies.items())),
+        ]
     lines += ["", "| before any student is trained | mAP / rank-1 | epochs |", "|---|---:|---:|"]
     for arm in sorted(before, key=lambda arm: (not arm.startswith("teacher"), len(arm), arm)):
         name = {"teacher": "the teacher", "sparse": "the teacher after sparsity learning (for DepGraph)"}.get(
-            arm, f"narrowest student of chain {arm.removeprefix('chain')}, as expanded"
+            arm, f"narrowest student of chain {arm.removeprefix('chain').removeprefix('-')}, as expanded"
         )
         lines.append(f"| {name} | {_cell(before[arm])} | {before[arm][0]['training']['epochs']:g} |")
     student = next(results[0] for (_, arm), results in runs.items() if arm in ARMS)
