@@ -138,7 +138,9 @@ def plot(path: Path, runs: dict, codes: list[dict]) -> None:
     for result in codes:
         point = result["cost"]["bytes_per_vector"], 100 * result["metrics"]["mAP"]
         axes.plot(*point, "k*")
-        axes.annotate(result["protocol"]["codec"], point, textcoords="offset points", xytext=(4, -10), fontsize=7)
+        axes.annotate(
+            result["protocol"]["codec"], point, textcoords="offset points", xytext=(-4, -6), fontsize=6, rotation=-60
+        )
     axes.set(xscale="log", xlabel="bytes per vector", ylabel="mAP, %", title="What a stored vector costs and gives")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=7)

@@ -134,7 +134,7 @@ def run_all(left: dict[str, list[str]], options: argparse.Namespace) -> None:
 def spawn(name: str, options: argparse.Namespace) -> bool:
     """Run one in a process with one thread, its output in a log."""
     words = ["--data-dir", options.data_dir, "--dataset-name", options.dataset_name, "--scale", options.scale]
-    threads = "1"
+    threads = str(max(1, os.cpu_count() // options.workers))
     options.work.mkdir(parents=True, exist_ok=True)
     print(f"{name}: started", flush=True)
     with (options.work / f"{name}.log").open("w") as log:
