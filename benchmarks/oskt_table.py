@@ -100,8 +100,8 @@ def page(runs: dict, teacher: str) -> str:
             f"Every student is trained alike: {_how(student)}. The chains were refined with {_how(refined)}. OSKT and "
             "DepGraph have spent these epochs on the same pictures before (once for all students of a chain, once for "
             'all widths); weight selection and scratch have not. "Scratch, its own rate" has the learning rate that '
-            f"the teacher was trained with, {_rate(runs, teacher)}. {teacher} itself, the widest student, is no row: it "
-            "would be the teacher.",
+            f"the teacher was trained with, {_rate(runs, teacher)}. {teacher} itself, the widest student, is no row: "
+            "it would be the teacher.",
             120,
         ),
         "",
