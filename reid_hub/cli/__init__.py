@@ -5,7 +5,7 @@ import sys
 import typer
 
 from reid_hub.cli.compress import compress
-from reid_hub.cli.evaluate import calibrate, evaluate, index_build, search
+from reid_hub.cli.evaluate import calibrate, evaluate, index_add, index_build, search
 from reid_hub.cli.hub import card, convert, list_names, push
 from reid_hub.cli.oskt import expand, kdpp, refine, shrink, sparsify
 from reid_hub.cli.train import demo, train
@@ -24,6 +24,7 @@ distill_app.command("kdpp")(kdpp)
 app.add_typer(distill_app, name="distill")
 index_app = typer.Typer(no_args_is_help=True, help="Build galleries to search in.")
 index_app.command("build")(index_build)
+index_app.command("add")(index_add)
 app.add_typer(index_app, name="index")
 for command in (search, card, push):
     app.command()(command)

@@ -57,6 +57,11 @@ def evaluate(
     show(results, {"results and card": folder, "pictures": pictures})
 
 
+CameraPattern = Annotated[
+    str | None, typer.Option(help="Regular expression whose first group is the camera's number in a path.")
+]
+
+
 def index_build(
     gallery: Annotated[Path, typer.Argument(help="A folder of pictures; the ids are the paths below it.")],
     model: Annotated[str, typer.Option(help="A checkpoint folder or a repository of the Hub.")],
@@ -65,19 +70,40 @@ def index_build(
         str | None,
         typer.Option(help="float32, float16, int8, binary, binary+float16, ...; by default what the model is for."),
     ] = None,
+    camera_pattern: CameraPattern = None,
     flip: Flip = True,
 ):
     """Embed a folder of pictures into an index.
 
     Example: reid-hub index build gallery --model runs/demo/model --out gallery.index
     """
+    _build(gallery, model, out, codec=codec, camera_pattern=camera_pattern, flip=flip)
+
+
+def index_add(
+    gallery: Annotated[Path, typer.Argument(help="A folder of pictures; what the index has already is left as it is.")],
+    model: Annotated[str, typer.Option(help="The model that the index was built with.")],
+    out: Annotated[Path, typer.Option(help="The index's folder.")],
+    camera_pattern: CameraPattern = None,
+    flip: Flip = True,
+):
+    """Add the new pictures of a folder to an index; only they are embedded and written.
+
+    Example: reid-hub index add gallery --model runs/demo/model --out gallery.index
+    """
+    _build(gallery, model, out, add=True, camera_pattern=camera_pattern, flip=flip)
+
+
+def _build(gallery: Path, model: str, out: Path, **options):
     from reid_hub.jobs.models import open_model
     from reid_hub.jobs.search import build_index
 
-    index, skipped = build_index(gallery, open_model(model), out, codec=codec, flip=flip)
+    index, added, skipped = build_index(gallery, open_model(model), out, **options)
     for reason in skipped[:5]:
         typer.echo(f"skipped: {reason}", err=True)
-    typer.echo(f"{out}: {len(index):,} pictures, {len(skipped):,} skipped because they cannot be read")
+    typer.echo(
+        f"{out}: {len(index):,} pictures, {added:,} of them new, {len(skipped):,} skipped because they cannot be read"
+    )
 
 
 def search(
@@ -85,6 +111,7 @@ def search(
     query: Annotated[list[Path], typer.Argument(help="Pictures to search for.")],
     model: Annotated[str, typer.Option(help="The model that the index was built with.")],
     top: Annotated[int, typer.Option(min=1, help="How many answers.")] = 10,
+    exclude_camera: Annotated[int | None, typer.Option(help="Leave out what this camera took.")] = None,
     gallery: Annotated[Path | None, typer.Option(help="The folder that was indexed, for --picture.")] = None,
     picture: Annotated[Path | None, typer.Option(help="Draw the answers into this file.")] = None,
     flip: Flip = True,
@@ -96,14 +123,15 @@ def search(
     from reid_hub.jobs.models import open_model
     from reid_hub.jobs.search import search_index
 
-    options = {"top": top, "flip": flip, "gallery_dir": gallery, "picture": picture}
+    options = {"top": top, "exclude_camera": exclude_camera, "flip": flip, "gallery_dir": gallery, "picture": picture}
     answer = search_index(index, open_model(model), query, **options)
     if answer.note:
         typer.echo(answer.note, err=True)
     for path, row, names, verdicts in zip(query, answer.distances, answer.ids, answer.verdicts, strict=True):
         typer.echo(str(path))
         for rank, (distance, name, verdict) in enumerate(zip(row, names, verdicts, strict=True), start=1):
-            typer.echo(f"  {rank:>3}  {distance:.4f}  {name}{'  ' if verdict else ''}{verdict}")
+            if name is not None:  # fewer answers than asked for
+                typer.echo(f"  {rank:>3}  {distance:.4f}  {name}{'  ' if verdict else ''}{verdict}")
 
 
 def calibrate(

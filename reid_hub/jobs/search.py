@@ -1,5 +1,6 @@
 """A folder of pictures as a searchable gallery, and the answer to a query as a table and a picture."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,19 +66,31 @@ def build_index(
     out: str | Path,
     *,
     codec: str | None = None,
+    add: bool = False,
+    camera_pattern: str | None = None,
     flip: bool = True,
     batch_size: int = 64,
-):
+) -> tuple[GalleryIndex, int, list[str]]:
     """Embed every readable picture of a folder and save the index; the ids are the paths below the folder.
 
     Args:
         codec: see `new_index`; by default "int8" for a model that was quantised, else "float32".
+        add: grow the index that lies in `out` by the pictures that it does not have yet.
+        camera_pattern: a regular expression; its first group, found in a path, is the camera's number.
 
     Returns:
-        The index and the pictures that could not be read, each with the reason.
+        The index, the number of pictures that were added, and why others could not be read.
+
+    Raises:
+        ValueError: if no picture can be read, a path does not fit the pattern, or `out` is another model's index.
     """
-    index = new_index(model, codec or model.config.quantization or "float32")
-    names, skipped = [str(path) for path in find_pictures(folder)], []
+    if add:
+        index = GalleryIndex.load(out, fingerprint=model.fingerprint())
+    else:
+        index = new_index(model, codec or model.config.quantization or "float32")
+    found, skipped, before = [str(path) for path in find_pictures(folder)], [], len(index)
+    names = [name for name in found if name not in index]
+    cameras = None if camera_pattern is None else {name: _camera(name, camera_pattern) for name in names}
     for start in range(0, len(names), batch_size * 8):
         pictures, ids = [], []
         for name in names[start : start + batch_size * 8]:
@@ -87,11 +100,21 @@ def build_index(
             except ValueError as error:
                 skipped.append(str(error))
         if ids:
-            index.add(encode_for(index, model, pictures, flip=flip, batch_size=batch_size, progress=True), ids)
+            camids = None if cameras is None else [cameras[name] for name in ids]
+            index.add(encode_for(index, model, pictures, flip=flip, batch_size=batch_size, progress=True), ids, camids)
     if not len(index):
-        raise ValueError(f"none of the {len(names)} pictures below {folder} can be read; the first: {skipped[0]}")
+        raise ValueError(f"none of the {len(found)} pictures below {folder} can be read; the first: {skipped[0]}")
     index.save(out)
-    return index, skipped
+    return index, len(index) - before, skipped
+
+
+def _camera(name: str, pattern: str) -> int:
+    match = re.search(pattern, name)
+    if match is None or not match.groups() or not match[1].isdigit():
+        raise ValueError(
+            f"the camera pattern {pattern!r} must find a number in every path as its first group: {name!r}"
+        )
+    return int(match[1])
 
 
 class Answer(NamedTuple):
@@ -113,6 +136,7 @@ def search_index(
     queries: Sequence[str | Path],
     *,
     top: int = 10,
+    exclude_camera: int | None = None,
     flip: bool = True,
     gallery_dir: str | Path | None = None,
     picture: str | Path | None = None,
@@ -120,6 +144,7 @@ def search_index(
     """Search an index for query pictures.
 
     Args:
+        exclude_camera: leaves out what this camera took, in an index that knows cameras.
         gallery_dir: the folder that was indexed, needed to draw the `picture` of the answer.
 
     Raises:
@@ -127,7 +152,8 @@ def search_index(
     """
     index = GalleryIndex.load(index_dir, fingerprint=model.fingerprint())
     pictures = [decode_image(query) for query in queries]
-    distances, ids = index.search(encode_for(index, model, pictures, flip=flip), top)
+    excluded = None if exclude_camera is None else [exclude_camera] * len(pictures)
+    distances, ids = index.search(encode_for(index, model, pictures, flip=flip), top, exclude_camids=excluded)
     decision, note = decision_of(model, index, flip)
     verdicts = np.full(distances.shape, "", "<U8")
     if decision is not None:
@@ -135,16 +161,17 @@ def search_index(
     if picture is not None:
         if gallery_dir is None:
             raise ValueError("a picture of the answer needs the gallery's folder: give gallery_dir")
-        found = [[decode_image(inside(gallery_dir, name)) for name in row] for row in ids]
+        found = [[decode_image(inside(gallery_dir, name)) for name in row if name] for row in ids]
         captions = [
             [f"{_short(name)}\n{distance:.3f} {verdict}".strip() for name, distance, verdict in zip(*row, strict=True)]
             for row in zip(ids, distances, verdicts, strict=True)
         ]
+        captions = [row[: len(answers)] for row, answers in zip(captions, found, strict=True)]  # fewer than asked for
         plot_answers(picture, pictures, found, captions)
     return Answer(distances, ids, verdicts, note)
 
 
-def _short(name: str, room: int = 13) -> str:
+def _short(name: str | None, room: int = 13) -> str:
     """As much of a picture's name as fits under it; the end tells pictures of one folder apart."""
-    stem = Path(name).stem
+    stem = Path(name or "").stem
     return stem if len(stem) <= room else f"…{stem[1 - room :]}"

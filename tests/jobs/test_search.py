@@ -56,7 +56,7 @@ def test_a_gallery_of_codes_is_searched_and_decided(model, people, codec, tmp_pa
     gallery = people[3] / "bounding_box_test"
     built = run("index", "build", gallery, "--model", folder, "--out", tmp_path / "index",
                 *(("--codec", codec) if codec else ()))  # fmt: skip
-    assert "pictures, 0 skipped" in built
+    assert "12 pictures, 12 of them new, 0 skipped" in built
     index = GalleryIndex.load(tmp_path / "index")
     assert index.codec.name == (codec or "int8").partition("+")[0]
     query = sorted(gallery.glob("*.jpg"))[0]
@@ -84,6 +84,27 @@ def test_a_decision_for_mirrored_vectors_is_not_used_for_others(model, people, t
     said = run("search", tmp_path / "index", next(gallery.glob("*.jpg")), "--model", folder, "--no-flip")
     assert "found with --flip" in said
     assert "match" not in re.sub("for a match", "", said.replace("found with --flip", ""))
+
+
+def test_a_gallery_grows_and_its_cameras_can_be_left_out(model, people, complaint, tmp_path):
+    folder, _ = model
+    gallery, out = tmp_path / "gallery", tmp_path / "index"
+    shutil.copytree(people[3] / "bounding_box_test", gallery)
+    late = sorted(gallery.glob("*.jpg"))[:2]
+    aside = [path.rename(tmp_path / path.name) for path in late]
+    options = ("--model", folder, "--out", out, "--camera-pattern", r"_c(\d)")
+    run("index", "build", gallery, *options)
+    before = GalleryIndex.load(out)
+    for path in aside:
+        path.rename(gallery / path.name)
+    assert f"{len(before) + 2} pictures, 2 of them new, 0 skipped" in run("index", "add", gallery, *options)
+    assert f"{len(before) + 2} pictures, 0 of them new, 0 skipped" in run("index", "add", gallery, *options)
+    assert GalleryIndex.load(out).ids == [*before.ids, *(path.name for path in late)]
+    said = run("search", out, late[0], "--model", folder, "--top", 50, "--exclude-camera", 2)
+    names = set(re.findall(r"\S+\.jpg(?=  )", said))
+    assert names == {path.name for path in gallery.glob("*_c1*.jpg")}
+    words = ["index", "add", people[3] / "query", "--model", folder, "--out", out]
+    assert "as its first group" in complaint([*words, "--camera-pattern", "camera_([0-9])"])
 
 
 @pytest.mark.parametrize("codec", ["float16", "int8", "binary", "binary+float16"])
