@@ -79,7 +79,7 @@ def test_train_evaluate_and_search_a_folder_of_pictures(pictures, model, tmp_pat
     (pictures / "broken.jpg").write_bytes(b"not a picture")
     said = run("index", "build", pictures, "--model", out, "--out", tmp_path / "index", stream="output")
     (pictures / "broken.jpg").unlink()
-    assert "72 pictures, 1 skipped" in said
+    assert "72 pictures, 72 of them new, 1 skipped" in said
     assert "broken.jpg" in said
     query = pictures / "person03" / "2.png"
     picture = ["--gallery", pictures, "--picture", tmp_path / "answer.png"]
