@@ -96,16 +96,15 @@ class View:
         return image.crop((left, top, right, bottom))
 
     def describe(self, paths: Sequence[str] = ()) -> dict[str, Any]:
-        """All that decides what a teacher is shown of these pictures, as plain values."""
-        shown = {"name": self.name, "rows": [str(row) for row in self.rows], "image_size": list(self.image_size)}
+        """All that decides what is cut out of these pictures, as plain values."""
         if self.region is None:
-            return shown
+            return {"name": self.name, "rows": [str(row) for row in self.rows]}
         digest = hashlib.sha256()
         for path in sorted(paths):
             region = self._region(path)
             text = region.tobytes() if isinstance(region, np.ndarray) else json.dumps(region).encode()
             digest.update(json.dumps([path, getattr(region, "shape", None)]).encode() + text)
-        return {**shown, "regions": digest.hexdigest()[:16]}
+        return {"name": self.name, "regions": digest.hexdigest()[:16]}
 
     def _region(self, path: str) -> tuple[float | Fraction, ...] | np.ndarray:
         if self.region is None:
