@@ -298,7 +298,7 @@ def test_a_killed_run_goes_on_with_two_processes_that_share_the_rest(cache, star
     made = [(name.split("/")[0], row) for name in shards(cache).keys() - left for row in rows_of(name)]
     assert sorted(rows[0] + rows[1]) == sorted(made)
     assert shards(folder) == shards(cache)
-    assert not [path for path in folder.rglob(".*")]
+    assert not list(folder.rglob(".*"))
 
 
 def rows_of(name: str) -> range:
