@@ -9,7 +9,7 @@ import torch
 
 from reid_hub.data.views import View, choose_views, view_split
 from reid_hub.evaluation import read_results
-from reid_hub.jobs.models import open_model
+from reid_hub.jobs.models import new_model, open_model
 from reid_hub.jobs.train import TrainSettings, is_done, load_splits, start_heads, train
 from reid_hub.methods import FDMethod
 from reid_hub.methods.fd import (
@@ -18,6 +18,7 @@ from reid_hub.methods.fd import (
     Representations,
     Teacher,
     fd_method,
+    map_channels,
     write_representations,
 )
 from reid_hub.models import ReIDModel
@@ -105,9 +106,13 @@ def distill(settings: FDSettings) -> dict[str, Any] | None:
         What the student's results.json holds, or None where the data set has no query and gallery.
 
     Raises:
-        ValueError, FileNotFoundError: for anything unknown or impossible; a recipe or view before training starts.
+        ValueError, FileNotFoundError: for anything unknown or impossible; before training starts for a recipe, a view,
+            or a student that can have no branches.
     """
-    taught, _ = _weights(settings), settings.chosen
+    taught = _weights(settings)
+    _check_teachers(settings)
+    if settings.student_recipe().options.get("alpha", 4.0):
+        map_channels(new_model(settings.initial or settings.model, settings.image_size))
     settings = replace(settings, initial=settings.initial or str(train_initial(settings)))
     if taught:
         settings = replace(settings, teachers=train_teachers(settings))
@@ -133,8 +138,7 @@ def train_teachers(settings: FDSettings) -> dict[str, str]:
         ValueError: for a teacher of a view that is not among the settings'.
     """
     views, teachers = settings.chosen, {}
-    for name in settings.teachers:
-        lookup({view.name: view for view in views}, name, "view")
+    _check_teachers(settings)
     splits = load_splits(settings)
     for view in views:
         teachers[view.name] = settings.teachers.get(view.name)
@@ -240,6 +244,11 @@ def _representations(settings: FDSettings, subset: TrainingSubset) -> Representa
                 f"{len(subset.identities)} or others: {_SAME}"
             )
     return found
+
+
+def _check_teachers(settings: FDSettings) -> None:
+    for name in settings.teachers:
+        lookup({view.name: view for view in settings.chosen}, name, "view of these teachers")
 
 
 def _weights(settings: FDSettings) -> bool:

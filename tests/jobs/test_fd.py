@@ -164,10 +164,13 @@ def test_what_does_not_belong_together_is_refused(made, settings, tmp_path):
             train_student(replace(base, **changes))
     with pytest.raises(ValueError, match="'Dn1' has no teacher"):
         fd.make_cache(replace(base, teachers={"Hol": ready["Hol"]}))
-    with pytest.raises(ValueError, match="unknown view 'Dn2'"):
+    with pytest.raises(ValueError, match="unknown view of these teachers 'Dn2'"):
         fd.train_teachers(replace(base, teachers={"Dn2": ready["Hol"]}))
     with pytest.raises(ValueError, match="made with other teacher"):
         fd.make_cache(replace(base, teachers={**ready, "Dn1": ready["Hol"]}))
+    with pytest.raises(ValueError, match="a map of at least 4x4, got 4x2"):
+        distill(replace(settings, output_dir=tmp_path / "small", image_size=(16, 8)))
+    assert not (tmp_path / "small").exists()
     few = replace(base, output_dir=tmp_path / "few", validation=0.3, cache=None)
     others = {**ready, **fd.train_teachers(replace(few, views=["Hol"]))}
     with pytest.raises(ValueError, match=r"'Hol' and 'Dn1' were trained on different identities, \d and 8"):

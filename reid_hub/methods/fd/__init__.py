@@ -3,7 +3,7 @@
 from reid_hub.methods.fd.branches import FeatureMapBranch, RepresentationBranch
 from reid_hub.methods.fd.cache import CachedRepresentations, write_representations
 from reid_hub.methods.fd.representations import OnlineRepresentations, Representations, Teacher
-from reid_hub.methods.fd.training import CompressedFDMethod, FDMethod, fd_method
+from reid_hub.methods.fd.training import CompressedFDMethod, FDMethod, fd_method, map_channels
 
 __all__ = [
     "CachedRepresentations",
@@ -15,5 +15,6 @@ __all__ = [
     "Representations",
     "Teacher",
     "fd_method",
+    "map_channels",
     "write_representations",
 ]

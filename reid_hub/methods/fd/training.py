@@ -67,7 +67,7 @@ class FDMethod(SupervisedMethod):
         if self.representations is None:
             return
         self._erased = ErasedShares(representations.views, representations.paths, model.config.image_size)
-        window, channels = model.config.pooling_window, _map_channels(model) if alpha else 0
+        window, channels = model.config.pooling_window, map_channels(model) if alpha else 0
         for view, dim in zip(representations.views, representations.dims, strict=True):
             if alpha:
                 self.fmfb[view.name] = FeatureMapBranch(channels, dim, width, window)
@@ -121,8 +121,8 @@ def fd_method(model: ReIDModel, num_ids: int, **options: Any) -> FDMethod:
 
 
 @torch.no_grad()
-def _map_channels(model: ReIDModel) -> int:
-    """C of the feature map.
+def map_channels(model: ReIDModel) -> int:
+    """C of a student's feature map (B, C, h, w).
 
     Raises:
         ValueError: if there is none that a window of the pooling fits into.
