@@ -168,7 +168,7 @@ def test_what_does_not_belong_together_is_refused(made, settings, tmp_path):
         fd.train_teachers(replace(base, teachers={"Dn2": ready["Hol"]}))
     with pytest.raises(ValueError, match="made with other teacher"):
         fd.make_cache(replace(base, teachers={**ready, "Dn1": ready["Hol"]}))
-    with pytest.raises(ValueError, match="a map of at least 4x4, got 4x2"):
+    with pytest.raises(ValueError, match="a map of at least 4x4, got 2x1"):
         distill(replace(settings, output_dir=tmp_path / "small", image_size=(16, 8)))
     assert not (tmp_path / "small").exists()
     few = replace(base, output_dir=tmp_path / "few", validation=0.3, cache=None)
