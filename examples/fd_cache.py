@@ -12,6 +12,7 @@ from pathlib import Path
 
 from reid_hub.cli.arguments import example_parser, training_fields, view_fields, view_options
 from reid_hub.jobs.fd import FDSettings, make_cache
+from reid_hub.training import parse_override
 
 
 def main() -> None:
@@ -23,7 +24,7 @@ def main() -> None:
     options = parser.parse_args()
     settings = FDSettings(cache=options.output_dir, **view_fields(options), **training_fields(options))
     teachers = {view.name: str(Path(options.teachers) / view.name) for view in settings.chosen}
-    teachers |= dict(text.split("=", 1) for text in options.teacher)
+    teachers |= {name: str(model) for name, model in map(parse_override, options.teacher)}
     settings.teachers = teachers
     folder = make_cache(settings, shard_size=options.shard_size)
     print(json.dumps({view.name: str(folder / view.name) for view in settings.chosen}))

@@ -1,5 +1,6 @@
 """Factorized Distillation: an initial student and teachers of views, what the teachers say, and the final student."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -174,7 +175,8 @@ def open_teachers(settings: FDSettings, split: Any) -> list[Teacher]:
         folder = settings.teachers[view.name]
         model = open_model(folder).requires_grad_(False).eval()
         if torch.accelerator.is_available() and not settings.arguments.get("use_cpu"):
-            model.to(torch.accelerator.current_accelerator())
+            # The trainer, which would say which one is this process's, comes later.
+            model.to(torch.device(torch.accelerator.current_accelerator().type, int(os.environ.get("LOCAL_RANK", 0))))
         teachers.append(Teacher(model, view, split, identities=known_identities(folder)))
     known = {teacher.view.name: teacher.identities for teacher in teachers if teacher.identities is not None}
     for name, identities in known.items():
