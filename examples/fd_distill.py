@@ -1,6 +1,7 @@
 """Distill what teachers of parts say into one student of the whole picture: Factorized Distillation.
 
-Without arguments it does all three steps on people that reid_hub draws, in minutes; with a cache only the last:
+Without arguments it does all three steps, with four small teachers, on people that reid_hub draws; with a cache only
+the last:
 
     accelerate launch examples/fd_distill.py
     accelerate launch examples/fd_distill.py --init runs/initial --cache DIR --recipe fd-student \\

@@ -1,6 +1,6 @@
 """Train the teachers of Factorized Distillation, one for each view of a person: the whole picture and its bands.
 
-Without arguments it trains small ones on people that reid_hub draws, in minutes:
+Without arguments it trains four small ones on people that reid_hub draws, one after another:
 
     accelerate launch examples/fd_teachers.py
     accelerate launch examples/fd_teachers.py --backbone res101 --init torchvision/resnet101 --recipe fd-student \\
