@@ -50,3 +50,15 @@ def training_fields(options: argparse.Namespace) -> dict[str, Any]:
 def recipe_fields(options: argparse.Namespace) -> dict[str, Any]:
     """The recipe and what replaces its values, as fields of `TrainSettings`."""
     return {"recipe": options.recipe, "changes": dict(parse_override(text) for text in options.set)}
+
+
+def view_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of Factorized Distillation's views."""
+    parser.add_argument("--views", nargs="+", help="names, bands NAME=TOP:BOTTOM, Hol+G1, or all")
+    parser.add_argument("--view-size", type=int, nargs=2, help="height and width of a part of a picture")
+
+
+def view_fields(options: argparse.Namespace) -> dict[str, Any]:
+    """The views as fields of `FDSettings`."""
+    views = options.views or ["all"]
+    return {"views": views[0] if len(views) == 1 else views, "view_size": options.view_size}

@@ -112,6 +112,7 @@ class BatchTransform:
         seed: int | None = None,
         step: int | None = None,
         return_boxes: bool = False,
+        unflip_boxes: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Transform a batch; the draws depend only on (seed, step, index, position in the batch).
 
@@ -121,6 +122,7 @@ class BatchTransform:
             step: must differ between the visits to an image, e.g. the trainer's global step.
             return_boxes: also return the erased boxes, int64 (B, 4) as y0, x0, y1, x1 with ends exclusive, in
                 coordinates of the returned image; rows of -1 where nothing was erased.
+            unflip_boxes: in those of the image in front of the flip instead.
 
         Raises:
             ValueError: if the pixels are not uint8 (B, C, H, W), or an augmentation lacks its counters.
@@ -147,6 +149,9 @@ class BatchTransform:
             drawn = {name: values[part] for name, values in plan.items()}
             out = x[part].copy_(self._move_and_colour(pixel_values[part], drawn)).mul_(scale).add_(shift)
             self._erase(out, drawn)
+        if unflip_boxes and "mirror" in plan:
+            turned = (boxes[:, [0, 3, 2, 1]] - boxes.new_tensor([0, x.shape[-1], 0, x.shape[-1]])).abs()
+            boxes = torch.where((plan["mirror"].view(-1, 1) > 0) & (boxes >= 0), turned, boxes)
         return (x, boxes) if return_boxes else x
 
     def _draws(self, pixel_values: Tensor, indices: Tensor | None, seed: int | None, step: int | None) -> Draws:
@@ -267,19 +272,15 @@ def _pad_and_crop(x: Tensor, pad: int, size: tuple[int, int], start: Tensor) -> 
     batch, channels, height, width = x.shape
     height, width = height + 2 * pad, width + 2 * pad
     plane = height * width
-    stride = _multiple_of_four(channels * plane) + 4
+    stride = -(-channels * plane // 4) * 4 + 4  # a multiple of four
     flat = x.new_zeros(batch * stride + 3)
     canvas = flat[:-3].view(batch, stride)[:, : channels * plane].unflatten(1, (channels, height, width))
     canvas[..., pad : height - pad, pad : width - pad] = x
     words = flat.unfold(0, batch * stride, 1).contiguous().view(torch.int32).view(4, batch, stride // 4)
-    run = _multiple_of_four((channels - 1) * plane + (size[0] - 1) * width + size[1])
+    run = -(-((channels - 1) * plane + (size[0] - 1) * width + size[1]) // 4) * 4
     images = torch.arange(batch, device=x.device)
     runs = words.unfold(2, run // 4, 1)[start & 3, images, start >> 2].view(torch.uint8)
     return runs.as_strided((batch, channels, *size), (run, plane, width, 1))
-
-
-def _multiple_of_four(count: int) -> int:
-    return -(-count // 4) * 4
 
 
 class _Draw(IntEnum):

@@ -1,6 +1,8 @@
 """What a data set holds, and what in it cannot be trained on or scored."""
 
+import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -75,3 +77,25 @@ def _unmatched(
     per_camera = np.bincount(gallery * width + gallery_camids + 1, minlength=len(codes) * width)
     own_camera = np.where(query_camids == NO_CAMERA, 0, per_camera[query * width + query_camids + 1])
     return int((images[query] - own_camera == 0).sum())
+
+
+def digest_pictures(split) -> str:
+    """A digest of a split's pictures as they lie on the disk, with their paths below the root; of no other column.
+
+    The order of the rows, and where the data set was unpacked, do not matter.
+
+    Raises:
+        FileNotFoundError: if a picture is missing.
+    """
+    from datasets import Image as ImageFeature
+
+    lines = []
+    for row in split.select_columns(["image", "path"]).cast_column("image", ImageFeature(decode=False)):
+        data = row["image"]["bytes"]
+        if data is None:
+            file = Path(row["image"]["path"])
+            if not file.is_file():
+                raise FileNotFoundError(f"image {file} does not exist; if it was moved, load the data set again")
+            data = file.read_bytes()
+        lines.append(f"{row['path']}\0{hashlib.sha256(data).hexdigest()}")
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:16]

@@ -82,10 +82,18 @@ class TrainSettings:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
-def train(settings: TrainSettings, **parts: Any) -> dict[str, Any] | None:
+def train(
+    settings: TrainSettings,
+    *,
+    splits: Mapping[str, Any] | None = None,
+    about: Mapping[str, Any] | None = None,
+    **parts: Any,
+) -> dict[str, Any] | None:
     """Train by a recipe, then evaluate the last epoch's model once on the test set.
 
     Args:
+        splits: in place of the settings' data set as it is.
+        about: more for the results to say of the training.
         parts: what else `build_trainer` takes, for methods that need more than a data set.
 
     Returns:
@@ -95,7 +103,7 @@ def train(settings: TrainSettings, **parts: Any) -> dict[str, Any] | None:
         ValueError, FileNotFoundError: for anything unknown or impossible, before training starts.
     """
     recipe = override(lookup(RECIPES, settings.recipe, "recipe"), settings.changes)
-    splits = load_splits(settings)
+    splits = load_splits(settings) if splits is None else splits
     trainer = build_trainer(settings, recipe, splits["train"], **parts)
     run(trainer, settings, splits)
     results = None
@@ -105,7 +113,7 @@ def train(settings: TrainSettings, **parts: Any) -> dict[str, Any] | None:
             splits,
             dataset_name=settings.dataset_name or settings.data,
             flip=settings.flip,
-            training=provenance(settings, recipe, trainer),
+            training={**provenance(settings, recipe, trainer), **(about or {})},
             folder=settings.output_dir,
         )
     publish(trainer, settings)

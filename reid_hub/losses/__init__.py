@@ -6,7 +6,7 @@ from torch import Tensor
 
 from reid_hub.losses.center import center_loss, move_centers
 from reid_hub.losses.circle import circle_loss
-from reid_hub.losses.distillation import distillation_loss, norm_direction_loss
+from reid_hub.losses.distillation import distillation_loss, norm_direction_loss, representation_loss
 from reid_hub.losses.identity import identity_loss
 from reid_hub.losses.triplet import batch_hard_triplet_loss
 
@@ -19,6 +19,7 @@ __all__ = [
     "identity_loss",
     "move_centers",
     "norm_direction_loss",
+    "representation_loss",
 ]
 
 # Losses that compare the images of a batch with each other: (features, pids, **options) -> scalar.

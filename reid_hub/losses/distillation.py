@@ -27,3 +27,16 @@ def norm_direction_loss(features: Tensor, teacher_features: Tensor, directions: 
     features, teacher_features = at_least_float32(features), at_least_float32(teacher_features.detach())
     norm = torch.maximum(features.norm(dim=1), teacher_features.norm(dim=1)).clamp(min=1e-12)
     return (1 - (features * directions).sum(1) / norm).mean()
+
+
+def representation_loss(vectors: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Half the squared distance to a teacher's vectors, (B, D) twice -> scalar: 1 / (2 B) sum_i w_i |t_i - v_i|^2.
+
+    Factorized Distillation (arXiv:1811.08073), eqs. 3 and 4. Nothing flows back to the teacher.
+
+    Args:
+        weights: (B,) of the images, 0 to leave one out; the sum is divided by B all the same.
+    """
+    vectors = at_least_float32(vectors)
+    squared = (vectors - targets.detach().to(vectors)).square().sum(1)
+    return (squared if weights is None else squared * weights.to(squared)).mean() / 2

@@ -3,14 +3,16 @@
 from reid_hub.methods.base import Method
 from reid_hub.methods.baselines import KDPPMethod
 from reid_hub.methods.compression import CompressionMethod
+from reid_hub.methods.fd import FDMethod
 from reid_hub.methods.oskt import RefineMethod
 from reid_hub.methods.supervised import SupervisedMethod
 
-__all__ = ["METHODS", "CompressionMethod", "KDPPMethod", "Method", "RefineMethod", "SupervisedMethod"]
+__all__ = ["METHODS", "CompressionMethod", "FDMethod", "KDPPMethod", "Method", "RefineMethod", "SupervisedMethod"]
 
 # Method(model, num_ids, **options); the options are checked against the constructor's signature.
 METHODS: dict[str, type[Method]] = {
     "compression": CompressionMethod,
+    "fd": FDMethod,
     "kdpp": KDPPMethod,
     "oskt": RefineMethod,
     "supervised": SupervisedMethod,

@@ -18,9 +18,12 @@ class Method(nn.Module):
     Attributes:
         model: the model being trained.
         citation: BibTeX of the method, for the model card.
+        takes_erased_boxes: the trainer hands `forward` what Random Erasing erased, as `erased_boxes`: int64 (B, 4), y0,
+            x0, y1, x1 in pixels of the input before its flip, ends exclusive, rows of -1 where nothing was erased.
     """
 
     citation: str = ""
+    takes_erased_boxes: bool = False
 
     def __init__(self, model: ReIDModel):
         super().__init__()

@@ -1,7 +1,7 @@
 """Training: published recipes as data, and a trainer that follows them."""
 
 from reid_hub.training.arguments import training_arguments
-from reid_hub.training.heads import HEADS_FILE, read_heads, write_heads
+from reid_hub.training.heads import HEADS_FILE, known_identities, read_heads, write_heads
 from reid_hub.training.holdout import Holdout, TrainingSubset, draw_identities, split_identities
 from reid_hub.training.optimizers import OPTIMIZERS, build_optimizer, build_scheduler
 from reid_hub.training.overrides import override, parse_override
@@ -23,6 +23,7 @@ __all__ = [
     "build_sampler",
     "build_scheduler",
     "draw_identities",
+    "known_identities",
     "override",
     "parse_override",
     "read_heads",

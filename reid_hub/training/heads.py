@@ -12,6 +12,7 @@ from reid_hub.files import atomic_file
 
 # In a folder of its own, so that it is never published: a row of a classifier is a template of a training identity.
 HEADS_FILE = Path("training", "heads.safetensors")
+_AGAIN = "export the model again by resuming its training"
 
 
 def write_heads(folder: str | Path, heads: dict[str, Tensor], identities: Sequence[int] = ()) -> None:
@@ -25,6 +26,18 @@ def write_heads(folder: str | Path, heads: dict[str, Tensor], identities: Sequen
         metadata = {"format": "pt", "identities": json.dumps([int(pid) for pid in identities])}
         with atomic_file(Path(folder) / HEADS_FILE) as temporary:
             save_file(tensors, temporary, metadata=metadata)
+
+
+def known_identities(folder: str | Path) -> list[int] | None:
+    """The data set's pids that the classifier beside an exported model knows, in order; None where nothing says so."""
+    path = Path(folder) / HEADS_FILE
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="np") as file:
+            return json.loads((file.metadata() or {}).get("identities", "[]")) or None
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}): {_AGAIN}") from error
 
 
 def read_heads(folder: str | Path, identities: Sequence[int] | None = None) -> dict[str, Tensor]:
@@ -42,12 +55,11 @@ def read_heads(folder: str | Path, identities: Sequence[int] | None = None) -> d
         raise FileNotFoundError(
             f"{folder} has no {HEADS_FILE}: give the folder of a training run, not one that was pulled from the Hub"
         )
+    known = known_identities(folder)
     try:
-        with safe_open(path, framework="np") as file:
-            known = json.loads((file.metadata() or {}).get("identities", "[]"))
         heads = load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}): export the model again by resuming its training") from error
+        raise ValueError(f"{path} is damaged ({error}): {_AGAIN}") from error
     if identities is not None:
         rows = {len(tensor) for name, tensor in heads.items() if name.startswith("classifier") and tensor.ndim == 2}
         if (known and known != [int(pid) for pid in identities]) or rows - {len(identities)}:

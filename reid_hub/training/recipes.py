@@ -78,6 +78,17 @@ _VIT = {
     "interpolation": "bicubic",
 }
 
+_FD = {
+    "options": {"label_smoothing": 0.0, "metric": None, "classifier_bias": True},
+    "sampler": "shuffle",
+    "batch_size": 32,
+    "learning_rate": 0.0025,
+    "optimizer": "sgd",
+    "optimizer_options": {"momentum": 0.9},
+}
+_FD_ERASING = {"pad": 0, "erasing_aspect": (0.3, 3.33), "erasing_fill": "zero"}
+_FD_TEACHER = Schedule("step", epochs=80, first_epoch=0, milestones=(20, 40, 60), gamma=0.5)
+
 RECIPES: dict[str, Recipe] = {
     "bot": Recipe(
         source="OSKT (arXiv:2511.06016), CNN students downstream: Bag of Tricks with a harder triplet",
@@ -139,14 +150,25 @@ RECIPES: dict[str, Recipe] = {
     ),
     "fd": Recipe(
         source="Factorized Distillation (arXiv:1811.08073), initial student and whole-image teacher",
-        options={"label_smoothing": 0.0, "metric": None, "classifier_bias": True},
-        sampler="shuffle",
-        batch_size=32,
-        learning_rate=0.0025,
-        optimizer="sgd",
-        optimizer_options={"momentum": 0.9},
-        schedule=Schedule("step", epochs=80, first_epoch=0, milestones=(20, 40, 60), gamma=0.5),
-        augmentation=Augmentation(pad=0, crop_scale=9 / 8, erasing_aspect=(0.3, 3.33), erasing_fill="zero"),
+        schedule=_FD_TEACHER,
+        augmentation=Augmentation(crop_scale=9 / 8, **_FD_ERASING),
+        **_FD,
+    ),
+    "fd-teacher": Recipe(
+        source="Factorized Distillation (arXiv:1811.08073), teachers of parts of the picture",
+        schedule=_FD_TEACHER,
+        augmentation=Augmentation(
+            crop_scale=9 / 8, rotation=10, brightness=0.2, contrast=0.2, saturation=0.2, **_FD_ERASING
+        ),
+        **_FD,
+    ),
+    "fd-student": Recipe(
+        source="Factorized Distillation (arXiv:1811.08073), final student",
+        method="fd",
+        schedule=Schedule("step", epochs=50, first_epoch=0, milestones=(15, 30, 45), gamma=0.5),
+        # Neither cropped nor turned, or the teachers' views would not be those of the picture any more.
+        augmentation=Augmentation(**_FD_ERASING),
+        **{**_FD, "options": {**_FD["options"], "alpha": 4.0, "beta": 2.0}},
     ),
     "compress": Recipe(
         source="Embedding Compression (arXiv:2405.14730): TransReID's ViT baseline with a compressed embedding",
@@ -188,5 +210,14 @@ RECIPES: dict[str, Recipe] = {
         learning_rate=1e-3,
         schedule=Schedule("cosine", epochs=8, first_epoch=0, warmup_epochs=1, final_factor=0.01),
         augmentation=Augmentation(pad=4),
+    ),
+    "fd-demo": Recipe(
+        source="reid_hub: distillation into the demo's model, as short",
+        method="fd",
+        options={"label_smoothing": 0.1, "metric": None, "alpha": 4.0, "beta": 2.0},
+        batch_size=32,
+        learning_rate=1e-3,
+        schedule=Schedule("cosine", epochs=8, first_epoch=0, warmup_epochs=1, final_factor=0.01),
+        augmentation=Augmentation(pad=0, erasing_fill="zero"),
     ),
 }

@@ -109,9 +109,11 @@ class ReIDTrainer(Trainer):
         """Move the bytes to the device and augment them there, as a function of the seed and the step alone."""
         self.model.set_progress(self.state.global_step, self.state.max_steps, self.state.epoch or 0.0)
         inputs = super()._prepare_inputs(inputs)
-        counters = {"seed": self.args.seed, "step": self.state.global_step}
-        pixel_values = self.transform(inputs["pixel_values"], inputs["indices"], **counters)
-        return {**inputs, "pixel_values": pixel_values.contiguous(memory_format=self.memory_format)}
+        drawn = {"seed": self.args.seed, "step": self.state.global_step, "return_boxes": True, "unflip_boxes": True}
+        pixel_values, boxes = self.transform(inputs["pixel_values"], inputs["indices"], **drawn)
+        pixel_values = pixel_values.contiguous(memory_format=self.memory_format)
+        erased = {"erased_boxes": boxes} if self.model.takes_erased_boxes else {}
+        return {**inputs, "pixel_values": pixel_values, **erased}
 
     # Loss and optimisation
 

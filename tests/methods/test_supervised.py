@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from reid_hub import ReIDConfig, ReIDModel, WeightChain
+from reid_hub.data.views import VIEWS
 from reid_hub.losses import batch_hard_triplet_loss, circle_loss
 from reid_hub.methods import METHODS, SupervisedMethod
 from reid_hub.methods.compression import compress_model
@@ -30,6 +31,15 @@ def pixels():
     return torch.randn(6, 3, 32, 16, generator=torch.Generator().manual_seed(1))
 
 
+class Drawn:
+    """Representations of one view, for FD."""
+
+    views, dims, paths = (VIEWS["Up1"],), (5,), []
+
+    def __getitem__(self, indices):
+        return [torch.randn(len(indices), 5)]
+
+
 def needs(name: str, model: ReIDModel) -> dict:
     """What a method cannot do without, beside the model and the number of identities."""
     if name == "oskt":
@@ -37,7 +47,7 @@ def needs(name: str, model: ReIDModel) -> dict:
     if name == "kdpp":
         teacher = ReIDModel(ReIDConfig(**TINY))
         return {"teacher": teacher, "teacher_classifier": torch.randn(4, 16), "class_means": torch.randn(4, 16)}
-    return {}
+    return {"representations": Drawn(), "alpha": 0.0} if name == "fd" else {}
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -102,3 +102,30 @@ def test_heads_are_compressed_from_a_model_of_its_own(tmp_path, processes):
         results = json.loads((Path(folder) / "results.json").read_text())
         assert results["metrics"] == metrics
         assert results["training"]["batch_size"] == 8 * processes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_teachers_their_word_and_a_student_in_three_launches(tmp_path, processes):
+    launcher = TWO_PROCESSES if processes == 2 else ()
+    common = [
+        "--epochs", "1", "--validation", "0", "--image-size", "128", "64", "--view-size", "64", "64", "--views", "Hol",
+        "Up1", "--data-options", json.dumps(SMALL),
+        "--args", json.dumps({"use_cpu": True, "per_device_train_batch_size": 8}),
+    ]  # fmt: skip
+    trained = launch("examples/fd_teachers.py", "--output-dir", tmp_path, *common, launcher=launcher)
+    teachers = json.loads(trained.strip().splitlines()[-1])
+    assert teachers == {name: str(tmp_path / "teachers" / name) for name in ("Hol", "Up1")}
+    launch(
+        "examples/fd_cache.py", "--output-dir", tmp_path / "cache", "--teachers", tmp_path / "teachers",
+        "--shard-size", "20", *common, launcher=launcher,
+    )  # fmt: skip
+    assert len(list((tmp_path / "cache").glob("*/*.safetensors"))) == 2 * 5  # of 96 pictures
+    printed = launch(
+        "examples/fd_distill.py", "--output-dir", tmp_path, "--cache", tmp_path / "cache", "--init", teachers["Hol"],
+        *common, launcher=launcher,
+    )  # fmt: skip
+    results = json.loads((tmp_path / "student" / "results.json").read_text())
+    assert json.loads(printed.strip().splitlines()[-1])["mAP"] == results["metrics"]["mAP"] > 0
+    assert results["training"]["views"] == ["Hol", "Up1"]
+    assert results["training"]["batch_size"] == 8 * processes

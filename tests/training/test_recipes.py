@@ -68,10 +68,23 @@ def test_transreid_warm_up_formula():
         assert epoch_rate(RECIPES["transreid"], t) == pytest.approx(0.01 * 0.008 + t * 0.99 * 0.008 / 5, rel=1e-12)
 
 
-def test_fd_halves_every_twenty_epochs():
-    recipe = RECIPES["fd"]
-    for e in range(80):
-        assert recipe.schedule.rate(e, recipe.learning_rate) == pytest.approx(0.0025 * 0.5 ** (e // 20))
+@pytest.mark.parametrize(("name", "epochs", "step"), [("fd", 80, 20), ("fd-teacher", 80, 20), ("fd-student", 50, 15)])
+def test_fd_halves_every_twenty_or_fifteen_epochs(name, epochs, step):
+    recipe = RECIPES[name]
+    assert (recipe.epochs, recipe.batch_size, recipe.optimizer, recipe.weight_decay) == (epochs, 32, "sgd", 5e-4)
+    for e in range(epochs):
+        assert recipe.schedule.rate(e, recipe.learning_rate) == pytest.approx(0.0025 * 0.5 ** (e // step))
+
+
+def test_fd_augments_its_stages_as_table_2_says():
+    """flip, erasing: all; crop: not the final student; colour and rotation: teachers of parts only."""
+    table = {"fd-teacher": "flip erasing crop colour rotation", "fd": "flip erasing crop", "fd-student": "flip erasing"}
+    for name, expected in table.items():
+        a = RECIPES[name].augmentation
+        colour = a.brightness == a.contrast == a.saturation == 0.2
+        on = {"flip": a.flip == 0.5, "erasing": a.erasing == 0.5, "crop": a.crop_scale == 9 / 8, "colour": colour}
+        assert [key for key, value in {**on, "rotation": a.rotation == 10}.items() if value] == expected.split()
+        assert (a.pad, a.erasing_area, a.erasing_aspect, a.erasing_fill) == (0, (0.02, 0.4), (0.3, 3.33), "zero")
 
 
 MSINET_VALUES = {0: 6.5e-4, 1: 7.085e-3, 5: 0.032825, 9: 0.058565, 10: 0.065, 149: 0.065, 150: 6.5e-3, 224: 6.5e-3,

@@ -1,4 +1,4 @@
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -342,3 +342,31 @@ def _trackio(project: str, run: str) -> dict[str, float]:
     for entry in SQLiteStorage.get_logs(project, run):
         merged |= entry
     return merged
+
+
+class Watcher(SupervisedMethod):
+    """Keeps what it was given."""
+
+    takes_erased_boxes, seen = True, ()
+
+    def forward(self, pixel_values, pids, camids=None, indices=None, erased_boxes=None):
+        self.seen = [*self.seen, (pixel_values.clone(), indices, erased_boxes)]
+        return super().forward(pixel_values, pids, camids, indices)
+
+
+def test_a_method_that_asks_gets_the_boxes_in_front_of_the_flip(small_dataset, tmp_path):
+    recipe = replace(RECIPE, augmentation=RECIPES["fd-student"].augmentation)
+    trainer = small_trainer(tmp_path, small_dataset, recipe=recipe, method=Watcher, max_steps=4)
+    trainer.train()
+    plain = BatchTransform(None, trainer.model.model.config.image_mean, trainer.model.model.config.image_std)
+    assert len(trainer.model.seen) == 4
+    flipped = 0
+    for pixel_values, indices, boxes in trainer.model.seen:
+        expected = plain(small_dataset.__getitems__(indices)["pixel_values"])
+        for image, whole, (y0, x0, y1, x1) in zip(pixel_values, expected, boxes.tolist(), strict=True):
+            if y0 >= 0:
+                whole[:, y0:y1, x0:x1] = 0
+            if not torch.equal(image, whole):
+                assert torch.equal(image.flip(2), whole)
+                flipped += 1
+    assert 6 <= flipped <= 26

@@ -1,0 +1,20 @@
+"""Factorized Distillation (arXiv:1811.08073): one student of the whole picture from teachers of its parts."""
+
+from reid_hub.methods.fd.branches import FeatureMapBranch, RepresentationBranch
+from reid_hub.methods.fd.cache import CachedRepresentations, write_representations
+from reid_hub.methods.fd.representations import OnlineRepresentations, Representations, Teacher
+from reid_hub.methods.fd.training import CompressedFDMethod, FDMethod, fd_method, map_channels
+
+__all__ = [
+    "CachedRepresentations",
+    "CompressedFDMethod",
+    "FDMethod",
+    "FeatureMapBranch",
+    "OnlineRepresentations",
+    "RepresentationBranch",
+    "Representations",
+    "Teacher",
+    "fd_method",
+    "map_channels",
+    "write_representations",
+]

@@ -1,0 +1,96 @@
+"""What teachers say of the training pictures: supervisory representations, by the batch's indices."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reid_hub.data.augmentation import BatchTransform
+from reid_hub.data.describe import digest_pictures
+from reid_hub.data.images import ImageDataset
+from reid_hub.data.views import View, view_split
+from reid_hub.models import ReIDModel
+
+
+class Representations(Protocol):
+    """What teachers say of the training pictures.
+
+    Attributes:
+        views: K of them.
+        dims: lengths of the teachers' vectors.
+        paths: (N,) of the pictures, by the batch's `indices`.
+    """
+
+    views: tuple[View, ...]
+    dims: tuple[int, ...]
+    paths: list[str]
+
+    def __getitem__(self, indices: Tensor) -> list[Tensor]:
+        """Supervisory representations of a batch, (B,) -> K of (B, D_k)."""
+
+
+class Teacher:
+    """A frozen model that looks at one view; any `ReIDModel`, in its own picture size.
+
+    Its word on a picture is the mean of the embeddings of the view and of the view's mirror image, in evaluation mode,
+    without augmentation and not normalised (arXiv:1811.08073, eq. 2).
+
+    Args:
+        split: the training pictures, whole.
+        identities: the data set's pids that the model was trained on, where they are known.
+    """
+
+    def __init__(
+        self, model: ReIDModel, view: View, split, *, identities: Sequence[int] | None = None, progress: bool = False
+    ):
+        config = model.config
+        self.model, self.view, self.split, self.identities = model, view, split, identities
+        self.images = ImageDataset(
+            view_split(split, view), tuple(config.image_size), interpolation=config.interpolation, progress=progress
+        )
+        self._transform = BatchTransform(None, config.image_mean, config.image_std)
+
+    @torch.no_grad()
+    def represent(self, indices: Sequence[int] | np.ndarray) -> Tensor:
+        """(B,) rows of the split -> (B, D), on the device of the model.
+
+        Raises:
+            ValueError: if the model gives NaN or Inf, naming a picture.
+        """
+        pixels = self.images.__getitems__(indices)["pixel_values"].to(self.model.device)
+        was_training = self.model.training
+        try:
+            vectors = self.model.eval().embed(self._transform(pixels).to(self.model.dtype), flip=True)
+        finally:
+            self.model.train(was_training)
+        if not (finite := vectors.isfinite().all(1)).all():
+            bad = self.split[int(np.asarray(indices)[~finite.cpu().numpy()][0])]["path"]
+            raise ValueError(
+                f"the teacher of view {self.view.name!r} gives NaN or Inf for {bad}: its weights are broken"
+            )
+        return vectors
+
+    def fingerprint(self) -> dict[str, Any]:
+        """All that decides the representations: the model, the view and the pictures; and the identities."""
+        identities = None if self.identities is None else [int(pid) for pid in self.identities]
+        return {
+            "teacher": self.model.fingerprint(),
+            "view": self.view.describe(self.split["path"] if self.view.region else ()),
+            "pictures": digest_pictures(self.split),
+            "identities": identities,
+        }
+
+
+class OnlineRepresentations:
+    """Teachers that run beside the student in every step; nothing is stored. See `Representations`."""
+
+    def __init__(self, teachers: Sequence[Teacher]):
+        self.teachers = tuple(teachers)
+        self.views = tuple(teacher.view for teacher in teachers)
+        self.dims = tuple(teacher.model.embedding_dim for teacher in teachers)
+        self.paths = teachers[0].split["path"][:]
+
+    def __getitem__(self, indices: Tensor) -> list[Tensor]:
+        return [teacher.represent(indices.cpu().numpy()) for teacher in self.teachers]

@@ -1,0 +1,141 @@
+"""Training a student to say what the teachers of all views say."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reid_hub.data.views import ErasedShares
+from reid_hub.losses import representation_loss
+from reid_hub.methods.compression import CompressionMethod
+from reid_hub.methods.fd.branches import FeatureMapBranch, RepresentationBranch
+from reid_hub.methods.fd.representations import Representations
+from reid_hub.methods.supervised import SupervisedMethod
+from reid_hub.models import ReIDModel
+
+# Of a view's area; of more than this erased, a teacher's word on that view counts no more (section 3.4 of the paper).
+MAX_ERASED = 0.4
+
+
+class FDMethod(SupervisedMethod):
+    """Factorized Distillation (arXiv:1811.08073): a student of the whole picture learns from teachers of its parts.
+
+    L = L_cls + alpha / K * sum of L_attr + beta / K * sum of L_metric over the K views; each is
+    `representation_loss` of a branch, L_attr's on the feature map (FMFB), L_metric's on the embedding (RFB). L_cls is
+    what the supervised method minimises. The branches stay behind when the model is exported.
+
+    Args:
+        model: any model, trained in place; without a feature map (tokens), or with one smaller than its pooling
+            window, it can have no FMFB (alpha=0).
+        representations: of the teachers; None where alpha and beta are 0, the control of equal length.
+        alpha, beta: weights; at 0 there are no such branches.
+        width: channels of the branches.
+        losses: options of `SupervisedMethod`.
+
+    Raises:
+        ValueError: without representations to learn from, for a negative weight, or a map that is too small.
+    """
+
+    takes_erased_boxes = True
+    citation = """@article{ren2018factorized,
+  title   = {Factorized Distillation: Training Holistic Person Re-identification Model by Distilling an Ensemble of
+             Partial ReID Models},
+  author  = {Ren, Pengyuan and Li, Jianmin},
+  journal = {arXiv:1811.08073}, year = {2018}
+}"""
+
+    def __init__(
+        self,
+        model: ReIDModel,
+        num_ids: int,
+        *,
+        representations: Representations | None,
+        alpha: float = 4.0,
+        beta: float = 2.0,
+        width: int = 512,
+        **losses: Any,
+    ):
+        super().__init__(model, num_ids, **losses)
+        if min(alpha, beta) < 0:
+            raise ValueError(f"alpha and beta must be at least 0, got {alpha} and {beta}")
+        if representations is None and (alpha or beta):
+            raise ValueError("there is nothing to learn from: give representations, or alpha=0 and beta=0")
+        self.alpha, self.beta = alpha, beta
+        # In a tuple it is no submodule: teachers that run in training are no part of the student's state.
+        self._outside = (representations if alpha or beta else None,)
+        self.fmfb, self.rfb = nn.ModuleDict(), nn.ModuleDict()
+        if self.representations is None:
+            return
+        self._erased = ErasedShares(representations.views, representations.paths, model.config.image_size)
+        window, channels = model.config.pooling_window, map_channels(model) if alpha else 0
+        for view, dim in zip(representations.views, representations.dims, strict=True):
+            if alpha:
+                self.fmfb[view.name] = FeatureMapBranch(channels, dim, width, window)
+            if beta:
+                self.rfb[view.name] = RepresentationBranch(model.embedding_dim, dim, view.whole, width)
+
+    @property
+    def representations(self) -> Representations | None:
+        """What the student learns from."""
+        return self._outside[0]
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        pids: Tensor,
+        camids: Tensor | None = None,
+        indices: Tensor | None = None,
+        erased_boxes: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        output = self.model(pixel_values)
+        parts = self.losses(output, pids)
+        if self.representations is None:
+            return parts
+        targets, kept = self.representations[indices], self._kept(erased_boxes, indices)
+        loss = parts.pop("loss")
+        for name, weight, branches, seen in (
+            ("attribute", self.alpha, self.fmfb, output.feature_map),
+            ("metric", self.beta, self.rfb, output.embeddings),
+        ):
+            if branches:
+                said = zip(branches.values(), targets, kept, strict=True)
+                parts[name] = torch.stack([representation_loss(branch(seen), *right) for branch, *right in said]).mean()
+                loss = loss + weight * parts[name]
+        return {"loss": loss, **parts}
+
+    def _kept(self, erased_boxes: Tensor | None, indices: Tensor) -> list[Tensor | None]:
+        """1 where a view's teacher counts for a picture, 0 where more than 40 % of the view is erased: K of (B,)."""
+        if erased_boxes is None:
+            return [None] * len(self.representations.views)
+        return list((self._erased(erased_boxes, indices) <= MAX_ERASED).unbind(1))
+
+
+class CompressedFDMethod(FDMethod, CompressionMethod):
+    """The same for a student with a compressed embedding, whose classifier stands behind a norm of its own."""
+
+
+def fd_method(model: ReIDModel, num_ids: int, **options: Any) -> FDMethod:
+    """The method for a model: compressed or not."""
+    make = FDMethod if model.config.compression is None else CompressedFDMethod
+    return make(model, num_ids, **options)
+
+
+@torch.no_grad()
+def map_channels(model: ReIDModel) -> int:
+    """C of a student's feature map (B, C, h, w).
+
+    Raises:
+        ValueError: if there is none that a window of the pooling fits into.
+    """
+    was_training, window = model.training, model.config.pooling_window
+    try:
+        pixels = torch.zeros(1, 3, *model.config.image_size, device=model.device, dtype=model.dtype)
+        shape = model.eval()(pixels).feature_map.shape
+    finally:
+        model.train(was_training)
+    if len(shape) != 4 or min(shape[2:]) < window:
+        raise ValueError(
+            f"the attribute loss needs a feature map of at least {window}x{window}, got {tuple(shape[1:])} for images "
+            f"of {'x'.join(map(str, model.config.image_size))}: use larger images, or alpha=0"
+        )
+    return shape[1]

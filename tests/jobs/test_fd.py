@@ -1,0 +1,218 @@
+"""Factorized Distillation as jobs and as a command: the three steps, resumed, and what does not belong together."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel
+from typer.testing import CliRunner
+
+from reid_hub import ReIDConfig, ReIDModel, evaluate_model, load_reid_dataset
+from reid_hub.cli import app
+from reid_hub.data.views import View, choose_views, view_split
+from reid_hub.jobs import fd
+from reid_hub.jobs.fd import FDSettings, distill, train_student
+from reid_hub.jobs.models import open_model
+from reid_hub.training import known_identities, read_heads
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    """A network of total stride 4 behind small pictures, by its folder."""
+    folder = tmp_path_factory.mktemp("backbone")
+    torch.manual_seed(0)
+    trunk = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}
+    config = {"pooling": "stabilised_max", "head": "linear", "embedding_dim": 6, "neck": "none", "image_size": (64, 32)}
+    ReIDModel(ReIDConfig(backbone_config={**trunk, "layer_type": "basic"}, **config)).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def settings(people, backbone):
+    changes = {"batch_size": 8, "num_instances": 2}
+    return FDSettings(
+        data="market_layout", data_dir=str(people[3]), dataset_name="coloured", model=backbone, backbone=backbone,
+        image_size=(64, 32), view_size=(48, 48), validation=0, epochs=2, teacher_epochs=2, changes=changes,
+        teacher_changes=changes, views=["Hol", "Dn1"], arguments={"use_cpu": True, "disable_tqdm": True},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(settings, tmp_path_factory):
+    """All three steps, done once."""
+    settings = replace(settings, output_dir=tmp_path_factory.mktemp("fd"))
+    distill(settings)
+    return settings
+
+
+def results_of(folder):
+    return json.loads((Path(folder) / "results.json").read_text())
+
+
+def files(folder: Path, pattern: str) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob(pattern)}
+
+
+def test_the_student_is_a_plain_model_with_its_results(made):
+    out, splits = Path(made.output_dir), load_reid_dataset("market_layout", made.data_dir)
+    results = results_of(out / "student")
+    assert results["training"]["method"] == "fd"
+    assert results["training"]["views"] == ["Hol", "Dn1"]
+    assert results["protocol"]["flip"] is True
+    code = (
+        f"import sys; from transformers import AutoModel; m = AutoModel.from_pretrained({str(out / 'student')!r}, "
+        "trust_remote_code=True); print(sum(p.numel() for p in m.parameters()), 'reid_hub' in sys.modules)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=out, env=environment)
+    initial = open_model(out / "initial")
+    assert said.stdout.split() == [str(sum(p.numel() for p in initial.parameters())), "False"], said.stderr
+    model = AutoModel.from_pretrained(out / "student").eval()
+    assert evaluate_model(model, splits, flip=True).mAP == pytest.approx(results["metrics"]["mAP"])
+    assert {"classifier.weight", "fmfb.Dn1.select.0.weight", "rfb.Hol.embed.fc.weight"} <= read_heads(
+        out / "student"
+    ).keys()
+
+
+def test_teachers_see_their_views_at_full_resolution(made):
+    out, splits = Path(made.output_dir), load_reid_dataset("market_layout", made.data_dir)
+    for view in made.chosen:
+        folder = out / "teachers" / view.name
+        teacher = open_model(folder)
+        assert tuple(teacher.config.image_size) == ((64, 32) if view.name == "Hol" else (48, 48))
+        cut = {name: view_split(split, view) for name, split in splits.items()}
+        assert evaluate_model(teacher, cut, flip=True).mAP == pytest.approx(results_of(folder)["metrics"]["mAP"])
+        assert known_identities(folder) == known_identities(out / "student")
+    assert cut["train"][0]["image"].size == (16, 8)  # a quarter of 32x16, not of what a network is shown
+
+
+def test_resuming_repeats_nothing(made, capsys):
+    out = Path(made.output_dir)
+    before = files(out, "*.safetensors")
+    assert distill(replace(made, resume=True)) == results_of(out / "student")
+    assert files(out, "*.safetensors") == before
+    with pytest.raises(ValueError, match="made with other views"):
+        train_student(replace(made, resume=True, initial=str(out / "initial"), views="Hol"))
+    with pytest.raises(ValueError, match="seed 0 instead of 1"):
+        distill(replace(made, resume=True, seed=1))
+
+
+def test_online_teachers_teach_the_same(made, tmp_path):
+    """Gradients of the first steps come from equal targets: the weights agree to rounding."""
+    out = Path(made.output_dir)
+    ready = {view.name: str(out / "teachers" / view.name) for view in made.chosen}
+    online = replace(made, output_dir=tmp_path, online=True, teachers=ready, initial=str(out / "initial"))
+    distill(online)
+    assert not (tmp_path / "cache").exists()
+    first, second = (load_file(folder / "student" / "model.safetensors") for folder in (out, tmp_path))
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=1e-3, atol=1e-4)
+
+
+def test_the_control_of_equal_length_needs_no_teachers(made, tmp_path):
+    initial = str(Path(made.output_dir) / "initial")
+    changes = {**made.changes, "options.alpha": 0, "options.beta": 0}
+    results = distill(replace(made, output_dir=tmp_path, initial=initial, changes=changes))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["student"]
+    assert results["training"]["method"] == "fd-control"
+    assert results["training"]["epochs"] == 2
+
+
+def test_it_starts_from_the_initial_student_with_its_classifier(made, tmp_path):
+    initial = Path(made.output_dir) / "initial"
+    changes = {**made.changes, "learning_rate": 1e-12}
+    train_student(replace(made, output_dir=tmp_path, cache=str(made.cache_dir), initial=str(initial), changes=changes))
+    before, after = (load_file(folder / "model.safetensors") for folder in (initial, tmp_path / "student"))
+    for name in before:
+        if "running" not in name and "tracked" not in name:
+            torch.testing.assert_close(after[name], before[name])
+    classifier = [read_heads(folder)["classifier.weight"] for folder in (initial, tmp_path / "student")]
+    torch.testing.assert_close(*classifier)
+
+
+def test_an_annotated_region_is_a_view_like_any_other(made, tmp_path):
+    out = Path(made.output_dir)
+    views = (made.chosen[0], View("bag", region=lambda path: (0.25, 0.5, 0.75, 1.0), image_size=(48, 48), dim=4))
+    results = distill(replace(made, output_dir=tmp_path, initial=str(out / "initial"), views=views))
+    assert results["training"]["views"] == ["Hol", "bag"]
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["Hol", "bag"]
+
+
+def test_what_does_not_belong_together_is_refused(made, settings, tmp_path):
+    out = Path(made.output_dir)
+    ready = {view.name: str(out / "teachers" / view.name) for view in made.chosen}
+    base = replace(made, output_dir=tmp_path, initial=str(out / "initial"), cache=str(made.cache_dir))
+    for changes, reason in (
+        ({"validation": 0.3}, "trained on 8 identities|was trained on 8"),
+        ({"views": "Hol+G1"}, "Mid1 has no representations|Up1 has no representations"),
+        ({"initial": None}, "starts from an initial one"),
+        ({"recipe": "demo", "changes": {}}, "recipe of the method 'fd'"),
+        ({"changes": {"augmentation.pad": 4}}, "pad 0, crop_scale 1 and rotation 0, got 4"),
+        ({"cache": str(tmp_path / "nothing")}, "no representations"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=reason):
+            train_student(replace(base, **changes))
+    with pytest.raises(ValueError, match="'Dn1' has no teacher"):
+        fd.make_cache(replace(base, teachers={"Hol": ready["Hol"]}))
+    with pytest.raises(ValueError, match="unknown view of these teachers 'Dn2'"):
+        fd.train_teachers(replace(base, teachers={"Dn2": ready["Hol"]}))
+    with pytest.raises(ValueError, match="made with other teacher"):
+        fd.make_cache(replace(base, teachers={**ready, "Dn1": ready["Hol"]}))
+    with pytest.raises(ValueError, match="a map of at least 4x4, got 2x1"):
+        distill(replace(settings, output_dir=tmp_path / "small", image_size=(16, 8)))
+    assert not (tmp_path / "small").exists()
+    few = replace(base, output_dir=tmp_path / "few", validation=0.3, cache=None)
+    others = {**ready, **fd.train_teachers(replace(few, views=["Hol"]))}
+    with pytest.raises(ValueError, match=r"'Hol' and 'Dn1' were trained on different identities, \d and 8"):
+        fd.make_cache(replace(few, teachers=others))
+
+
+def test_the_command_takes_bands_and_ready_teachers(made, people, tmp_path):
+    out = Path(made.output_dir)
+    words = [
+        "distill", "fd", *people, "--out", tmp_path, "--initial", out / "initial", "--teacher",
+        f"Hol={out / 'teachers' / 'Hol'}", "--view", "Hol", "--view", "Legs=1/2:1", "--backbone", made.backbone,
+        "--image-size", 64, 32, "--view-size", 48, 48, "--epochs", 1, "--teacher-epochs", 1, "--validation", 0,
+        "--set", "batch_size=8", "--set", "num_instances=2", "--set-teacher", "batch_size=8",
+        "--set-teacher", "num_instances=2", "--arg", "use_cpu=true",
+    ]  # fmt: skip
+    result = CliRunner().invoke(app, list(map(str, words)), catch_exceptions=False)
+    assert f"model: {tmp_path / 'student'}" in result.stdout
+    assert sorted(path.name for path in (tmp_path / "teachers").iterdir()) == ["Legs"]
+    assert results_of(tmp_path / "student")["training"]["views"] == ["Hol", "Legs"]
+    assert choose_views(["Legs=1/2:1"])[0].box((32, 16)) == (16, 0, 32, 16)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["initial", "teachers/Dn1", "student"])
+def test_killed_in_any_stage_and_resumed_gives_the_same_bits(stage, made, people, tmp_path):
+    words = [
+        "distill", "fd", *people, "--out", tmp_path, "--student", made.model, "--backbone", made.backbone, "--view",
+        "Hol", "--view", "Dn1", "--image-size", 64, 32, "--view-size", 48, 48, "--epochs", 2, "--teacher-epochs", 2,
+        "--validation", 0, "--set", "batch_size=8", "--set", "num_instances=2", "--set-teacher", "batch_size=8",
+        "--set-teacher", "num_instances=2", "--arg", "use_cpu=true", "--resume",
+    ]  # fmt: skip
+    command = [sys.executable, "-m", "reid_hub.cli", *map(str, words)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (tmp_path / stage / "checkpoint-4").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "student" / "results.json").exists()
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr[-4000:]
+    first, second = (load_file(Path(out) / "student" / "model.safetensors") for out in (made.output_dir, tmp_path))
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
