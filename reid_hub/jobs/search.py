@@ -171,7 +171,7 @@ def search_index(
     return Answer(distances, ids, verdicts, note)
 
 
-def _short(name: str | None, room: int = 13) -> str:
+def _short(name: str | None, room: int = 11) -> str:
     """As much of a picture's name as fits under it; the end tells pictures of one folder apart."""
     stem = Path(name or "").stem
     return stem if len(stem) <= room else f"…{stem[1 - room :]}"

@@ -1,10 +1,15 @@
 """Compressed models as jobs and as commands: every head, resumed, evaluated, pushed nowhere half-made."""
 
 import json
+import pickle
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import HfApi
 from transformers import AutoModel
 from typer.testing import CliRunner
 
@@ -111,3 +116,40 @@ def test_wrong_input_is_said_in_one_line(complaint, people, teacher, tmp_path):
         assert reason in complaint(["compress", teacher, *people, *words, "--out", tmp_path / "out"])
     assert not (tmp_path / "out").exists()
     assert "no checkpoint folder" in complaint(["compress", tmp_path / "nothing", "--head", "pca", *people])
+
+
+def test_the_paper_s_aerial_data_set_through_the_same_command(people, short, teacher, tmp_path):
+    """PRAI-1581's own layout, made of the coloured people: its split decides who is trained on and searched for."""
+    root = tmp_path / "PRAI-1581"
+    (root / "images").mkdir(parents=True)
+    parts = {name: sorted((people[3] / folder).glob("*.jpg")) for name, folder in (
+        ("train", "bounding_box_train"), ("query", "query"), ("gallery", "bounding_box_test"),
+    )}  # fmt: skip
+    names = {}
+    for part, paths in parts.items():
+        names[part] = [f"{path.name[:4]}_{path.name[6]}_{part}{n}.jpg" for n, path in enumerate(paths)]
+        for path, name in zip(paths, names[part], strict=True):
+            shutil.copy(path, root / "images" / name)
+    tests = names["query"] + names["gallery"]
+    marks = [0] * len(names["query"]) + [1] * len(names["gallery"])
+    partitions = {"trainval_im_names": names["train"], "test_im_names": tests, "test_marks": marks}
+    (root / "partitions.pkl").write_bytes(pickle.dumps(partitions, protocol=2))
+    words = ["compress", teacher, "--data", "prai1581", "--data-dir", tmp_path, *short, "--head", "slice", "--dim", 4]
+    result = CliRunner().invoke(app, list(map(str, [*words, "--out", tmp_path / "out"])))
+    assert result.exit_code == 0, result.output
+    counts = results_of(tmp_path / "out" / "slice-4")["dataset"]["data_dir_counts"]
+    assert {part: count["images"] for part, count in counts.items()} == {part: len(p) for part, p in parts.items()}
+    assert results_of(tmp_path / "out" / "slice-4")["protocol"]["num_valid_queries"] == len(parts["query"])
+
+
+@pytest.mark.parametrize("head", ["low_rank", "pca"])
+def test_compressed_models_are_published(head, people, short, teacher, tmp_path, hub):
+    environment = hub.environment(tmp_path / "home")
+    words = ["compress", teacher, *people, *short, "--head", head, "--dim", 4, "--int8", "--out", tmp_path / "out"]
+    command = [sys.executable, "-m", "reid_hub.cli", *map(str, words), "--push", "alice/compressed"]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    api = HfApi(hub.url, token=environment["HF_TOKEN"])
+    names = set(api.list_repo_files("alice/compressed"))
+    assert {"model.safetensors", "config.json", "README.md", "results.json", "quantization.py"} <= names
+    assert not any("heads" in name or "checkpoint-" in name for name in names)
