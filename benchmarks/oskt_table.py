@@ -5,7 +5,8 @@ import re
 import textwrap
 from collections import defaultdict
 from pathlib import Path
-from statistics import mean, stdev
+
+from tables import cell, counts, mean_map
 
 FULL = "python benchmarks/oskt.py --data-dir DIR --scale full"
 ARMS = {
@@ -43,7 +44,7 @@ def page(runs: dict, teacher: str) -> str:
         "percent, mean over seeds, with the standard deviation of mAP where there are several.",
         "",
         *textwrap.wrap(
-            f"Data set: {first['dataset']['name']} ({_counts(first)}). **Not comparable with published figures** on "
+            f"Data set: {first['dataset']['name']} ({counts(first)}). **Not comparable with published figures** on "
             f"Market-1501: another split, the teacher is a {teacher} trained from random weights, fewer epochs, "
             f"pictures of {_size(first)}. Training sees the training identities alone, nothing is selected, the test "
             "identities are met once, at the end of a run.",
@@ -55,10 +56,10 @@ def page(runs: dict, teacher: str) -> str:
     ]
     variants = sorted({variant for variant, arm in runs if arm in ARMS}, key=lambda name: _parameters(runs, name))
     for variant in variants:
-        cells = [_cell(runs.get((variant, arm), [])) for arm in ARMS]
+        cells = [cell(runs.get((variant, arm), [])) for arm in ARMS]
         lines.append(f"| {variant} | {_parameters(runs, variant):,} | {' | '.join(cells)} |")
     for variant in variants:
-        scores = {arm: _mean(runs[variant, arm]) for arm in ARMS if (variant, arm) in runs}
+        scores = {arm: mean_map(runs[variant, arm]) for arm in ARMS if (variant, arm) in runs}
         own = scores.pop("oskt-own", None)
         best = max(scores, key=scores.get)
         if "oskt" in scores and best != "oskt":
@@ -92,7 +93,7 @@ def page(runs: dict, teacher: str) -> str:
         name = {"teacher": "the teacher", "sparse": "the teacher after sparsity learning (for DepGraph)"}.get(
             arm, f"narrowest student of chain {arm.removeprefix('chain').removeprefix('-')}, as expanded"
         )
-        lines.append(f"| {name} | {_cell(before[arm])} | {before[arm][0]['training']['epochs']:g} |")
+        lines.append(f"| {name} | {cell(before[arm])} | {before[arm][0]['training']['epochs']:g} |")
     student = next(results[0] for (_, arm), results in runs.items() if arm in ARMS)
     lines += [
         "",
@@ -126,27 +127,18 @@ def plot(path: Path, runs: dict, teacher: str) -> None:
 
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for arm, label in ARMS.items():
-        points = sorted((_parameters(runs, v), 100 * _mean(results)) for (v, a), results in runs.items() if a == arm)
+        points = sorted((_parameters(runs, v), 100 * mean_map(results)) for (v, a), results in runs.items() if a == arm)
         if points:
             axes.plot(*zip(*points, strict=True), marker="o", label=label)
     if (teacher, "teacher") in runs:
-        axes.axhline(100 * _mean(runs[teacher, "teacher"]), color="grey", linestyle="--", label=f"teacher, {teacher}")
+        axes.axhline(
+            100 * mean_map(runs[teacher, "teacher"]), color="grey", linestyle="--", label=f"teacher, {teacher}"
+        )
     axes.set(xscale="log", xlabel="parameters", ylabel="mAP, %", title="Students of one teacher, under one recipe")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     figure.savefig(path, dpi=120)
     plt.close(figure)
-
-
-def _mean(results: list[dict]) -> float:
-    return mean(result["metrics"]["mAP"] for result in results)
-
-
-def _cell(results: list[dict]) -> str:
-    if not results:
-        return "-"
-    spread = f" ± {100 * stdev(r['metrics']['mAP'] for r in results):.1f}" if len(results) > 1 else ""
-    return f"{100 * _mean(results):.1f}{spread} / {100 * mean(r['metrics']['rank1'] for r in results):.1f}"
 
 
 def _parameters(runs: dict, variant: str) -> int:
@@ -166,8 +158,3 @@ def _how(result: dict) -> str:
 def _rate(runs: dict, teacher: str) -> str:
     changes = runs[teacher, "teacher"][0]["training"]["changes"] if (teacher, "teacher") in runs else {}
     return str(changes.get("learning_rate", "unknown"))
-
-
-def _counts(result: dict) -> str:
-    counts = result["dataset"]["data_dir_counts"]
-    return ", ".join(f"{split} {part['images']:,} images of {part['identities']} ids" for split, part in counts.items())
