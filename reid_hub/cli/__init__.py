@@ -6,7 +6,7 @@ import typer
 
 from reid_hub.cli.compress import compress
 from reid_hub.cli.evaluate import calibrate, evaluate, index_add, index_build, search
-from reid_hub.cli.fd import fd
+from reid_hub.cli.fd import attention, fd
 from reid_hub.cli.hub import card, convert, list_names, push
 from reid_hub.cli.oskt import expand, kdpp, refine, shrink, sparsify
 from reid_hub.cli.train import demo, train
@@ -23,6 +23,7 @@ for command in (demo, train, refine, expand, sparsify, shrink, compress, evaluat
 distill_app = typer.Typer(no_args_is_help=True, help="Train students beside what a teacher says.")
 distill_app.command("kdpp")(kdpp)
 distill_app.command("fd")(fd)
+distill_app.command("attention")(attention)
 app.add_typer(distill_app, name="distill")
 index_app = typer.Typer(no_args_is_help=True, help="Build galleries to search in.")
 index_app.command("build")(index_build)

@@ -1,11 +1,11 @@
-"""The command of Factorized Distillation."""
+"""The commands of Factorized Distillation."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from reid_hub.cli.options import pairs, show, takes, training_run
+from reid_hub.cli.options import Data, DataDir, DataOption, pairs, show, takes, training_run
 
 
 @takes(training_run, out=Path("runs/fd"), recipe="fd-demo", flip=True)
@@ -59,6 +59,27 @@ def fd(
     out = Path(settings.output_dir)
     made = {"initial student": out / "initial", "teachers": out / "teachers", "representations": settings.cache_dir}
     show(distill(settings), {**made, "model": out / "student"})
+
+
+def attention(
+    student: Annotated[str, typer.Argument(help="Folder of a student's training, such as runs/fd/student.")],
+    data: Data = "synthetic",
+    data_dir: DataDir = None,
+    data_option: DataOption = None,
+    part: Annotated[str, typer.Option(help="Which part of the data set: query, gallery or train.")] = "query",
+    count: Annotated[int, typer.Option(min=1, help="How many pictures, evenly spread.")] = 6,
+    out: Annotated[Path, typer.Option(help="The drawing.")] = Path("attention.png"),
+):
+    """Draw what a distilled student looks at, and each of its branches on the feature map.
+
+    Example: reid-hub distill attention runs/fd/student --out attention.png
+    """
+    from reid_hub.data import load_reid_dataset
+    from reid_hub.jobs.attention import draw_attention
+    from reid_hub.registry import lookup
+
+    splits = load_reid_dataset(data, data_dir, **pairs(data_option))
+    typer.echo(draw_attention(student, lookup(dict(splits), part, "part of the data set"), out, count=count))
 
 
 def _one_or_several(views: list[str] | None) -> str | list[str]:

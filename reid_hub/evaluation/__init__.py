@@ -19,6 +19,7 @@ _PLACES = {
     "evaluate_retrieval": "metrics",
     "measure_cost": "cost",
     "plot_answers": "plots",
+    "plot_attention": "plots",
     "plot_cmc": "plots",
     "plot_embedding_map": "plots",
     "plot_rank_lists": "plots",

@@ -97,6 +97,36 @@ def plot_answers(path: str | Path, queries: Sequence, answers: Sequence[Sequence
     return _draw_rows(path, rows, max(len(found) for found in answers))
 
 
+def plot_attention(path: str | Path, images: Sequence, maps: Mapping[str, np.ndarray]) -> Path:
+    """Draw one row per picture: the picture, and over it each map, from dark (its least) to bright (its most).
+
+    Args:
+        images: N pictures (PIL image, uint8 array (H, W, 3) or path).
+        maps: by name, (N, h, w) of numbers that are not negative, stretched to the pictures.
+
+    Raises:
+        ValueError: if there is not one map for each picture.
+    """
+    import matplotlib
+
+    wrong = [name for name, values in maps.items() if np.ndim(values) != 3 or len(values) != len(images)]
+    if wrong or not maps:
+        raise ValueError(
+            f"each map must be (N, h, w) for {len(images)} pictures; wrong: {', '.join(wrong) or 'no maps'}"
+        )
+    colours, rows = matplotlib.colormaps["inferno"], []
+    for number, image in enumerate(images):
+        picture, overlays = _image(image), []
+        for name, values in maps.items():
+            heat = np.asarray(values[number], np.float32)
+            heat = (heat - heat.min()) / max(float(np.ptp(heat)), 1e-12)
+            heat = np.asarray(Image.fromarray(heat).resize(picture.size, Image.Resampling.BICUBIC)).clip(0, 1)
+            bright = 255 * colours(heat)[..., :3]
+            overlays.append(((0.4 * np.asarray(picture) + 0.6 * bright).astype(np.uint8), FOUND, "", name))
+        rows.append(((picture, QUERY, "", "picture"), overlays))
+    return _draw_rows(path, rows, len(maps))
+
+
 def plot_cmc(path: str | Path, results: Mapping[str, RetrievalResults]) -> Path:
     """Draw the CMC curve of each named result, with mAP and rank-1 in the legend.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModel
 from typer.testing import CliRunner
@@ -21,6 +22,7 @@ from reid_hub.data.views import View, choose_views, view_split
 from reid_hub.jobs import fd
 from reid_hub.jobs.fd import FDSettings, distill, train_student
 from reid_hub.jobs.models import open_model
+from reid_hub.methods.fd import attention_maps
 from reid_hub.training import known_identities, read_heads
 
 ROOT = Path(__file__).parents[2]
@@ -216,3 +218,30 @@ def test_killed_in_any_stage_and_resumed_gives_the_same_bits(stage, made, people
     first, second = (load_file(Path(out) / "student" / "model.safetensors") for out in (made.output_dir, tmp_path))
     for name in first:
         assert torch.equal(first[name], second[name]), name
+
+
+def test_attention_is_where_features_are_long(made, tmp_path):
+    """By hand: 1x1 convolution, batch norm of evaluation, ReLU, and the root of the summed squares at each place."""
+    folder = Path(made.output_dir) / "student"
+    model, heads = open_model(folder).eval(), read_heads(folder)
+    pixels = torch.randn(3, 3, 64, 32, generator=torch.Generator().manual_seed(0))
+    maps = attention_maps(model, heads, pixels)
+    assert list(maps) == ["student", "Hol", "Dn1"]
+    with torch.no_grad():
+        features = model(pixels).feature_map
+    torch.testing.assert_close(maps["student"], (features**2).sum(1).sqrt())
+    name = "fmfb.Dn1.select."
+    mixed = torch.einsum("oc,bchw->bohw", heads[f"{name}0.weight"][:, :, 0, 0], features)
+    mean, var, weight, bias = (
+        heads[f"{name}1.{part}"][:, None, None] for part in ("running_mean", "running_var", "weight", "bias")
+    )
+    selected = (((mixed - mean) / (var + 1e-5).sqrt()) * weight + bias).clamp(min=0)
+    torch.testing.assert_close(maps["Dn1"], (selected**2).sum(1).sqrt(), rtol=1e-4, atol=1e-5)
+    words = ["distill", "attention", folder, "--data", "market_layout", "--data-dir", made.data_dir, "--count", 2]
+    out = tmp_path / "attention.png"
+    result = CliRunner().invoke(app, [*map(str, words), "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    with Image.open(out) as picture:
+        assert len(set(picture.convert("RGB").getdata())) > 100
+    with pytest.raises(ValueError, match="no branches on the feature map"):
+        attention_maps(model, {"classifier.weight": torch.zeros(2, 2)}, pixels)

@@ -1,5 +1,6 @@
 """Factorized Distillation (arXiv:1811.08073): one student of the whole picture from teachers of its parts."""
 
+from reid_hub.methods.fd.attention import attention_maps
 from reid_hub.methods.fd.branches import FeatureMapBranch, RepresentationBranch
 from reid_hub.methods.fd.cache import CachedRepresentations, write_representations
 from reid_hub.methods.fd.representations import OnlineRepresentations, Representations, Teacher
@@ -14,6 +15,7 @@ __all__ = [
     "RepresentationBranch",
     "Representations",
     "Teacher",
+    "attention_maps",
     "fd_method",
     "map_channels",
     "write_representations",
