@@ -21,7 +21,8 @@ def attention_maps(model: ReIDModel, heads: Mapping[str, Tensor], pixel_values: 
         heads: what its training left beside it (`read_heads`), with the FMFB branches "fmfb.VIEW...".
 
     Returns:
-        "student", of its feature map, then each view, in the paper's order, of the features that its branch selects from that map.
+        "student", of its feature map, then each view, in the paper's order, of the features that its branch selects
+        from that map.
 
     Raises:
         ValueError: if there are no such branches.
