@@ -141,9 +141,8 @@ def plot(path: Path, runs: dict, codes: list[dict]) -> None:
     for result in codes:
         point = result["cost"]["bytes_per_vector"], 100 * result["metrics"]["mAP"]
         axes.plot(*point, "k*")
-        axes.annotate(
-            result["protocol"]["codec"], point, textcoords="offset points", xytext=(-4, -6), fontsize=6, rotation=-60
-        )
+        place = {"textcoords": "offset points", "xytext": (2, -5), "ha": "left", "va": "top"}
+        axes.annotate(result["protocol"]["codec"], point, fontsize=6, rotation=-40, **place)
     axes.set(xscale="log", xlabel="bytes per vector", ylabel="mAP, %", title="What a stored vector costs and gives")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=7)
