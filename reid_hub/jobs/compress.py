@@ -12,9 +12,9 @@ from torch import Tensor
 from reid_hub.evaluation import embed, read_results
 from reid_hub.hub.push import push_folder
 from reid_hub.jobs.evaluate import evaluate
-from reid_hub.jobs.models import new_model, open_model
+from reid_hub.jobs.models import new_model, on_accelerator
 from reid_hub.jobs.processes import is_main_process, wait_for_everyone
-from reid_hub.jobs.train import TrainSettings, is_done, load_splits, train
+from reid_hub.jobs.train import TrainSettings, is_done, load_splits, public_source, train
 from reid_hub.methods import CompressionMethod
 from reid_hub.methods.compression import (
     compress_model,
@@ -96,14 +96,40 @@ def compress(settings: CompressSettings) -> Made:
         )
     model = new_model(settings.model, settings.image_size, recipe.config)
     if settings.head == "none":
+        if settings.dims:
+            raise ValueError(f"the head 'none' keeps all dimensions: leave dims out, got {list(settings.dims)}")
         settings = replace(settings, dims=[model.embedding_dim])
     dims = sorted(settings.dims or ladder(model.embedding_dim), reverse=True)
     if len(set(dims)) < len(dims) or not 1 <= dims[-1] <= dims[0] <= model.embedding_dim:
         raise ValueError(
             f"dims must be different sizes from 1 to {model.embedding_dim}, the length of the embedding, got {dims}"
         )
+    _check(settings, model)
     make = {"prune": _prune, "matryoshka": _train_matryoshka, "slice": _train_each, "low_rank": _train_each}
     return make.get(settings.head, _fit)(settings, dims)
+
+
+def _check(settings: CompressSettings, model: ReIDModel) -> None:
+    """Refuse what cannot be, before anything is embedded or trained."""
+    config = model.config
+    if settings.head in FITTED and (model.name_or_path == "" or settings.init is not None or settings.keep_ids != 1):
+        raise ValueError(
+            f"the head {settings.head!r} is fitted to a trained checkpoint on all training identities: give one, and "
+            "neither init nor keep_ids"
+        )
+    if settings.granularity != "tensor" and not settings.int8:
+        raise ValueError(f"granularity {settings.granularity!r} is of int8: give int8 too, or leave it out")
+    if settings.head == "prune" and settings.retrain <= 0:
+        raise ValueError(f"retrain must be above 0, a share of the recipe's epochs, got {settings.retrain}")
+    if config.compression is None:
+        return
+    same = (config.quantization, config.quantization_granularity) == tuple(settings.quantization.values())
+    if settings.head != "prune" or config.compression == "low_rank" or not same or settings.base:
+        raise ValueError(
+            f"{settings.model} is compressed already ({config.compression}, {config.compressed_dim} numbers, "
+            f"{config.quantization or 'float32'}): only prune goes on from a pruned or sliced one, with the same int8 "
+            "and granularity, and without base; start from the model that it was made of"
+        )
 
 
 def _train_each(settings: CompressSettings, dims: Sequence[int]) -> Made:
@@ -154,12 +180,19 @@ def _train(
 ) -> tuple[Path, dict[str, Any] | None]:
     """Train one size; `cut` makes the compressed model of the base, and may ask for its embeddings."""
     folder = Path(settings.output_dir)
-    recipe = override(lookup(RECIPES, settings.recipe, "recipe"), settings.changes)
+    recipe, about = override(lookup(RECIPES, settings.recipe, "recipe"), settings.changes), _about(settings, prefixes)
     if settings.resume and is_done(settings):
-        return folder, read_results(folder / "results.json")
+        results = read_results(folder / "results.json")
+        found = results["training"].get("compression") or {}
+        differing = [f"{key} {found.get(key)} instead of {about[key]}" for key in about if found.get(key) != about[key]]
+        if differing:
+            raise ValueError(f"{folder} was made with {', '.join(differing)}: give another output folder")
+        _push(settings)  # a push that failed is made up for
+        return folder, results
 
     def make_method(base: ReIDModel, subset: TrainingSubset) -> CompressionMethod:
         def embeddings() -> Tensor:
+            on_accelerator(base, settings.arguments)
             return torch.from_numpy(embed(base, subset.dataset.dataset.select(subset.rows)).embeddings)
 
         model = cut(base, embeddings)
@@ -171,7 +204,28 @@ def _train(
             method.start_classifier(_heads(settings, subset), base)
         return method
 
-    return folder, train(settings, make_method=make_method)
+    return folder, train(settings, make_method=make_method, about={"compression": about})
+
+
+def _about(settings: CompressSettings, prefixes: Sequence[int]) -> dict[str, Any]:
+    """What the result of a size depends on beside the recipe; kept in its results.json."""
+    source = new_model(settings.model, settings.image_size)
+    return {
+        "source": source.fingerprint() if source.name_or_path else settings.model,
+        "init": settings.init,
+        "data": [settings.data, str(settings.data_dir and Path(settings.data_dir).name), settings.dataset_name],
+        "validation": settings.validation,
+        "keep_ids": settings.keep_ids,
+        "granularity": settings.granularity,
+        "start": settings.start,
+        "criterion": settings.criterion,
+        "prefixes": list(prefixes),
+    }
+
+
+def _push(settings: CompressSettings) -> None:
+    if settings.push_to and is_main_process():
+        push_folder(settings.output_dir, settings.push_to, private=settings.private)
 
 
 def _heads(settings: CompressSettings, subset: TrainingSubset) -> dict[str, Tensor]:
@@ -185,7 +239,7 @@ def _heads(settings: CompressSettings, subset: TrainingSubset) -> dict[str, Tens
 
 def _fit(settings: CompressSettings, dims: Sequence[int]) -> Made:
     """What needs no training: a linear map, a scale, or both, from the embeddings of the training pictures."""
-    model = open_model(settings.model)
+    model = on_accelerator(new_model(settings.model, settings.image_size), settings.arguments)
     seen = torch.from_numpy(embed(model, load_splits(settings)["train"], flip=settings.flip).embeddings)
 
     def project(model: ReIDModel, dim: int) -> ReIDModel:
@@ -200,7 +254,7 @@ def _fit(settings: CompressSettings, dims: Sequence[int]) -> Made:
         return student
 
     cut = [(settings.at(dim, len(dims) > 1), partial(project, dim=dim)) for dim in dims]
-    training = {"recipe": None, "epochs": 0, "seed": settings.seed, "init": Path(settings.model).name}
+    training = {"recipe": None, "epochs": 0, "seed": settings.seed, "init": public_source(settings.model)}
     return _evaluate_each(cut, settings.model, training)
 
 
@@ -211,7 +265,8 @@ def _evaluate_each(
     made: Made = {}
     for settings, make in cut:
         folder, splits = Path(settings.output_dir), load_splits(settings)
-        model, made[folder] = make(open_model(source)).eval(), None
+        base = on_accelerator(new_model(source, settings.image_size), settings.arguments)
+        model, made[folder] = make(base).eval(), None
         if is_main_process():
             model.save_pretrained(folder)
         wait_for_everyone()
@@ -224,6 +279,5 @@ def _evaluate_each(
                 training={**training, "method": settings.origin},
                 folder=folder,
             )
-        if settings.push_to and is_main_process():
-            push_folder(folder, settings.push_to, private=settings.private)
+        _push(settings)
     return made

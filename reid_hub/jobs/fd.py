@@ -1,16 +1,13 @@
 """Factorized Distillation: an initial student and teachers of views, what the teachers say, and the final student."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from reid_hub.data.views import View, choose_views, view_split
 from reid_hub.evaluation import read_results
-from reid_hub.jobs.models import new_model, open_model
+from reid_hub.jobs.models import new_model, on_accelerator, open_model
 from reid_hub.jobs.train import TrainSettings, is_done, load_splits, start_heads, train
 from reid_hub.methods import FDMethod
 from reid_hub.methods.fd import (
@@ -173,10 +170,7 @@ def open_teachers(settings: FDSettings, split: Any) -> list[Teacher]:
         if view.name not in settings.teachers:
             raise ValueError(f"view {view.name!r} has no teacher: give one, or train it with examples/fd_teachers.py")
         folder = settings.teachers[view.name]
-        model = open_model(folder).requires_grad_(False).eval()
-        if torch.accelerator.is_available() and not settings.arguments.get("use_cpu"):
-            # The trainer, which would say which one is this process's, comes later.
-            model.to(torch.device(torch.accelerator.current_accelerator().type, int(os.environ.get("LOCAL_RANK", 0))))
+        model = on_accelerator(open_model(folder).requires_grad_(False).eval(), settings.arguments)
         teachers.append(Teacher(model, view, split, identities=known_identities(folder)))
     known = {teacher.view.name: teacher.identities for teacher in teachers if teacher.identities is not None}
     for name, identities in known.items():

@@ -1,10 +1,12 @@
 """A model by name: a variant, a folder, or a repository of the Hub."""
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoConfig
 
 from reid_hub.models import ReIDConfig, ReIDModel, WeightChain, WeightChainConfig
@@ -64,3 +66,14 @@ def new_model(
             setattr(model.config, key, list(value))
         return model
     return ReIDModel(ReIDConfig.from_variant(name, **{**(defaults or {}), **size}))
+
+
+def on_accelerator(model: ReIDModel, arguments: Mapping[str, Any]) -> ReIDModel:
+    """The model on the accelerator of this process, if there is one; before a trainer is there to say which it is.
+
+    Args:
+        arguments: of the trainer; "use_cpu" leaves the model where it is.
+    """
+    if torch.accelerator.is_available() and not arguments.get("use_cpu"):
+        model.to(torch.device(torch.accelerator.current_accelerator().type, int(os.environ.get("LOCAL_RANK", 0))))
+    return model

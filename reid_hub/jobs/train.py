@@ -234,7 +234,7 @@ def is_done(settings: TrainSettings) -> bool:
     if not path.is_file():
         return False
     results = read_results(path)
-    found, epochs = results["training"], settings.epochs or RECIPES[settings.recipe].epochs
+    found, epochs = results["training"], settings.epochs or override(RECIPES[settings.recipe], settings.changes).epochs
     asked = {"recipe": settings.recipe, "epochs": epochs, "seed": settings.seed, "changes": dict(settings.changes)}
     found = {key: found.get(key) for key in asked}
     if settings.image_size is not None:
@@ -282,10 +282,12 @@ def provenance(settings: TrainSettings, recipe: Recipe, trainer: ReIDTrainer) ->
         "precision": "bfloat16 autocast" if args.bf16 else "float16 autocast" if args.fp16 else "float32",
         "identities": int(trainer.train_dataset.pids.max()) + 1,
         "images": len(trainer.train_dataset),
-        "init": _public(settings.init or ("random" if trainer.model.model.name_or_path == "" else settings.model)),
+        "init": public_source(
+            settings.init or ("random" if trainer.model.model.name_or_path == "" else settings.model)
+        ),
     }
 
 
-def _public(source: str | Path) -> str:
+def public_source(source: str | Path) -> str:
     """Where weights came from, without the folders of this machine."""
     return Path(source).name if Path(source).exists() else str(source)

@@ -233,8 +233,13 @@ class ReIDModel(CheckpointMixin, PreTrainedModel):
         """What an int8 code of 1 stands for: the model's own scale, () or (D,), or without one each vector's, (N, 1).
 
         That of a vector is max |v| / 127, and cancels under cosine.
+
+        Raises:
+            ValueError: for a model that is to have a scale of its own, before it was trained or fitted.
         """
         if self.quantizer is not None and self.quantizer.kind == "int8":
+            if not self.quantizer.num_batches_tracked:
+                raise ValueError("this model has no int8 scale yet: train it, or fit its quantizer, before it encodes")
             return self.quantizer.scale(vectors)
         return vector_scale(vectors)
 

@@ -20,7 +20,7 @@ def int8_codes(vectors: Tensor, scale: Tensor | float) -> Tensor:
 
 def vector_scale(vectors: Tensor) -> Tensor:
     """The scale of every vector for itself, max |v| / 127, (N, D) -> (N, 1)."""
-    return (vectors.detach().abs().amax(-1, keepdim=True) / LEVELS).clamp(min=SMALLEST)
+    return (vectors.detach().float().abs().amax(-1, keepdim=True) / LEVELS).clamp(min=SMALLEST)
 
 
 def binary_codes(vectors: Tensor, center: Tensor | float = 0.0) -> np.ndarray:

@@ -100,6 +100,16 @@ def test_a_finished_size_is_not_trained_again(compress, tmp_path):
         compress(*words, "--resume", "--seed", 1)
 
 
+def test_what_lies_there_must_be_what_is_asked_for(compress, tmp_path):
+    words = ("--head", "matryoshka", "--dim", 8, "--dim", 3, "--int8", "--out", tmp_path)
+    compress(*words)
+    with pytest.raises(ValueError, match=r"prefixes \[8, 3\] instead of \[4\]"):
+        compress("--head", "matryoshka", "--dim", 4, "--int8", "--resume", "--out", tmp_path)
+    with pytest.raises(ValueError, match="granularity tensor instead of dimension"):
+        compress(*words, "--resume", "--granularity", "dimension")
+    assert not (tmp_path / "matryoshka-4-int8").exists()
+
+
 def test_training_goes_on_from_norm_and_classifier_of_the_model(compress, teacher, tmp_path):
     compress("--head", "slice", "--dim", 5, "--out", tmp_path, "--set", "learning_rate=1e-12")
     heads, old = read_heads(tmp_path / "slice-5"), read_heads(teacher)
@@ -111,6 +121,10 @@ def test_wrong_input_is_said_in_one_line(complaint, people, teacher, tmp_path):
         ("--dim", 17): "different sizes from 1 to 16",
         ("--dim", 4, "--dim", 4): "different sizes",
         ("--recipe", "demo"): "a recipe of the method 'compression'",
+        ("--head", "none", "--dim", 3): "keeps all dimensions",
+        ("--head", "pca", "--keep-ids", 0.5): "neither init nor keep_ids",
+        ("--granularity", "vector"): "give int8 too",
+        ("--head", "prune", "--retrain", 0): "retrain must be above 0",
     }
     for words, reason in cases.items():
         assert reason in complaint(["compress", teacher, *people, *words, "--out", tmp_path / "out"])
@@ -153,3 +167,17 @@ def test_compressed_models_are_published(head, people, short, teacher, tmp_path,
     names = set(api.list_repo_files("alice/compressed"))
     assert {"model.safetensors", "config.json", "README.md", "results.json", "quantization.py"} <= names
     assert not any("heads" in name or "checkpoint-" in name for name in names)
+
+
+def test_a_compressed_model_is_only_pruned_further_and_only_alike(compress, complaint, people, short, tmp_path):
+    compress("--head", "prune", "--dim", 8, "--int8", "--base", "--out", tmp_path)
+    common = [tmp_path / "prune-8-int8", *people, *short, "--dim", 4, "--out", tmp_path / "on"]
+    for words in (["--head", "slice"], ["--head", "prune"], ["--head", "prune", "--int8", "--granularity", "vector"]):
+        assert "compressed already" in complaint(["compress", *common, *words])
+    assert not (tmp_path / "on").exists()
+    result = CliRunner().invoke(app, list(map(str, ["compress", *common, "--head", "prune", "--int8"])))
+    assert result.exit_code == 0, result.output
+    first, second = (
+        set(open_model(f).compression.kept.tolist()) for f in (common[0], tmp_path / "on" / "prune-4-int8")
+    )
+    assert second < first

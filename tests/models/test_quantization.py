@@ -200,7 +200,8 @@ def test_a_model_without_a_scale_gives_every_vector_its_own():
 
 @pytest.mark.parametrize("precision", ["float32", "int8", "binary"])
 def test_no_pictures_give_no_rows_of_the_right_kind(precision):
-    model = compressed().eval()
+    model = compressed()
+    model.train()(pixels())
     empty, some = model.encode([], precision=precision), model.encode(pictures(2), precision=precision)
     assert (len(empty), empty.shape[1:], empty.dtype) == (0, some.shape[1:], some.dtype)
 
@@ -215,3 +216,8 @@ def test_bits_are_centred_on_what_training_saw():
     bits = np.unpackbits(model.codes(batch, "binary"), axis=1)[:, : model.embedding_dim]
     assert (bits == (batch > model.neck.running_mean).numpy()).all()
     assert 0.2 < bits.mean() < 0.8
+
+
+def test_a_scale_that_nothing_has_taught_makes_no_codes():
+    with pytest.raises(ValueError, match="no int8 scale yet"):
+        compressed().encode(pictures(), precision="int8")
