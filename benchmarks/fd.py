@@ -108,7 +108,7 @@ def teacher_of(scale: Scale, view: str) -> str:
 
 def folder_of(name: str, options: argparse.Namespace) -> Path:
     """Where a run leaves its model."""
-    arm = name.partition(".")[2].partition("-seed")[0]
+    arm = name.rpartition(".")[2].partition("-seed")[0]
     stage = "initial" if arm == "initial" else "student" if arm in ARMS else f"teachers/{arm}"
     return options.work / name / stage
 
@@ -117,7 +117,7 @@ def execute(name: str, options: argparse.Namespace) -> None:
     """One run, resumed where it was; its results.json is copied to benchmarks/fd."""
     from reid_hub.jobs.fd import FDSettings, make_cache, train_initial, train_student, train_teachers
 
-    scale, (variant, _, arm) = SCALES[options.scale], name.partition(".")
+    scale, (variant, _, arm) = SCALES[options.scale], name.rpartition(".")
     arm, _, seed = arm.partition("-seed")
     head = scale.students.get(variant, {})
     views, changes = ARMS.get(arm, (arm, {}))
