@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from reid_hub.data.augmentation import Augmentation
+from reid_hub.data.augmentation_options import Augmentation
 from reid_hub.training.schedules import Schedule
 
 
