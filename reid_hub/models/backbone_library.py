@@ -34,6 +34,17 @@ class LibraryBackbone(nn.Module):
         feature_map = self.model(pixel_values).last_hidden_state
         return feature_map.permute(0, 3, 1, 2) if self.channels_last else feature_map
 
+    def stages(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        """The maps of the stem and of every stage, each (B, C, h, w).
+
+        Raises:
+            ValueError: for a model that has no maps, such as a ViT.
+        """
+        maps = self.model(pixel_values, output_hidden_states=True).hidden_states
+        if not maps or maps[0].ndim != 4:
+            raise ValueError(f"a {self.model.config.model_type!r} backbone has no stages of maps: take a ResNet")
+        return tuple(maps)
+
     def width_groups(self, groups: WidthGroups) -> tuple[str, ...]:
         """Declare the channels of a ResNet (basic or bottleneck); returns the group of the last map.
 
