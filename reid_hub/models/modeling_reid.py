@@ -1,17 +1,13 @@
 """The re-identification model: a backbone, a pooling, a head and a neck, as a `PreTrainedModel`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.image_utils import load_image
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
@@ -22,13 +18,13 @@ from .backbone_part_vit import PartViT
 from .backbone_squeezenet import SqueezeNet
 from .checkpoint_reid import CheckpointMixin
 from .configuration_reid import ReIDConfig
+from .encoding_reid import EncodingMixin
 from .head_linear import LinearHead
 from .head_low_rank import LowRank
 from .head_pruned import Pruned
 from .head_slice import Slice
-from .image_processing_reid import ReIDImageProcessor
 from .layers import BNNeck, GeMPool, PartBNNeck, build_neck, build_pooling, fuse_parts
-from .quantization import Quantizer, binary_codes, int8_codes, vector_scale
+from .quantization import Quantizer
 from .width_groups import WidthGroups
 
 # Backbones of our own by the model_type of their configuration; everything else is a library's.
@@ -41,7 +37,6 @@ BACKBONES: dict[str, Callable[[Any], nn.Module]] = {
 
 # What shortens an embedding, by `config.compression`: (in_features, dim) -> module.
 COMPRESSIONS: dict[str, Callable[[int, int], nn.Module]] = {"slice": Slice, "low_rank": LowRank, "pruned": Pruned}
-PRECISIONS = ("float32", "int8", "binary")
 
 
 @dataclass
@@ -61,7 +56,7 @@ class ReIDOutput(ModelOutput):
     pooler_output: Tensor = None
 
 
-class ReIDModel(CheckpointMixin, PreTrainedModel):
+class ReIDModel(CheckpointMixin, EncodingMixin, PreTrainedModel):
     """Pictures to vectors for person re-identification, (B, 3, H, W) -> `ReIDOutput`.
 
     Attributes:
@@ -208,98 +203,8 @@ class ReIDModel(CheckpointMixin, PreTrainedModel):
         """The same under its former name, which older versions of transformers call."""
         self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
 
-    def embed(self, pixel_values: Tensor, flip: bool = False, quantized: bool = True) -> Tensor:
-        """Embeddings as they are searched with, (B, 3, H, W) -> (B, D); for evaluation mode.
-
-        Args:
-            flip: average the vectors of a picture and of its mirror image; a quantiser follows the average.
-            quantized: see `forward`.
-        """
-        vectors = self(pixel_values, quantized=False).embeddings
-        if flip:
-            vectors = (vectors + self(pixel_values.flip(3), quantized=False).embeddings) / 2
-        return self.quantizer(vectors) if quantized and self.quantizer is not None else vectors
-
-    def codes(self, vectors: Tensor, precision: str) -> np.ndarray:
-        """Vectors in front of the quantiser as codes: (N, D) -> (N, D) int8, or (N, ceil(D / 8)) uint8 for "binary".
-
-        Codes of int8 are multiples of `int8_scale`. Bits say which coordinates are above `center`.
-        """
-        if precision == "binary":
-            return binary_codes(vectors, self.center.to(vectors.device))
-        return int8_codes(vectors, self.int8_scale(vectors)).cpu().numpy()
-
-    def int8_scale(self, vectors: Tensor) -> Tensor:
-        """What an int8 code of 1 stands for: the model's own scale, () or (D,), or without one each vector's, (N, 1).
-
-        That of a vector is max |v| / 127, and cancels under cosine.
-
-        Raises:
-            ValueError: for a model that is to have a scale of its own, before it was trained or fitted.
-        """
-        if self.quantizer is not None and self.quantizer.kind == "int8":
-            if not self.quantizer.num_batches_tracked:
-                raise ValueError("this model has no int8 scale yet: train it, or fit its quantizer, before it encodes")
-            return self.quantizer.scale(vectors)
-        return vector_scale(vectors)
-
-    @property
-    def center(self) -> Tensor:
-        """(D,) mean of the embeddings over the training, as far as the model knows it, else zeros."""
-        if self.quantizer is not None:
-            return self.quantizer.center
-        if self.config.retrieve == "features" and isinstance(self.neck, BNNeck):
-            return self.neck.running_mean
-        return torch.zeros(self.embedding_dim, device=self.device)
-
-    @torch.inference_mode()
-    def encode(
-        self,
-        images: Sequence,
-        precision: str = "float32",
-        flip: bool = True,
-        batch_size: int = 64,
-        progress: bool = False,
-    ) -> np.ndarray:
-        """Embed pictures, each a PIL image, an array (H, W, 3) of uint8, a path or a URL: -> (N, D).
-
-        The vectors are what `embed` gives in evaluation, not normalised. The model is left in the mode it was found in.
-
-        Args:
-            precision: "float32", or the codes that a gallery stores, see `codes`: "int8" (int8), or "binary" (uint8,
-                eight coordinates to a byte).
-            flip: average the vectors of a picture and of its mirror image.
-
-        Raises:
-            ValueError: for an unknown precision.
-        """
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-        if isinstance(images, (str, Path)) or not isinstance(images, Sequence):
-            images = [images]
-        processor, was_training = ReIDImageProcessor.from_config(self.config), self.training
-        self.eval()
-        try:
-            encoded = [self._encoded(torch.empty(0, self.embedding_dim, device=self.device), precision)]
-            for start in tqdm(range(0, len(images), batch_size), desc="encode", disable=not progress):
-                batch = [_open(image) for image in images[start : start + batch_size]]
-                pixels = processor(batch, return_tensors="pt")["pixel_values"].to(self.device, self.dtype)
-                encoded.append(self._encoded(self.embed(pixels, flip, quantized=False), precision))
-        finally:
-            self.train(was_training)
-        return np.concatenate(encoded)
-
-    def _encoded(self, vectors: Tensor, precision: str) -> np.ndarray:
-        if precision != "float32":
-            return self.codes(vectors, precision)
-        return (vectors if self.quantizer is None else self.quantizer(vectors)).float().cpu().numpy()
-
 
 def _checkpointing(model: nn.Module, action: str) -> Callable | None:
     """A model's method, under the name it has had since transformers 5.20 or under the one before."""
     names = (f"activation_checkpointing_{action}", f"gradient_checkpointing_{action}")
     return next((getattr(model, name) for name in names if hasattr(model, name)), None)
-
-
-def _open(image):
-    return load_image(str(image)) if isinstance(image, (str, Path)) else image

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from reid_hub import ReIDConfig, ReIDModel
 from reid_hub.methods import METHODS
 from reid_hub.models.backbone_msinet import INTERACTIONS, Cell
-from reid_hub.models.configuration_reid import MSINetConfig
+from reid_hub.models.configuration_backbones import MSINetConfig
 from reid_hub.training import RECIPES, build_optimizer
 
 TINY = {"backbone_config": {"model_type": "reid_msinet", "channels": [16, 64, 80, 96]}, "image_size": (64, 32)}
