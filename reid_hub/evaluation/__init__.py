@@ -9,6 +9,7 @@ _PLACES = {
     "RetrievalResults": "metrics",
     "Shortlist": "codes",
     "average_precision": "metrics",
+    "build_classification_results": "results",
     "build_results": "results",
     "calibrate": "calibration",
     "check_results": "results",
@@ -18,6 +19,7 @@ _PLACES = {
     "evaluate_model": "protocol",
     "evaluate_retrieval": "metrics",
     "measure_cost": "cost",
+    "classify": "classification",
     "plot_answers": "plots",
     "plot_attention": "plots",
     "plot_cmc": "plots",
@@ -26,6 +28,7 @@ _PLACES = {
     "read_results": "results",
     "rerank_distances": "rerank",
     "stored": "codes",
+    "topk_accuracy": "classification",
     "write_results": "results",
 }
 

@@ -89,6 +89,9 @@ _FD = {
 _FD_ERASING = {"pad": 0, "erasing_aspect": (0.3, 3.33), "erasing_fill": "zero"}
 _FD_TEACHER = Schedule("step", epochs=80, first_epoch=0, milestones=(20, 40, 60), gamma=0.5)
 
+# Of the training pictures, as everybody uses them.
+_CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+
 RECIPES: dict[str, Recipe] = {
     "bot": Recipe(
         source="OSKT (arXiv:2511.06016), CNN students downstream: Bag of Tricks with a harder triplet",
@@ -183,6 +186,29 @@ RECIPES: dict[str, Recipe] = {
         options={"label_smoothing": 0.1, "metric": "triplet", "metric_options": {"margin": None}},
         learning_rate=3.5e-4,
         schedule=Schedule("step", epochs=60, milestones=(30, 50), **_WARMUP),
+    ),
+    "cifar": Recipe(
+        source="PTL's CIFAR experiments (arXiv:1908.02492) by the recipe of DenseNet (arXiv:1608.06993)",
+        method="classification",
+        sampler="shuffle",
+        learning_rate=0.1,
+        optimizer="sgd",
+        optimizer_options={"momentum": 0.9, "nesterov": True},
+        weight_decay=1e-4,
+        schedule=Schedule("step", epochs=300, first_epoch=0, milestones=(150, 225)),
+        # DenseNet's "+"; without it set augmentation.flip and augmentation.pad to 0, and the network's dropout to 0.2.
+        augmentation=Augmentation(pad=4, erasing=0.0),
+        config={"neck": "none", "image_size": (32, 32), "image_mean": _CIFAR_MEAN, "image_std": _CIFAR_STD},
+    ),
+    "classify-demo": Recipe(
+        source="reid_hub: a narrow ResNet-18 on the synthetic shapes, seconds on two CPU cores",
+        method="classification",
+        sampler="shuffle",
+        batch_size=32,
+        learning_rate=3e-3,
+        schedule=Schedule("cosine", epochs=10, first_epoch=0, warmup_epochs=1, final_factor=0.01),
+        augmentation=Augmentation(pad=4, erasing=0.0),
+        config={"neck": "none", "image_size": (64, 64)},
     ),
     "demo": Recipe(
         source="reid_hub: a narrow ResNet-18 on the synthetic people, minutes on two CPU cores",
