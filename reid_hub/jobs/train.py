@@ -221,11 +221,7 @@ def new_trainer(
 
 
 def method_of(recipe: Recipe, model: ReIDModel, subset: TrainingSubset) -> Method:
-    """The recipe's method with its options.
-
-    Raises:
-        ValueError: if it needs more than a data set.
-    """
+    """The recipe's method with its options; a ValueError if it needs more than a data set."""
     make = lookup(METHODS, recipe.method, "method")
     needs = [p.name for p in signature(make).parameters.values() if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
     if needs:
