@@ -119,4 +119,60 @@ class PartViTConfig(PreTrainedConfig):
             raise ValueError(f"image_size {self.image_size} is smaller than a patch of {self.patch_size} pixels")
 
 
-OWN_BACKBONES = {config.model_type: config for config in (OSNetConfig, MSINetConfig, PartViTConfig, SqueezeNetConfig)}
+@strict
+class DenseNetConfig(PreTrainedConfig):
+    """DenseNet-BC (arXiv:1608.06993) trunk; the default is DenseNet-161.
+
+    Args:
+        growth: channels that a layer adds; its 1x1 convolution makes `bottleneck` times as many first.
+        blocks: layers of each block; a transition between two halves the channels.
+        stem: channels of the first convolution.
+        small_input: for pictures of 32x32: a first convolution of 3x3 that keeps their size, without norm and pool.
+        dropout: probability behind every convolution but the first, in training.
+
+    Raises:
+        ValueError: if `dropout` is no probability below 1.
+    """
+
+    model_type = "reid_densenet"
+    growth: int = 48
+    blocks: list[int] | tuple[int, ...] = (6, 12, 36, 24)
+    stem: int = 96
+    bottleneck: int = 4
+    small_input: bool = False
+    dropout: float = 0.0
+
+    def __post_init__(self, **kwargs):
+        self.blocks = list(self.blocks)
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be a probability below 1, got {self.dropout}")
+        super().__post_init__(**kwargs)
+
+
+@strict
+class MGNConfig(PreTrainedConfig):
+    """MGN (arXiv:1804.01438) trunk and branches, made of a bottleneck ResNet.
+
+    Args:
+        width: channels of the stem; the four stages put out 4, 8, 16 and 32 times as many.
+        depths: blocks of the stages.
+
+    Raises:
+        ValueError: unless there are four stages, of which the third has a block for the trunk and one for the branches.
+    """
+
+    model_type = "reid_mgn"
+    width: int = 64
+    depths: list[int] | tuple[int, ...] = (3, 4, 6, 3)
+
+    def __post_init__(self, **kwargs):
+        self.depths = list(self.depths)
+        if len(self.depths) != 4 or min(self.depths) < 1 or self.depths[2] < 2:
+            raise ValueError(f"depths must be four numbers from 1, the third from 2, got {self.depths}")
+        super().__post_init__(**kwargs)
+
+
+OWN_BACKBONES = {
+    config.model_type: config
+    for config in (OSNetConfig, MSINetConfig, PartViTConfig, SqueezeNetConfig, DenseNetConfig, MGNConfig)
+}

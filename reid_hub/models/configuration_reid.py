@@ -6,18 +6,23 @@ from dataclasses import fields
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
-from .configuration_backbones import OWN_BACKBONES, PartViTConfig
+from .configuration_backbones import OWN_BACKBONES, MGNConfig, PartViTConfig
 from .variants_reid import find_variant
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-POOLINGS = ("avg", "max", "gem", "stabilised_max", "cls", "global_stripes", "part_tokens")
-HEADS = ("none", "linear")
+POOLINGS = ("avg", "max", "gem", "stabilised_max", "cls", "global_stripes", "part_tokens", "branch_stripes")
+HEADS = ("none", "linear", "shared_linear")
 NECKS = ("bnneck", "linear_bnneck", "part_bnneck", "none")
 RETRIEVALS = ("neck", "features")
 INTERPOLATIONS = ("bilinear", "bicubic")
 COMPRESSIONS = (None, "slice", "low_rank", "pruned")
 QUANTIZATIONS = (None, "int8")
 GRANULARITIES = ("tensor", "dimension", "vector")
+SIDE_CELLS = ("v1", "v2", "plain")
+SIDE_AGGREGATES = ("mean", "last", "conv")
+SIDE_OPTIONS = ("cell", "memory", "stem", "pairs", "bias", "batch_mean", "aggregate")
+# The others read a certain map, or tokens, and there is none of the side network's for them.
+SIDE_POOLINGS = ("avg", "max", "gem", "stabilised_max", "branch_stripes")
 
 # What transformers itself hands to a configuration besides the declared fields.
 _LIBRARY_KEYS = {
@@ -36,12 +41,19 @@ class ReIDConfig(PreTrainedConfig):
 
     Args:
         backbone_config: configuration of the trunk: one of ours (`model_type` "reid_osnet", "reid_msinet",
-            "reid_part_vit", "reid_squeezenet"), "timm_wrapper", or any image model of transformers.
+            "reid_part_vit", "reid_squeezenet", "reid_densenet", "reid_mgn"), "timm_wrapper", or any image model of
+            transformers.
         last_stride: stride of the last stage of a ResNet (1 is ReID's habit); None leaves the trunk as it is.
         pooling: "avg", "max", "gem", "stabilised_max" (FD, eq. 5: max over `pooling_window` averages), "cls" (first
-            token), "global_stripes" (MSINet: mean of the last map, and of two stripes of an earlier one), or
-            "part_tokens" (PASS: the class token beside the mean of three part tokens).
-        head: "none" or "linear" (FC to `embedding_dim` and BN; `head_bias`, `head_relu` as in OSNet).
+            token), "global_stripes" (MSINet: mean of the last map, and of two stripes of an earlier one),
+            "part_tokens" (PASS: the class token beside the mean of three part tokens), or "branch_stripes" (MGN: the
+            largest values of three branches and of their stripes).
+        side: None, or a side network of Progressive Transfer Learning, whose vector stands beside the backbone's:
+            "cell" ("v1", "v2", or the control "plain"), "memory" (False forgets before every batch), "stem" and "pairs"
+            (channels, see `SideNetwork`; the published ones scaled to the backbone's), "bias", "batch_mean", and for v2
+            "aggregate" (see `BConvCell2`).
+        head: "none", "linear" (FC to `embedding_dim` and BN unless `head_norm` is off; `head_bias`, `head_relu` as in
+            OSNet) or "shared_linear" (MGN: one for all parts, each of which it takes to `embedding_dim`).
         head_init_std: standard deviation of the head's FC at the start; None is Kaiming fan-out.
         neck: "bnneck" (batch norm without bias, arXiv:1903.07071), "linear_bnneck" (MSINet: an FC in front of it, both
             for each part of the vector), "part_bnneck" (PASS: one for each of the four tokens) or "none".
@@ -68,9 +80,11 @@ class ReIDConfig(PreTrainedConfig):
     pooling: str = "avg"
     gem_p: float = 3.0
     pooling_window: int = 4
+    side: dict | None = None
     head: str = "none"
     embedding_dim: int | None = None
     head_bias: bool = False
+    head_norm: bool = True
     head_relu: bool = False
     head_init_std: float | None = None
     neck: str = "bnneck"
@@ -101,6 +115,7 @@ class ReIDConfig(PreTrainedConfig):
         self.validate_input()
         self.validate_head()
         self.validate_parts()
+        self.validate_side()
         self.validate_compression()
         if self.backbone_config.model_type == PartViTConfig.model_type:
             # A ViT has a position for each patch, and the size of the picture is said in one place.
@@ -134,9 +149,10 @@ class ReIDConfig(PreTrainedConfig):
             raise ValueError(f"classifier_hidden must be widths, at least 1, got {self.classifier_hidden}")
 
     def validate_head(self):
-        if (self.head == "linear") != (self.embedding_dim is not None):
+        if (self.head != "none") != (self.embedding_dim is not None):
             raise ValueError(
-                f"embedding_dim belongs to head='linear', got head={self.head!r} and embedding_dim={self.embedding_dim}"
+                "embedding_dim belongs to head='linear' or 'shared_linear', got "
+                f"head={self.head!r} and embedding_dim={self.embedding_dim}"
             )
 
     def validate_parts(self):
@@ -149,6 +165,33 @@ class ReIDConfig(PreTrainedConfig):
             raise ValueError(
                 "neck='part_bnneck' normalises the tokens themselves, so it needs pooling='part_tokens' and "
                 f"head='none', got pooling={self.pooling!r} and head={self.head!r}; behind a head take neck='bnneck'"
+            )
+
+        branches = self.backbone_config.model_type == MGNConfig.model_type
+        if (self.pooling == "branch_stripes") != branches or (self.head == "shared_linear") != branches:
+            raise ValueError(
+                "pooling='branch_stripes' and head='shared_linear' belong to a backbone with branches "
+                f"({MGNConfig.model_type!r}) and it to them, got pooling={self.pooling!r} and head={self.head!r} for "
+                f"{self.backbone_config.model_type!r}"
+            )
+
+    def validate_side(self):
+        if self.side is None:
+            return
+        unknown = sorted(set(self.side) - set(SIDE_OPTIONS))
+        if unknown:
+            raise ValueError(f"unknown options {unknown} of a side network; it has {', '.join(SIDE_OPTIONS)}")
+        cell = self.side.get("cell", "v1")
+        if cell not in SIDE_CELLS:
+            raise ValueError(f"the side network's cell must be one of {', '.join(SIDE_CELLS)}, got {cell!r}")
+        if "aggregate" in self.side and (cell != "v2" or self.side["aggregate"] not in SIDE_AGGREGATES):
+            raise ValueError(
+                f"aggregate belongs to a side network of cell 'v2' and is one of {', '.join(SIDE_AGGREGATES)}; got "
+                f"{self.side['aggregate']!r} for {cell!r}"
+            )
+        if self.pooling not in SIDE_POOLINGS:
+            raise ValueError(
+                f"beside a side network pooling must be one of {', '.join(SIDE_POOLINGS)}, got {self.pooling!r}"
             )
 
     def validate_compression(self):
@@ -170,7 +213,7 @@ class ReIDConfig(PreTrainedConfig):
 
     @classmethod
     def from_variant(cls, name: str, **overrides) -> "ReIDConfig":
-        """Configuration of a named variant; `overrides` replace its fields.
+        """Configuration of a named variant; `overrides` replace its fields, of `side` only the options they name.
 
         Raises:
             ValueError: for an unknown variant or field; the nearest name is offered.
@@ -182,6 +225,8 @@ class ReIDConfig(PreTrainedConfig):
             base = timm_variant(name.removeprefix("timm/"), tuple(overrides.get("image_size", cls.image_size)))
         else:
             base = copy.deepcopy(find_variant(name))
+        if base.get("side") and overrides.get("side"):
+            overrides["side"] = {**base["side"], **overrides["side"]}
         return cls(**{"variant": name, **base, **overrides})
 
 
