@@ -11,6 +11,7 @@ import torch.distributed as dist
 from transformers import TrainerCallback, set_seed
 
 from reid_hub.data.images import ImageDataset
+from reid_hub.data.stored import training_images
 from reid_hub.evaluation import build_classification_results, measure_cost, topk_accuracy, write_results
 from reid_hub.evaluation import classify as classify_split
 from reid_hub.evaluation.embedding import open_images
@@ -146,7 +147,13 @@ def build_classifier_trainer(
     Raises:
         ValueError: if a class has no training pictures, or the recipe trains no classifier.
     """
-    images = ImageDataset(train_split, tuple(model.config.image_size), interpolation=recipe.interpolation)
+    images = training_images(
+        train_split,
+        tuple(model.config.image_size),
+        recipe.augmentation,
+        interpolation=recipe.interpolation,
+        resize_shortest=model.config.resize_shortest,
+    )
     subset = TrainingSubset(images, draw_images(images.pids, settings.keep, settings.seed))
     absent = sorted(set(range(model.num_labels)) - set(subset.identities.tolist()))
     if absent or len(subset.identities) != model.num_labels:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from reid_hub.data import describe_splits, load_reid_dataset
-from reid_hub.data.images import ImageDataset
+from reid_hub.data.stored import training_images
 from reid_hub.evaluation import embed, evaluate_embedded, read_results
 from reid_hub.hub.convert import load_weights
 from reid_hub.hub.push import push_folder
@@ -173,7 +173,9 @@ def build_trainer(
     set_seed(settings.seed)
     model = new_model(settings.model, settings.image_size, recipe.config)
     start_weights(model, settings)
-    images = ImageDataset(train_split, tuple(model.config.image_size), interpolation=recipe.interpolation)
+    images = training_images(
+        train_split, tuple(model.config.image_size), recipe.augmentation, interpolation=recipe.interpolation
+    )
     rows, evaluator = np.flatnonzero(images.pids >= 0), None
     if settings.validation:
         holdout = split_identities(images.pids, images.camids, settings.validation, settings.seed)

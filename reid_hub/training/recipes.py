@@ -200,6 +200,25 @@ RECIPES: dict[str, Recipe] = {
         augmentation=Augmentation(pad=4, erasing=0.0),
         config={"neck": "none", "image_size": (32, 32), "image_mean": _CIFAR_MEAN, "image_std": _CIFAR_STD},
     ),
+    "transfer": Recipe(
+        source="KDEP (arXiv:2203.05180), transfer of a pre-trained trunk to Caltech-256, DTD, CUB-200 and CIFAR-100",
+        method="classification",
+        sampler="shuffle",
+        # Or 0.001, by the data set.
+        learning_rate=0.01,
+        optimizer="sgd",
+        optimizer_options={"momentum": 0.9},
+        schedule=Schedule("step", epochs=150, first_epoch=0, milestones=(50, 100)),
+        augmentation=Augmentation(resized_area=(0.08, 1.0), pad=0, erasing=0.0),
+        # The published code does not normalise its input, except for CIFAR-100.
+        config={
+            "neck": "none",
+            "image_size": (224, 224),
+            "resize_shortest": 256,
+            "image_mean": (0.0, 0.0, 0.0),
+            "image_std": (1.0, 1.0, 1.0),
+        },
+    ),
     "classify-demo": Recipe(
         source="reid_hub: a narrow ResNet-18 on the synthetic shapes, seconds on two CPU cores",
         method="classification",
