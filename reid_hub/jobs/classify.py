@@ -119,6 +119,13 @@ def new_classifier(settings: ClassifySettings, recipe: Recipe, names: Sequence[s
     labels = {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
     size = {} if settings.image_size is None else {"image_size": list(settings.image_size)}
     if is_checkpoint(settings.model):
+        known = ReIDConfig.from_pretrained(settings.model)
+        is_classifier = ReIDForImageClassification.__name__ in (known.architectures or ())
+        if is_classifier and known.id2label != labels["id2label"]:
+            raise ValueError(
+                f"{settings.model} knows {known.num_labels} classes ({', '.join(known.id2label.values())[:50]}...), "
+                f"not the {len(names)} of the data: start from its trunk alone with init"
+            )
         model = ReIDForImageClassification.from_pretrained(settings.model, **labels, **size)
     else:
         # No neck: nothing compares the features in front of it.

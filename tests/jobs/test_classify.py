@@ -174,6 +174,8 @@ def test_the_trunk_starts_from_a_classifier_of_other_classes(made, settings, tmp
         settings, data_dir=str(tmp_path / "two"), output_dir=tmp_path / "run", init=str(made[0].output_dir), epochs=1,
         changes={**settings.changes, "learning_rate": 1e-12},
     )  # fmt: skip
+    with pytest.raises(ValueError, match=r"knows 3 classes \(ant, bee, cat\.\.\.\), not the 2 of the data"):
+        classify(replace(tiny, model=str(made[0].output_dir), init=None))
     classify(tiny)
     after = load_file(tmp_path / "run" / "model.safetensors")
     assert after["classifier.weight"].shape == (2, 8)
