@@ -146,6 +146,9 @@ def _facts(config: ReIDConfig) -> dict[str, str]:
         "Embedding": f"{model.embedding_dim} numbers",
         "Pooling, head, neck": f"{config.pooling}, {config.head}, {config.neck}",
     }
+    if config.side is not None:
+        memory = "with" if config.side["memory"] else "without"
+        facts["Side network"] = f"cells {config.side['cell']}, trained {memory} a memory of earlier batches"
     if config.compression is not None:
         kind = {"low_rank": "by a learned linear map", "pruned": "by pruning"}.get(config.compression, "by slicing")
         facts["Compressed"] = f"from {model.compression.in_features} numbers {kind}"

@@ -46,6 +46,8 @@ class CheckpointMixin:
         """A digest of what decides the embeddings, weights and configuration; stored with an index of them."""
         digest = hashlib.sha256()
         config = {key: value for key, value in self.config.to_dict().items() if key in VECTOR_FIELDS}
+        if config.get("side") is None:
+            config.pop("side", None)  # indexes from before there were side networks stay valid
         backbone = getattr(self.config, "backbone_config", None)
         config |= {
             f"backbone.{key}": getattr(backbone, key) for key in BACKBONE_VECTOR_FIELDS if hasattr(backbone, key)
