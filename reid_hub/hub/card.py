@@ -146,9 +146,6 @@ def _facts(config: ReIDConfig) -> dict[str, str]:
         "Embedding": f"{model.embedding_dim} numbers",
         "Pooling, head, neck": f"{config.pooling}, {config.head}, {config.neck}",
     }
-    if config.side is not None:
-        memory = "with" if config.side["memory"] else "without"
-        facts["Side network"] = f"cells {config.side['cell']}, trained {memory} a memory of earlier batches"
     if config.compression is not None:
         kind = {"low_rank": "by a learned linear map", "pruned": "by pruning"}.get(config.compression, "by slicing")
         facts["Compressed"] = f"from {model.compression.in_features} numbers {kind}"
@@ -156,6 +153,9 @@ def _facts(config: ReIDConfig) -> dict[str, str]:
         facts["Stored as"] = f"{model.embedding_dim} bytes ({config.quantization}, one scale per " + (
             f"{config.quantization_granularity})"
         )
+    if config.side is not None:
+        memory = "with" if config.side["memory"] else "without"
+        facts["Side network"] = f"cells {config.side['cell']}, trained {memory} a memory of earlier batches"
     if config.decision is not None:
         facts["Same person"] = (
             f"{config.decision['metric']} distance up to {config.decision['threshold']:.4f}: false matches "
