@@ -19,6 +19,8 @@ VECTOR_FIELDS = (
     "compressed_dim", "compression", "head_relu", "image_mean", "image_size", "image_std", "interpolation",
     "last_stride", "neck", "pooling", "pooling_window", "quantization", "quantization_granularity", "retrieve",
 )  # fmt: skip
+# The same; these count only where they are set, so that the digests of older models stay what they were.
+LATER_VECTOR_FIELDS = ("resize_shortest", "side")
 # The same, of the backbone's configuration.
 BACKBONE_VECTOR_FIELDS = ("heads", "layer_norm_eps", "num_attention_heads", "stride")
 
@@ -45,7 +47,9 @@ class CheckpointMixin:
     def fingerprint(self) -> str:
         """A digest of what decides the embeddings, weights and configuration; stored with an index of them."""
         digest = hashlib.sha256()
-        config = {key: value for key, value in self.config.to_dict().items() if key in VECTOR_FIELDS}
+        config = self.config.to_dict()
+        later = {key: config[key] for key in LATER_VECTOR_FIELDS if config.get(key)}
+        config = {key: value for key, value in config.items() if key in VECTOR_FIELDS} | later
         backbone = getattr(self.config, "backbone_config", None)
         config |= {
             f"backbone.{key}": getattr(backbone, key) for key in BACKBONE_VECTOR_FIELDS if hasattr(backbone, key)
