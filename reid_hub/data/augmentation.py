@@ -65,6 +65,7 @@ class BatchTransform:
         sizes: Tensor | None = None,
         return_boxes: bool = False,
         unflip_boxes: bool = False,
+        by_position: bool = True,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Transform a batch; the draws depend only on (seed, step, index, position in the batch).
 
@@ -77,6 +78,7 @@ class BatchTransform:
             return_boxes: also return the erased boxes, int64 (B, 4) as y0, x0, y1, x1 with ends exclusive, in
                 coordinates of the returned image; rows of -1 where nothing was erased.
             unflip_boxes: in those of the image in front of the flip instead.
+            by_position: False lets the draws depend on (seed, step, index) alone, wherever in a batch an image stands.
 
         Raises:
             ValueError: if the pixels are not uint8 (B, C, H, W), or an augmentation lacks its counters.
@@ -93,7 +95,7 @@ class BatchTransform:
         if self.augmentation is None:
             x.copy_(pixel_values).mul_(scale).add_(shift)
             return (x, boxes) if return_boxes else x
-        draws = self._draws(pixel_values, indices, seed, step)
+        draws = self._draws(pixel_values, indices, seed, step, by_position)
         plan = self._plan(draws, *x.shape[-2:])
         if resized:
             plan["crop"] = self._crops(draws, pixel_values, sizes)
@@ -112,12 +114,15 @@ class BatchTransform:
             boxes = torch.where((plan["mirror"].view(-1, 1) > 0) & (boxes >= 0), turned, boxes)
         return (x, boxes) if return_boxes else x
 
-    def _draws(self, pixel_values: Tensor, indices: Tensor | None, seed: int | None, step: int | None) -> Draws:
+    def _draws(
+        self, pixel_values: Tensor, indices: Tensor | None, seed: int | None, step: int | None, by_position: bool
+    ) -> Draws:
         if indices is None or seed is None or step is None:
             raise ValueError("augmentation needs indices, seed and step: they decide what is drawn for each image")
         if indices.shape != pixel_values.shape[:1]:
             raise ValueError(f"indices must be ({len(pixel_values)},), one per image, got {tuple(indices.shape)}")
-        return Draws(indices.to(pixel_values.device, non_blocking=True), seed, step, _LIGHTS.stop)
+        indices = indices.to(pixel_values.device, non_blocking=True)
+        return Draws(indices, seed, step, _LIGHTS.stop, by_position)
 
     def _plan(self, draws: Draws, height: int, width: int) -> dict[str, Tensor]:
         """What to do to each image, for the steps that are on: tensors (B, ...)."""

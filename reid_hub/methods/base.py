@@ -20,10 +20,13 @@ class Method(nn.Module):
         citation: BibTeX of the method, for the model card.
         takes_erased_boxes: the trainer hands `forward` what Random Erasing erased, as `erased_boxes`: int64 (B, 4), y0,
             x0, y1, x1 in pixels of the input before its flip, ends exclusive, rows of -1 where nothing was erased.
+        fixed_crops: 0 augments every visit to a picture anew; with R, epoch e shows it as its crop number e mod R,
+            which is a function of the seed and the picture alone.
     """
 
     citation: str = ""
     takes_erased_boxes: bool = False
+    fixed_crops: int = 0
 
     def __init__(self, model: ReIDModel):
         super().__init__()

@@ -109,10 +109,11 @@ class ReIDTrainer(Trainer):
 
     def _prepare_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Move the bytes to the device and augment them there, as a function of the seed and the step alone."""
-        self.model.set_progress(self.state.global_step, self.state.max_steps, self.state.epoch or 0.0)
+        epoch, rounds = self.state.epoch or 0.0, self.model.fixed_crops
+        self.model.set_progress(self.state.global_step, self.state.max_steps, epoch)
         inputs = super()._prepare_inputs(inputs)
-        sizes = inputs.pop("sizes", None)
-        drawn = {"seed": self.args.seed, "step": self.state.global_step, "sizes": sizes}
+        step = int(epoch) % rounds if rounds else self.state.global_step
+        drawn = {"seed": self.args.seed, "step": step, "by_position": not rounds, "sizes": inputs.pop("sizes", None)}
         drawn |= {"return_boxes": True, "unflip_boxes": True}
         pixel_values, boxes = self.transform(inputs["pixel_values"], inputs["indices"], **drawn)
         pixel_values = pixel_values.contiguous(memory_format=self.memory_format)
