@@ -45,6 +45,7 @@ DATASETS: dict[str, DatasetSpec] = {
         prw.SPEC,
         prai1581.SPEC,
         luperson.SPEC,
+        luperson.PICTURES,
         cifar.CIFAR10,
         cifar.CIFAR100,
         caltech256.SPEC,

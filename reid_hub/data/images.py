@@ -37,7 +37,7 @@ class ImageDataset(torch.utils.data.Dataset):
     to collate.
 
     Attributes:
-        dataset: the rows that can be read; row i of it is item i here.
+        dataset: the rows that can be read; row i of it is item i here, and row `source_rows[i]` of what was given.
         pids, camids: int64 arrays (N,).
         sizes: int64 (N, 2), height and width of the original pictures for crops by their proportions; see
             `training_images`, which sets them.
@@ -91,8 +91,8 @@ class ImageDataset(torch.utils.data.Dataset):
             folder = _cache_root(cache_dir) / f"{dataset._fingerprint}-{kind}"
             errors = self._prepare(folder, stored, progress)
             self._file = folder / "images.npy" if stored else None
-        self._rows = np.setdiff1d(np.arange(len(dataset)), list(errors)).astype(np.int64)
-        self.dataset = dataset.select(self._rows) if errors else dataset
+        self.source_rows = np.setdiff1d(np.arange(len(dataset)), list(errors)).astype(np.int64)
+        self.dataset = dataset.select(self.source_rows) if errors else dataset
         columns = self.dataset.remove_columns("image").with_format("numpy")
         self.pids = np.asarray(columns["label" if "label" in columns.column_names else "pid"][:], dtype=np.int64)
         self.camids = np.full_like(self.pids, NO_CAMERA)
@@ -100,7 +100,7 @@ class ImageDataset(torch.utils.data.Dataset):
             self.camids = np.asarray(columns["camid"][:], dtype=np.int64)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.source_rows)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """One item, without the batch dimension."""
@@ -109,7 +109,7 @@ class ImageDataset(torch.utils.data.Dataset):
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """A batch: pixel_values uint8 (B, 3, H, W); pids, camids and indices int64 (B,); `sizes` (B, 2) if known."""
         indices = np.asarray(indices, dtype=np.int64)
-        rows = self._rows[indices]
+        rows = self.source_rows[indices]
         if self._file is None:
             pixels, _ = self._decode(rows)
         else:
