@@ -72,12 +72,6 @@ CITATIONS: dict[str, str] = {
                He, Xiaofei and Hua, Xian-Sheng},
   booktitle = {IJCAI}, year = {2019}
 }""",
-    "kdep": """@inproceedings{he2022kdep,
-  title     = {Knowledge Distillation as Efficient Pre-training: Faster Convergence, Higher Data-efficiency, and Better
-               Transferability},
-  author    = {He, Ruifei and Sun, Shuyang and Yang, Jihan and Bai, Song and Qi, Xiaojuan},
-  booktitle = {CVPR}, year = {2022}
-}""",
     # evaluation
     "rerank": """@inproceedings{zhong2017rerank,
   title     = {Re-ranking Person Re-identification with k-reciprocal Encoding},

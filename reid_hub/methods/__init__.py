@@ -5,6 +5,7 @@ from reid_hub.methods.baselines import KDPPMethod
 from reid_hub.methods.classification import ClassificationMethod
 from reid_hub.methods.compression import CompressionMethod
 from reid_hub.methods.fd import FDMethod
+from reid_hub.methods.kdep import KDEPMethod
 from reid_hub.methods.oskt import RefineMethod
 from reid_hub.methods.supervised import SupervisedMethod
 
@@ -13,6 +14,7 @@ __all__ = [
     "ClassificationMethod",
     "CompressionMethod",
     "FDMethod",
+    "KDEPMethod",
     "KDPPMethod",
     "Method",
     "RefineMethod",
@@ -24,6 +26,7 @@ METHODS: dict[str, type[Method]] = {
     "classification": ClassificationMethod,
     "compression": CompressionMethod,
     "fd": FDMethod,
+    "kdep": KDEPMethod,
     "kdpp": KDPPMethod,
     "oskt": RefineMethod,
     "supervised": SupervisedMethod,

@@ -149,6 +149,8 @@ VARIANTS: dict[str, dict] = {
         "image_mean": (0.5, 0.5, 0.5),
         "image_std": (0.5, 0.5, 0.5),
     },
+    # MobileNetV2 as torchvision has it, a student of KDEP (arXiv:2203.05180); that of transformers pads otherwise.
+    "mobilenetv2": {"backbone_config": {"model_type": "timm_wrapper", "architecture": "mobilenetv2_100"}},
     # Students of Factorized Distillation, table 1.
     "squeezenet": _factorized({"backbone_config": {"model_type": "reid_squeezenet"}}, 512),
     "res18a": _factorized(_resnet(*R18), 512),

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from reid_hub.data.augmentation_options import Augmentation
+from reid_hub.training.recipes_kdep import KDEP
 from reid_hub.training.schedules import Schedule
 
 
@@ -265,4 +266,5 @@ RECIPES: dict[str, Recipe] = {
         schedule=Schedule("cosine", epochs=8, first_epoch=0, warmup_epochs=1, final_factor=0.01),
         augmentation=Augmentation(pad=0, erasing_fill="zero"),
     ),
+    **{name: Recipe(**values) for name, values in KDEP.items()},
 }
