@@ -9,6 +9,7 @@ from reid_hub.cli.compress import compress
 from reid_hub.cli.evaluate import calibrate, evaluate, index_add, index_build, search
 from reid_hub.cli.fd import attention, fd
 from reid_hub.cli.hub import card, convert, list_names, push
+from reid_hub.cli.kdep import basis, pretrain
 from reid_hub.cli.oskt import expand, kdpp, refine, shrink, sparsify
 from reid_hub.cli.train import demo, train
 
@@ -26,6 +27,10 @@ distill_app.command("kdpp")(kdpp)
 distill_app.command("fd")(fd)
 distill_app.command("attention")(attention)
 app.add_typer(distill_app, name="distill")
+pretrain_app = typer.Typer()
+pretrain_app.callback(invoke_without_command=True)(pretrain)
+pretrain_app.command("basis")(basis)
+app.add_typer(pretrain_app, name="pretrain")
 index_app = typer.Typer(no_args_is_help=True, help="Build galleries to search in.")
 index_app.command("build")(index_build)
 index_app.command("add")(index_add)

@@ -65,9 +65,13 @@ def training_run(
 
 
 def takes(
-    shared: Callable[..., dict[str, Any]], *, without: Collection[str] = (), **defaults: Any
+    shared: Callable[..., dict[str, Any]],
+    *,
+    argument: str = "run",
+    without: Collection[str] = (),
+    **defaults: Any,
 ) -> Callable[[Callable], Callable]:
-    """A decorator: the command gets the shared options behind its own, and what they make as its argument `run`.
+    """A decorator: the command gets the shared options behind its own, and what they make as one `argument`.
 
     `defaults` replace those of the shared options; those in `without` are not offered, and stay at their default.
     """
@@ -79,12 +83,12 @@ def takes(
     fixed = {name: defaults[name] for name in without if name in defaults}
 
     def decorate(command: Callable) -> Callable:
-        own = {name: p for name, p in inspect.signature(command).parameters.items() if name != "run"}
+        own = {name: p for name, p in inspect.signature(command).parameters.items() if name != argument}
 
         @wraps(command)
         def combined(**values: Any):
-            run = shared(**fixed, **{name: values.pop(name) for name in options})
-            return command(**values, run=run)
+            made = shared(**fixed, **{name: values.pop(name) for name in options})
+            return command(**values, **{argument: made})
 
         parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in (*own.values(), *options.values())]
         combined.__signature__ = inspect.Signature(parameters)

@@ -10,6 +10,7 @@ _PLACES = {
     "Shortlist": "codes",
     "average_precision": "metrics",
     "build_classification_results": "results",
+    "build_pretraining_results": "results",
     "build_results": "results",
     "calibrate": "calibration",
     "check_results": "results",

@@ -18,7 +18,7 @@ from reid_hub.registry import lookup
 METRICS = ("mAP", "rank1", "rank5", "rank10", "mINP")
 # What results of a "task" other than retrieval hold: accuracies of the last epoch, and what the best was and when.
 CLASSIFICATION_METRICS = ("top1", "top5", "top1_best", "best_epoch")
-TASKS = {"retrieval": METRICS, "classification": CLASSIFICATION_METRICS}
+TASKS = {"retrieval": METRICS, "classification": CLASSIFICATION_METRICS, "pretraining": ()}
 SCHEMA: dict[str, tuple[str, ...] | type] = {
     "model": str,
     "dataset": ("name", "split", "data_dir_counts"),
@@ -92,6 +92,23 @@ def build_classification_results(
     """
     content = {"model": model, "task": "classification", "dataset": dict(dataset), "protocol": dict(protocol)}
     return _checked({**content, "metrics": dict(metrics), "cost": dict(cost), "training": dict(training)}, command)
+
+
+def build_pretraining_results(
+    *,
+    model: str,
+    dataset: Mapping[str, Any],
+    cost: Mapping[str, Any],
+    training: Mapping[str, Any],
+    command: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """The same of a trunk that nothing was measured with: "task" is "pretraining", without metrics and protocol.
+
+    Raises:
+        ValueError: as `build_results`.
+    """
+    content = {"model": model, "task": "pretraining", "dataset": dict(dataset), "protocol": {}, "metrics": {}}
+    return _checked({**content, "cost": dict(cost), "training": dict(training)}, command)
 
 
 def _checked(content: dict[str, Any], command: Sequence[str] | None) -> dict[str, Any]:

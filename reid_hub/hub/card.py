@@ -82,6 +82,7 @@ def render_card(
         check_results(result)
         if (result.get("task") == "classification") != is_classifier:
             raise ValueError("the results are of another kind of model than config.json: evaluate this one again")
+    measured = [result for result in results if result["metrics"]]
     unnamed = config.variant or "person-reid"
     model_name = results[0]["model"] if results else f"{unnamed}.chain" if is_chain else unnamed
     training = results[0]["training"] if results else {}
@@ -96,7 +97,7 @@ def render_card(
         datasets=trained_on or None,
         base_model=training.get("base_model"),
         model_name=model_name,
-        eval_results=list(_eval_results(results, metrics)) or None,
+        eval_results=list(_eval_results(measured, metrics)) or None,
     )
     used = [*trained_on, *(r["dataset"]["name"] for r in results)]
     names = [config.backbone_config.model_type, config.variant, training.get("method"), training.get("recipe")]
@@ -113,7 +114,7 @@ def render_card(
         is_int8=config.quantization == "int8",
         scale=", scale=model.int8_scale(None)" if config.quantization_granularity == "dimension" else "",
         metric_labels=metrics.values(),
-        evaluations=[_evaluation(result, metrics) for result in results],
+        evaluations=[_evaluation(result, metrics) for result in measured],
         cost=_table(results[0]["cost"]) if results else {},
         training=_table(training),
         data_terms=_data_terms(trained_on, used),

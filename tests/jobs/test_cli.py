@@ -21,6 +21,7 @@ COMMANDS += [
     for group in app.registered_groups
     for command in group.typer_instance.registered_commands
 ]
+COMMANDS += [[group.name] for group in app.registered_groups if group.typer_instance.registered_callback]
 TINY = {"model_type": "resnet", "embedding_size": 4, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
 
 

@@ -144,3 +144,28 @@ def test_a_classifier_in_one_launch(tmp_path, processes):
     assert results["training"]["batch_size"] == 8 * processes
     assert json.loads(printed.strip().splitlines()[-1])["top1"] == results["metrics"]["top1"]
     assert (tmp_path / "model" / "best" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_basis_a_pretrained_trunk_and_its_fine_tuning_in_three_launches(tmp_path, processes):
+    launcher, out = TWO_PROCESSES if processes == 2 else (), tmp_path / "kdep"
+    common = [
+        "--image-size", "64", "32", "--data-options", json.dumps({**SMALL, "num_train_ids": 40}),
+        "--args", json.dumps({"use_cpu": True, "per_device_train_batch_size": 16}),
+    ]  # fmt: skip
+    made = launch("examples/kdep_basis.py", "--output-dir", out, *common, launcher=launcher)
+    basis = out / "training" / "basis.safetensors"
+    assert json.loads(made.strip().splitlines()[-1]) == {"basis": str(basis)}
+    written = basis.stat().st_mtime_ns
+    printed = launch("examples/kdep_pretrain.py", "--output-dir", out, "--epochs", "1", *common, launcher=launcher)
+    assert basis.stat().st_mtime_ns == written
+    results = json.loads((out / "results.json").read_text())
+    assert json.loads(printed.strip().splitlines()[-1])["weight"] == results["training"]["weight"]
+    assert results["training"]["batch_size"] == 16 * processes
+    launch(
+        "examples/kdep_transfer.py", "--backbone", out, "--output-dir", tmp_path / "tuned", "--epochs", "1",
+        "--keep-ids", "0.5", *common, launcher=launcher,
+    )  # fmt: skip
+    tuned = json.loads((tmp_path / "tuned" / "results.json").read_text())["training"]
+    assert (tuned["identities"], tuned["init"]) == (20, "kdep")
