@@ -80,7 +80,7 @@ def test_only_the_trunk_learns_and_every_alignment_teaches_it(align):
         loss = made(x, indices=torch.arange(16))["loss"]
         loss.backward()
         optimiser.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[-1] < 0.9 * losses[0]
     for part, state in fixed.items():
         for name, tensor in state.items():
