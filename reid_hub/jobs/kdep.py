@@ -166,9 +166,10 @@ def pretrain(settings: KDEPSettings) -> dict[str, Any]:
     options = {"basis": basis, "features": crops.teacher, "seed": settings.seed, **recipe.options}
     options |= {} if weight is None else {"weight": weight}
     if settings.crops:
-        write_features(settings.cache_dir, crops, settings.crops)
-        paths = crops.images.dataset["path"][:]
-        options["features"] = CachedFeatures(settings.cache_dir, settings.crops, paths, crops.mark())
+        # One folder serves all alignments, of which one wants what is behind the ReLU.
+        cache = settings.cache_dir / ("post-relu" if crops.teacher.relu else "")
+        write_features(cache, crops, settings.crops)
+        options["features"] = CachedFeatures(cache, settings.crops, crops.images.dataset["path"][:], crops.mark())
     method = KDEPMethod(student, **options)
     if weight is None:
         method.weight = _pair_weight(method, crops)

@@ -93,6 +93,13 @@ def test_the_weight_of_a_new_pair_makes_the_loss_that_of_a_classification(made):
     weight = results_of(out / "stored")["training"]["weight"]
     assert weight * float((target**2).mean()) == pytest.approx(np.log(1000), rel=1e-3)
     assert weight == pytest.approx(results_of(out)["training"]["weight"], rel=1e-3)
+    shared = replace(stored, cache=str(out / "stored" / "features"), epochs=1)
+    before = file.stat().st_mtime_ns
+    for align in ("cs.var", "post-relu"):
+        pretrain(replace(shared, output_dir=out / align, align=align))
+    assert file.stat().st_mtime_ns == before
+    (behind,) = (out / "stored" / "features" / "post-relu" / "round-0").glob("*.safetensors")
+    assert (load_file(behind)["representations"] >= 0).all()
 
 
 def test_resuming_repeats_nothing_and_takes_nothing_else_for_its_own(made, teacher, student, tmp_path):

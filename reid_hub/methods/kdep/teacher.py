@@ -77,20 +77,13 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, pixel_values: Tensor, indices: Tensor | None = None) -> Tensor:
-        """See `Features`.
-
-        Raises:
-            ValueError: if the model gives NaN or Inf.
-        """
+        """See `Features`."""
         x, size = pixel_values, tuple(self.model.config.image_size)
         if not self._same:
             x = x * self._gain.to(x.device) + self._offset.to(x.device)
         if x.shape[2:] != size:
             x = F.interpolate(x, size, mode="bilinear", antialias=True)
-        features = self._tap(x.to(self.model.dtype)).float()
-        if not features.isfinite().all():
-            raise ValueError(f"the teacher {self.model.name_or_path} gives NaN or Inf: its weights are broken")
-        return features
+        return self._tap(x.to(self.model.dtype)).float()
 
     def fingerprint(self) -> dict[str, Any]:
         """All that decides the features of a picture, as plain values."""
@@ -128,10 +121,18 @@ class Crops:
         return len(self.images)
 
     def represent(self, rows: Sequence[int], round: int = 0) -> Tensor:
-        """(B,) rows -> float32 (B, D)."""
+        """(B,) rows -> float32 (B, D).
+
+        Raises:
+            ValueError: if the model gives NaN or Inf.
+        """
         batch = {name: tensor.to(self.teacher.model.device) for name, tensor in self.images.__getitems__(rows).items()}
         drawn = {"seed": self.seed, "step": round, "sizes": batch.get("sizes"), "by_position": False}
-        return self.teacher(self._transform(batch["pixel_values"], batch["indices"], **drawn))
+        features = self.teacher(self._transform(batch["pixel_values"], batch["indices"], **drawn))
+        if not features.isfinite().all():
+            name = self.teacher.model.name_or_path
+            raise ValueError(f"the teacher {name} gives NaN or Inf: its weights are broken, give another checkpoint")
+        return features
 
     def mark(self) -> dict[str, Any]:
         """All that decides the features, as plain values."""
