@@ -5,9 +5,13 @@ from reid_hub.methods.baselines import KDPPMethod
 from reid_hub.methods.compression import CompressionMethod
 from reid_hub.methods.fd import FDMethod
 from reid_hub.methods.oskt import RefineMethod
+from reid_hub.methods.ptl import PTLMethod, STDMethod
 from reid_hub.methods.supervised import SupervisedMethod
 
-__all__ = ["METHODS", "CompressionMethod", "FDMethod", "KDPPMethod", "Method", "RefineMethod", "SupervisedMethod"]
+__all__ = [
+    "METHODS", "CompressionMethod", "FDMethod", "KDPPMethod", "Method", "PTLMethod", "RefineMethod", "STDMethod",
+    "SupervisedMethod",
+]  # fmt: skip
 
 # Method(model, num_ids, **options); the options are checked against the constructor's signature.
 METHODS: dict[str, type[Method]] = {
@@ -15,5 +19,7 @@ METHODS: dict[str, type[Method]] = {
     "fd": FDMethod,
     "kdpp": KDPPMethod,
     "oskt": RefineMethod,
+    "ptl": PTLMethod,
+    "std": STDMethod,
     "supervised": SupervisedMethod,
 }

@@ -49,6 +49,19 @@ class Method(nn.Module):
         A method whose weights depend on time overrides it; this one does nothing.
         """
 
+    def start_epoch(self, epoch: int) -> None:
+        """Called before the first batch of every epoch, counted from 0, and before the first one of a resumed run.
+
+        What a method keeps from batch to batch within an epoch begins anew here.
+        """
+
+    def carried(self) -> dict[str, Tensor]:
+        """What one batch leaves to the next in this process, besides weights; for checkpoints, not for the model."""
+        return {}
+
+    def restore_carried(self, state: dict[str, Tensor]) -> None:
+        """Go on in the middle of an epoch from what `carried` gave there, after `start_epoch`."""
+
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
         """What the Trainer calls for `activation_checkpointing=True`; only transformer backbones have it."""
         self.model.activation_checkpointing_enable(**kwargs)

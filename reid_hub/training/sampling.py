@@ -24,4 +24,5 @@ def build_sampler(
             f"the batch size must be divisible by the recipe's {recipe.num_instances} images per identity, got "
             f"{batch_size}"
         )
-    return IdentitySampler(pids, num_ids, recipe.num_instances, seed=seed, num_processes=num_processes)
+    counters = {"seed": seed, "num_processes": num_processes}
+    return IdentitySampler(pids, num_ids, recipe.num_instances, once=recipe.sampler == "identity_once", **counters)

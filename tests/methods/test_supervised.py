@@ -47,6 +47,8 @@ def needs(name: str, model: ReIDModel) -> dict:
     if name == "kdpp":
         teacher = ReIDModel(ReIDConfig(**TINY))
         return {"teacher": teacher, "teacher_classifier": torch.randn(4, 16), "class_means": torch.randn(4, 16)}
+    if name == "std":
+        return {"teacher": ReIDModel(ReIDConfig(**TINY))}
     return {"representations": Drawn(), "alpha": 0.0} if name == "fd" else {}
 
 
