@@ -224,8 +224,8 @@ def start_heads(method: SupervisedMethod, folder: str | Path, subset: TrainingSu
         print(f"this recipe has another classifier than {folder}: {', '.join(left)} of it are not used")
 
 
-def is_done(settings: TrainSettings) -> bool:
-    """Whether a folder holds the result of these settings.
+def is_done(settings: TrainSettings, about: Mapping[str, Any] | None = None) -> bool:
+    """Whether a folder holds the result of these settings, and of what else `train` was told of them.
 
     Raises:
         ValueError: if it holds the result of others, naming them.
@@ -236,6 +236,7 @@ def is_done(settings: TrainSettings) -> bool:
     results = read_results(path)
     found, epochs = results["training"], settings.epochs or override(RECIPES[settings.recipe], settings.changes).epochs
     asked = {"recipe": settings.recipe, "epochs": epochs, "seed": settings.seed, "changes": dict(settings.changes)}
+    asked |= about or {}
     found = {key: found.get(key) for key in asked}
     if settings.image_size is not None:
         asked["image_size"], found["image_size"] = list(settings.image_size), results["cost"]["image_size"]
