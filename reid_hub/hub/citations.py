@@ -38,6 +38,16 @@ CITATIONS: dict[str, str] = {
              Keutzer, Kurt},
   journal = {arXiv:1602.07360}, year = {2016}
 }""",
+    "reid_densenet": """@inproceedings{huang2017densely,
+  title     = {Densely Connected Convolutional Networks},
+  author    = {Huang, Gao and Liu, Zhuang and van der Maaten, Laurens and Weinberger, Kilian Q.},
+  booktitle = {CVPR}, year = {2017}
+}""",
+    "reid_mgn": """@inproceedings{wang2018mgn,
+  title     = {Learning Discriminative Features with Multiple Granularities for Person Re-Identification},
+  author    = {Wang, Guanshuo and Yuan, Yufeng and Chen, Xiong and Li, Jiwei and Zhou, Xi},
+  booktitle = {ACM Multimedia}, year = {2018}
+}""",
     "vit": """@inproceedings{dosovitskiy2021image,
   title     = {An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale},
   author    = {Dosovitskiy, Alexey and Beyer, Lucas and Kolesnikov, Alexander and Weissenborn, Dirk and Zhai, Xiaohua
