@@ -1,8 +1,6 @@
 """Training augmentation of whole batches, on the device they are on, with random numbers drawn from counters."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
 from enum import IntEnum
 from functools import lru_cache
 from itertools import permutations
@@ -12,71 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from reid_hub.data.augmentation_options import Augmentation
 from reid_hub.data.draws import Draws
 
 _TRIES = 100
 _ASPECTS = 4096
 _NOISE_OFFSETS = 1 << 22
 _CACHED_PIXELS = 1 << 18
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """What happens to a training image, as plain values; the defaults are those of "Bag of Tricks" (arXiv:1903.07071).
-
-    In this order: flip, enlarge, pad and crop, rotate, colour jitter, normalise, erase.
-
-    Attributes:
-        flip: probability of a horizontal flip.
-        pad: zero pixels put on every side before a crop of the original size is taken at random.
-        crop_scale: enlarge by this factor before that crop (9/8 in Feature Distillation); 1 is off.
-        rotation: largest angle in degrees, drawn from U(-rotation, rotation); bilinear, what comes in is zero.
-        brightness, contrast, saturation: torchvision's ColorJitter factors, U(max(0, 1 - x), 1 + x), in random order.
-        erasing: probability of erasing one box (Random Erasing, arXiv:1708.04896), after normalisation.
-        erasing_area: range of the box's share of the image, drawn uniformly.
-        erasing_aspect: range of the box's height / width.
-        erasing_aspect_scale: "linear" draws the aspect uniformly (the paper's code), "log" draws its logarithm
-            uniformly (timm).
-        erasing_fill: "zero", "noise" (N(0, 1) per pixel and channel, timm's mode "pixel"), or one normalised value
-            per channel. The default triple is the published code's: CIFAR-10's mean, used without normalising it.
-    """
-
-    flip: float = 0.5
-    pad: int = 10
-    crop_scale: float = 1.0
-    rotation: float = 0.0
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    erasing: float = 0.5
-    erasing_area: tuple[float, float] = (0.02, 0.4)
-    erasing_aspect: tuple[float, float] = (0.3, 1 / 0.3)
-    erasing_aspect_scale: str = "linear"
-    erasing_fill: str | tuple[float, ...] = (0.4914, 0.4822, 0.4465)
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            if isinstance(getattr(self, field.name), list):  # recipes are read back from JSON
-                object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
-        for name in ("flip", "erasing"):
-            self._require(name, 0 <= getattr(self, name) <= 1, "a probability in [0, 1]")
-        self._require("pad", isinstance(self.pad, int) and self.pad >= 0, "a whole number of pixels, at least 0")
-        self._require("crop_scale", 1 <= self.crop_scale < math.inf, "at least 1")
-        self._require("rotation", 0 <= self.rotation <= 180, "degrees in [0, 180]")
-        for name in ("brightness", "contrast", "saturation"):
-            self._require(name, 0 <= getattr(self, name) < math.inf, "at least 0")
-        low, high = self.erasing_area
-        self._require("erasing_area", 0 < low <= high <= 1, "(low, high) with 0 < low <= high <= 1")
-        low, high = self.erasing_aspect
-        self._require("erasing_aspect", 0 < low <= high < math.inf, "(low, high) with 0 < low <= high")
-        self._require("erasing_aspect_scale", self.erasing_aspect_scale in ("linear", "log"), "'linear' or 'log'")
-        fill = self.erasing_fill
-        known = fill in ("zero", "noise") if isinstance(fill, str) else all(math.isfinite(value) for value in fill)
-        self._require("erasing_fill", known, "'zero', 'noise' or one finite number per channel")
-
-    def _require(self, name: str, condition: bool, wanted: str) -> None:
-        if not condition:
-            raise ValueError(f"Augmentation.{name} must be {wanted}, got {getattr(self, name)!r}")
 
 
 class BatchTransform:
@@ -272,15 +212,20 @@ def _pad_and_crop(x: Tensor, pad: int, size: tuple[int, int], start: Tensor) -> 
     batch, channels, height, width = x.shape
     height, width = height + 2 * pad, width + 2 * pad
     plane = height * width
-    stride = -(-channels * plane // 4) * 4 + 4  # a multiple of four
+    stride = _multiple_of_four(channels * plane) + 4
     flat = x.new_zeros(batch * stride + 3)
     canvas = flat[:-3].view(batch, stride)[:, : channels * plane].unflatten(1, (channels, height, width))
     canvas[..., pad : height - pad, pad : width - pad] = x
     words = flat.unfold(0, batch * stride, 1).contiguous().view(torch.int32).view(4, batch, stride // 4)
-    run = -(-((channels - 1) * plane + (size[0] - 1) * width + size[1]) // 4) * 4
+    run = _multiple_of_four((channels - 1) * plane + (size[0] - 1) * width + size[1])
     images = torch.arange(batch, device=x.device)
     runs = words.unfold(2, run // 4, 1)[start & 3, images, start >> 2].view(torch.uint8)
     return runs.as_strided((batch, channels, *size), (run, plane, width, 1))
+
+
+def _multiple_of_four(number: int) -> int:
+    """The next one from `number` on."""
+    return -(-number // 4) * 4
 
 
 class _Draw(IntEnum):

@@ -20,6 +20,7 @@ from reid_hub.data import (
     msmt17,
     prai1581,
     prw,
+    shapes_set,
     synthetic_set,
 )
 from reid_hub.data.records import DISTRACTOR, JUNK, Counts, DatasetSpec, Record, Scan
@@ -45,6 +46,7 @@ DATASETS: dict[str, DatasetSpec] = {
         image_folder.SPEC,
         csv_file.SPEC,
         synthetic_set.SPEC,
+        shapes_set.SPEC,
     )
 }
 

@@ -9,6 +9,7 @@ _PLACES = {
     "RetrievalResults": "metrics",
     "Shortlist": "codes",
     "average_precision": "metrics",
+    "build_classification_results": "results",
     "build_results": "results",
     "calibrate": "calibration",
     "check_results": "results",
@@ -20,6 +21,7 @@ _PLACES = {
     "filter_normalised_direction": "surface",
     "loss_surface": "surface",
     "measure_cost": "cost",
+    "classify": "classification",
     "plot_answers": "plots",
     "plot_attention": "plots",
     "plot_cmc": "plots",
@@ -29,6 +31,7 @@ _PLACES = {
     "read_results": "results",
     "rerank_distances": "rerank",
     "stored": "codes",
+    "topk_accuracy": "classification",
     "write_results": "results",
 }
 

@@ -229,6 +229,7 @@ def load_weights(model: ReIDModel, source: str) -> Conversion:
         import timm
 
         return load_foreign(model, timm.create_model(name, pretrained=True, num_classes=0).state_dict())
+    # A classifier of general pictures has a trunk like any other; what is on top of it stays behind.
     other, ours = ReIDModel.from_pretrained(source).state_dict(), model.state_dict()
     used = {key: value for key, value in other.items() if key in ours and value.shape == ours[key].shape}
     missing = [key for key in ours if key.startswith("backbone.") and key not in used]

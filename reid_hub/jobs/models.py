@@ -60,12 +60,17 @@ def new_model(
         ValueError: for a name that is neither, see `ReIDConfig.from_variant`.
     """
     size = {} if image_size is None else {"image_size": tuple(image_size)}
-    if Path(name).is_dir() or ("/" in name and not name.startswith("timm/")):
+    if is_checkpoint(name):
         model = open_model(name)
         for key, value in size.items():
             setattr(model.config, key, list(value))
         return model
     return ReIDModel(ReIDConfig.from_variant(name, **{**(defaults or {}), **size}))
+
+
+def is_checkpoint(name: str) -> bool:
+    """Whether a name is that of a folder or repository, not of a variant."""
+    return Path(name).is_dir() or ("/" in name and not name.startswith("timm/"))
 
 
 def on_accelerator(model: ReIDModel, arguments: Mapping[str, Any]) -> ReIDModel:

@@ -132,12 +132,17 @@ def load_splits(settings: TrainSettings) -> Mapping[str, Any]:
     return splits
 
 
-def run(trainer: ReIDTrainer, settings: TrainSettings, splits: Mapping[str, Any]) -> None:
-    """Train, from the last checkpoint where the settings say so, and write the exported model."""
+def run(
+    trainer: ReIDTrainer,
+    settings: TrainSettings,
+    splits: Mapping[str, Any],
+    report: Callable[[Mapping[str, Any]], None] | None = None,
+) -> None:
+    """Train, from the last checkpoint where the settings say so, and write the exported model; `report` of the data."""
     output_dir = Path(settings.output_dir)
     last = get_last_checkpoint(str(output_dir)) if settings.resume and output_dir.is_dir() else None
     if trainer.is_world_process_zero():
-        report_splits(splits)
+        (report or report_splits)(splits)
     trainer.train(resume_from_checkpoint=last)
     trainer.save_model()
     wait_for_everyone()
@@ -167,8 +172,7 @@ def build_trainer(
     """
     set_seed(settings.seed)
     model = new_model(settings.model, settings.image_size, recipe.config)
-    if settings.init is not None:
-        print(f"initial weights from {settings.init}: {load_weights(model, settings.init)}")
+    start_weights(model, settings)
     images = ImageDataset(train_split, tuple(model.config.image_size), interpolation=recipe.interpolation)
     rows, evaluator = np.flatnonzero(images.pids >= 0), None
     if settings.validation:
@@ -178,25 +182,46 @@ def build_trainer(
     if settings.keep_ids != 1:
         rows = rows[np.isin(images.pids[rows], draw_identities(images.pids[rows], settings.keep_ids, settings.seed))]
     subset = TrainingSubset(images, rows)
-    method = (make_method or partial(_make_method, recipe))(model, subset)
-    arguments = {
+    method = (make_method or partial(method_of, recipe))(model, subset)
+    return new_trainer(settings, recipe, method, subset, evaluator=evaluator, callbacks=make_callbacks(method))
+
+
+def start_weights(model: ReIDModel, settings: TrainSettings) -> None:
+    """Give a model the initial weights that the settings name, if they name some."""
+    if settings.init is not None:
+        print(f"initial weights from {settings.init}: {load_weights(model, settings.init)}")
+
+
+def new_trainer(
+    settings: TrainSettings,
+    recipe: Recipe,
+    method: Method,
+    subset: TrainingSubset,
+    *,
+    evaluator: Callable[[Any], Mapping[str, float]] | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> ReIDTrainer:
+    """The trainer that the settings describe, of a method on a training set.
+
+    Args:
+        arguments: defaults for the settings' arguments.
+        options: further ones of `ReIDTrainer`.
+    """
+    values = {
         "seed": settings.seed,
         "eval_strategy": "epoch" if evaluator else "no",
         **({} if settings.epochs is None else {"num_train_epochs": settings.epochs}),
+        **(arguments or {}),
         **settings.arguments,
     }
-    return ReIDTrainer(
-        method,
-        recipe,
-        training_arguments(recipe, settings.output_dir, **arguments),
-        subset,
-        evaluator=evaluator,
-        channels_last=settings.channels_last,
-        callbacks=make_callbacks(method),
-    )
+    args = training_arguments(recipe, settings.output_dir, **values)
+    options = {"evaluator": evaluator, "channels_last": settings.channels_last, **options}
+    return ReIDTrainer(method, recipe, args, subset, **options)
 
 
-def _make_method(recipe: Recipe, model: ReIDModel, subset: TrainingSubset) -> Method:
+def method_of(recipe: Recipe, model: ReIDModel, subset: TrainingSubset) -> Method:
+    """The recipe's method with its options; a ValueError if it needs more than a data set."""
     make = lookup(METHODS, recipe.method, "method")
     needs = [p.name for p in signature(make).parameters.values() if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
     if needs:

@@ -64,7 +64,10 @@ class ReIDConfig(PreTrainedConfig):
             is that of the scale: "tensor", "dimension" or "vector".
         decision: a threshold of the distance below which two pictures show one person, see `calibrate`.
         image_size: (height, width) in pixels.
+        resize_shortest: resize the shorter side to this and cut `image_size` from the centre, as general classification
+            does; None resizes both sides to `image_size`.
         interpolation: of the resize, "bilinear" or "bicubic".
+        classifier_hidden: widths of the layers in front of the last, of the classifier of general pictures.
         variant: the name this configuration was made from.
 
     Raises:
@@ -94,7 +97,9 @@ class ReIDConfig(PreTrainedConfig):
     image_size: list[int] | tuple[int, ...] = (256, 128)
     image_mean: list[float] | tuple[float, ...] = IMAGENET_MEAN
     image_std: list[float] | tuple[float, ...] = IMAGENET_STD
+    resize_shortest: int | None = None
     interpolation: str = "bilinear"
+    classifier_hidden: list[int] | tuple[int, ...] = ()
     variant: str | None = None
 
     def __post_init__(self, **kwargs):
@@ -103,7 +108,7 @@ class ReIDConfig(PreTrainedConfig):
             known = sorted(field.name for field in fields(ReIDConfig) if field.name not in _base_fields())
             raise ValueError(f"unknown configuration keys {sorted(unknown)}; a ReIDConfig has {', '.join(known)}")
         self.backbone_config = _backbone_config(self.backbone_config or find_variant("res50")["backbone_config"])
-        for name in ("image_size", "image_mean", "image_std"):
+        for name in ("image_size", "image_mean", "image_std", "classifier_hidden"):
             setattr(self, name, list(getattr(self, name)))
         # @strict would run these too, but wraps what they raise in an error that is no ValueError.
         self.validate_choices()
@@ -138,6 +143,10 @@ class ReIDConfig(PreTrainedConfig):
             raise ValueError(
                 f"image_mean and image_std need 3 values, std above 0; got {self.image_mean}, {self.image_std}"
             )
+        if self.resize_shortest is not None and self.resize_shortest < max(self.image_size):
+            raise ValueError(f"resize_shortest must leave {self.image_size} to cut out, got {self.resize_shortest}")
+        if min(self.classifier_hidden, default=1) < 1:
+            raise ValueError(f"classifier_hidden must be widths, at least 1, got {self.classifier_hidden}")
 
     def validate_head(self):
         if (self.head != "none") != (self.embedding_dim is not None):

@@ -81,6 +81,8 @@ class ReIDModel(CheckpointMixin, EncodingMixin, PreTrainedModel):
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
     model_tags = ("person-reid",)
+    # A folder of a ReIDForImageClassification is loaded without its classifier.
+    _keys_to_ignore_on_load_unexpected = (r"^classifier\.",)
 
     def __init__(self, config: ReIDConfig):
         super().__init__(config)

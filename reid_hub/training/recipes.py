@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from reid_hub.data.augmentation import Augmentation
+from reid_hub.data.augmentation_options import Augmentation
 from reid_hub.training.schedules import Schedule
 
 
@@ -107,6 +107,9 @@ _PTL_DEMO = {
     "schedule": Schedule("cosine", epochs=12, first_epoch=0, warmup_epochs=1, final_factor=0.01),
     "augmentation": Augmentation(pad=4, erasing=0.0),
 }
+
+# Of the training pictures, as everybody uses them.
+_CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 RECIPES: dict[str, Recipe] = {
     "bot": Recipe(
@@ -228,6 +231,29 @@ RECIPES: dict[str, Recipe] = {
         config={"interpolation": "bicubic"},
     ),
     "std": Recipe(source="PTL (arXiv:1908.02492), student-teacher distillation", **{**_PTL, **_STD}),
+    "cifar": Recipe(
+        source="PTL's CIFAR experiments (arXiv:1908.02492) by the recipe of DenseNet (arXiv:1608.06993)",
+        method="classification",
+        sampler="shuffle",
+        learning_rate=0.1,
+        optimizer="sgd",
+        optimizer_options={"momentum": 0.9, "nesterov": True},
+        weight_decay=1e-4,
+        schedule=Schedule("step", epochs=300, first_epoch=0, milestones=(150, 225)),
+        # DenseNet's "+"; without it set augmentation.flip and augmentation.pad to 0, and the network's dropout to 0.2.
+        augmentation=Augmentation(pad=4, erasing=0.0),
+        config={"neck": "none", "image_size": (32, 32), "image_mean": _CIFAR_MEAN, "image_std": _CIFAR_STD},
+    ),
+    "classify-demo": Recipe(
+        source="reid_hub: a narrow ResNet-18 on the synthetic shapes, seconds on two CPU cores",
+        method="classification",
+        sampler="shuffle",
+        batch_size=32,
+        learning_rate=3e-3,
+        schedule=Schedule("cosine", epochs=10, first_epoch=0, warmup_epochs=1, final_factor=0.01),
+        augmentation=Augmentation(pad=4, erasing=0.0),
+        config={"neck": "none", "image_size": (64, 64)},
+    ),
     "demo": Recipe(
         source="reid_hub: a narrow ResNet-18 on the synthetic people, minutes on two CPU cores",
         # No triplet: from random weights and within minutes it draws all features together.
