@@ -115,7 +115,8 @@ class TransferSettings(TrainSettings):
         output_dir: below it there will be 1-NAME, 2-NAME, ... for each step, and the table table.md.
         order: names of data sets, also as the paper calls them (market, duke, msmt, market-duke). "synthetic" has
             other people in each step.
-        data_dirs, data_options: folder and options of each data set, by its name in the order.
+        data_dir: a folder that holds all of them, each in its own; data_dirs has another folder by name in the order.
+        data_options: options of each data set, by name in the order.
         model, init: what the first step starts from; each other one goes on with the model of the step before, under a
             new classifier.
     """
@@ -132,8 +133,12 @@ class TransferSettings(TrainSettings):
         """The settings of a step, from 1."""
         name = self.order[number - 1]
         data = DATASET_NAMES.get(name, name)
-        options = {**({"seed": number} if data == "synthetic" else {}), **self.data_options.get(name, {})}
-        fields = {"data": data, "data_dir": self.data_dirs.get(name), "data_options": options}
+        drawn, options = data == "synthetic", self.data_options.get(name, {})
+        fields = {
+            "data": data,
+            "data_dir": self.data_dirs.get(name, None if drawn else self.data_dir),
+            "data_options": {"seed": number, **options} if drawn else options,
+        }
         if number > 1:
             fields |= {"model": str(self.folder(number - 1)), "init": None}
         if number < len(self.order):
