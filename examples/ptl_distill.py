@@ -3,8 +3,8 @@
 Without arguments it trains a small teacher and two students on people that reid_hub draws; stop and repeat it to go on:
 
     accelerate launch examples/ptl_distill.py
-    accelerate launch examples/ptl_distill.py --teacher runs/ptl --student res50-conv --lam 0 0.3 0.5 0.8 1 --recipe std \\
-        --image-size 256 128 --data market1501 --data-dir DIR --args '{"bf16": true}'
+    accelerate launch examples/ptl_distill.py --teacher runs/ptl --student res50-conv --lam 0 0.3 0.5 0.8 1 \\
+        --recipe std --image-size 256 128 --data market1501 --data-dir DIR --args '{"bf16": true}'
 
 --student may also be the folder of a trained model to go on with. lam 0 is the baseline.
 """

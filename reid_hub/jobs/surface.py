@@ -1,6 +1,7 @@
 """Pictures of where trainings ended: the loss around the weights of each, side by side."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,16 +59,13 @@ def draw_surfaces(
         config = method.model.config
         images = ImageDataset(split.select(rows), tuple(config.image_size), interpolation=config.interpolation)
         batch = images.__getitems__(range(len(rows)))
-        on_accelerator(method.model, arguments or {})
-        method.to(method.model.device)
-        pixels = BatchTransform(None, config.image_mean, config.image_std)(
-            batch["pixel_values"].to(method.model.device)
-        )
+        device = on_accelerator(method.model, arguments or {}).device
+        method.to(device)
+        pixels = BatchTransform(None, config.image_mean, config.image_std)(batch["pixel_values"].to(device))
         labels = torch.searchsorted(torch.tensor(identities), batch["pids"]).to(pixels.device)
         name = folder.name if folder.name not in surfaces else str(folder)
-        surfaces[name] = loss_surface(
-            method, lambda: _loss(method, pixels, labels), points=points, span=span, seed=seed
-        )
+        loss = partial(_loss, method, pixels, labels)
+        surfaces[name] = loss_surface(method, loss, points=points, span=span, seed=seed)
     return plot_loss_surfaces(path, surfaces, span=span)
 
 
