@@ -42,10 +42,10 @@ class LibraryBackbone(nn.Module):
         return feature_map.permute(0, 3, 1, 2) if self.channels_last else feature_map
 
     def stages(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        """The stem's map and those of the stages; the last one is `forward`'s.
+        """The stem's map and those of the stages, if it has `stage_channels`; the last one is `forward`'s.
 
         Raises:
-            ValueError: for a model that has no maps, such as a ViT.
+            ValueError: for a model without them, such as a ViT.
         """
         if not self.stage_channels:
             raise ValueError(f"a {self.model.config.model_type!r} backbone has no stages of maps: take a ResNet")

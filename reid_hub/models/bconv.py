@@ -1,4 +1,4 @@
-"""BConv cells: gated convolutions that remember the batches before (Progressive Transfer Learning, Yu et al.)."""
+"""BConv cells (Progressive Transfer Learning, arXiv:1908.02492): gated convolutions that remember earlier batches."""
 
 from collections.abc import Sequence
 

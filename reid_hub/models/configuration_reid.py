@@ -225,7 +225,7 @@ class ReIDConfig(PreTrainedConfig):
             base = timm_variant(name.removeprefix("timm/"), tuple(overrides.get("image_size", cls.image_size)))
         else:
             base = copy.deepcopy(find_variant(name))
-        if base.get("side") and overrides.get("side"):
+        if base.get("side") is not None and overrides.get("side") is not None:
             overrides["side"] = {**base["side"], **overrides["side"]}
         return cls(**{"variant": name, **base, **overrides})
 

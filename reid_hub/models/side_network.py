@@ -1,4 +1,4 @@
-"""The side network of Progressive Transfer Learning (Yu et al.): BConv cells beside a backbone, map by map."""
+"""The side network of Progressive Transfer Learning (arXiv:1908.02492): BConv cells beside a backbone, map by map."""
 
 from collections.abc import Sequence
 
@@ -52,13 +52,15 @@ class SideNetwork(nn.Module):
         scale = stage_channels[0] / STEM_CHANNELS
         if stem is None:
             stem = _scaled(STEM[: 2 if stage_reductions[0] > 2 else 1], scale)
-        if pairs is None or isinstance(pairs, int):
-            pairs = [_scaled(pair, scale) for pair in PAIRS[: min(taps, len(PAIRS)) if pairs is None else pairs]]
-        if not 1 <= len(pairs) <= taps or (branches > 1 and len(pairs) < taps):
+        pairs = min(taps, len(PAIRS)) if pairs is None else pairs
+        count = pairs if isinstance(pairs, int) else len(pairs)
+        if not 1 <= count <= taps or (branches > 1 and count < taps) or (count > len(PAIRS) and count is pairs):
             raise ValueError(
                 f"this backbone has room for {taps} pairs of a side network"
-                f"{', and needs them all for its branches' if branches > 1 else ''}; got {len(pairs)}"
+                f"{', and needs them all for its branches' if branches > 1 else ''}; got {count}"
             )
+        if count is pairs:
+            pairs = [_scaled(pair, scale) for pair in PAIRS[:count]]
 
         def build(c_in: int, c_out: int, stride: int) -> nn.Module:
             return CELLS[cell](c_in, c_out, stride, remembers=memory, **options)

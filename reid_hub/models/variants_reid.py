@@ -64,7 +64,7 @@ def _msinet(channels: list[int]) -> dict:
 
 
 def _conv_head(base: dict, embedding_dim: int, side: dict | None = None) -> dict:
-    """Progressive Transfer Learning's networks: a 1x1 convolution behind the pooling makes the feature, without norm.
+    """Progressive Transfer Learning (arXiv:1908.02492): a 1x1 convolution without norm makes the feature.
 
     The paper's ResNet-50 goes down to 1/32. Without `side` they are its baselines, and its students.
     """
@@ -157,7 +157,7 @@ VARIANTS: dict[str, dict] = {
     "res101a": _factorized(_resnet(R101, FULL), 512),
     "res152a": _factorized(_resnet(R152, FULL), 512),
     "res152b": _factorized(_resnet(R152, FULL), 2048),
-    # Progressive Transfer Learning: baselines, and networks with a side network.
+    # Progressive Transfer Learning (arXiv:1908.02492): baselines, and networks with a side network.
     "res18-x0.25-conv": _conv_head(_resnet(*R18_QUARTER), 128),
     "res18-x0.25-ptl": _conv_head(_resnet(*R18_QUARTER), 128, {"pairs": 3}),
     "res50-conv": _conv_head(_resnet(R50, FULL), 2048),
