@@ -4,6 +4,7 @@ import sys
 
 import typer
 
+from reid_hub.cli.classify import classify
 from reid_hub.cli.compress import compress
 from reid_hub.cli.evaluate import calibrate, evaluate, index_add, index_build, search
 from reid_hub.cli.fd import attention, fd
@@ -19,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Compact person re-identification: train, shrink, evaluate, convert, publish and search.",
 )
-for command in (demo, train, refine, expand, sparsify, shrink, compress, evaluate, calibrate, convert):
+for command in (demo, train, refine, expand, sparsify, shrink, compress, classify, evaluate, calibrate, convert):
     app.command()(command)
 distill_app = typer.Typer(no_args_is_help=True, help="Train students beside what a teacher says.")
 distill_app.command("kdpp")(kdpp)

@@ -1,7 +1,7 @@
 """Options that commands share, and what they do with them."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
@@ -64,22 +64,26 @@ def training_run(
     }
 
 
-def takes(shared: Callable[..., dict[str, Any]], **defaults: Any) -> Callable[[Callable], Callable]:
+def takes(
+    shared: Callable[..., dict[str, Any]], *, without: Collection[str] = (), **defaults: Any
+) -> Callable[[Callable], Callable]:
     """A decorator: the command gets the shared options behind its own, and what they make as its argument `run`.
 
-    `defaults` replace those of the shared options.
+    `defaults` replace those of the shared options; those in `without` are not offered, and stay at their default.
     """
     options = {
         name: parameter.replace(default=defaults.get(name, parameter.default))
         for name, parameter in inspect.signature(shared).parameters.items()
+        if name not in without
     }
+    fixed = {name: defaults[name] for name in without if name in defaults}
 
     def decorate(command: Callable) -> Callable:
         own = {name: p for name, p in inspect.signature(command).parameters.items() if name != "run"}
 
         @wraps(command)
         def combined(**values: Any):
-            run = shared(**{name: values.pop(name) for name in options})
+            run = shared(**fixed, **{name: values.pop(name) for name in options})
             return command(**values, run=run)
 
         parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in (*own.values(), *options.values())]
@@ -100,8 +104,9 @@ def pairs(texts: list[str] | None) -> dict[str, Any]:
 def show(results: Mapping[str, Any] | None, made: Mapping[str, Path | None]) -> None:
     """Say what was measured, in percent, and where everything lies."""
     if results is not None:
-        metrics = ", ".join(f"{name} {100 * value:.1f}" for name, value in results["metrics"].items())
-        typer.echo(f"{results['model']} on {results['dataset']['name']}: {metrics} (percent)")
+        metrics = {name: value for name, value in results["metrics"].items() if name != "best_epoch"}
+        shown = ", ".join(f"{name} {100 * value:.1f}" for name, value in metrics.items())
+        typer.echo(f"{results['model']} on {results['dataset']['name']}: {shown} (percent)")
     for name, path in made.items():
         if path is not None and Path(path).exists():
             typer.echo(f"{name}: {path}")

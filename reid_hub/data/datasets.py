@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reid_hub.data import (
+    caltech256,
     cifar,
+    class_folders,
     csv_file,
+    cub200,
     cuhk03,
+    dtd,
     dukemtmc,
     image_folder,
     luperson,
@@ -43,6 +47,10 @@ DATASETS: dict[str, DatasetSpec] = {
         luperson.SPEC,
         cifar.CIFAR10,
         cifar.CIFAR100,
+        caltech256.SPEC,
+        cub200.SPEC,
+        dtd.SPEC,
+        class_folders.SPEC,
         image_folder.SPEC,
         csv_file.SPEC,
         synthetic_set.SPEC,
@@ -61,17 +69,21 @@ def load_reid_dataset(
 ) -> "datasets.DatasetDict | datasets.IterableDatasetDict":
     """Load a data set as the splits it has of train, query and gallery.
 
+    A classification set has the splits train and test with the columns image and label instead.
+
     Columns: image (`datasets.Image`), pid and camid (int64), path (str, below the data set's root). Training pids are
     0..C-1; query and gallery keep the data set's own. Junk (pid -1) is left out of query and gallery, as it is never
     scored; distractors (pid 0) stay in the gallery. Cameras count from 0; -1 is "no camera known". The rows are
     cached as Arrow and built again when a file changes.
 
     Args:
-        name: a key of `DATASETS`, or "namespace/name" of a data set on the Hub written by `push_reid_dataset`.
+        name: a key of `DATASETS`, or "namespace/name" of a data set on the Hub: one written by `push_reid_dataset`, or
+            any of pictures with classes.
         data_dir: where the data set was unpacked; see `DATASETS[name].layout`.
         streaming: read while iterating instead of through the cache.
         cache_dir: the folder of the cache; that of `datasets` by default.
-        options: those of the data set, see `DATASETS[name].options`; for a data set on the Hub `revision` and `token`.
+        options: those of the data set, see `DATASETS[name].options`; for a data set on the Hub `revision`, `token`, and
+            `label`, the column of the classes where there are several.
 
     Raises:
         FileNotFoundError: if `data_dir` has not the data set's layout, or the Hub has no such data set.

@@ -17,10 +17,10 @@ from .image_processing_reid import ReIDImageProcessor
 # Fields of the configuration that change an embedding without changing a weight.
 VECTOR_FIELDS = (
     "compressed_dim", "compression", "head_relu", "image_mean", "image_size", "image_std", "interpolation",
-    "last_stride", "neck", "pooling", "pooling_window", "quantization", "quantization_granularity", "retrieve", "side",
+    "last_stride", "neck", "pooling", "pooling_window", "quantization", "quantization_granularity", "retrieve",
 )  # fmt: skip
 # The same; these count only where they are set, so that the digests of older models stay what they were.
-LATER_VECTOR_FIELDS = ("resize_shortest",)
+LATER_VECTOR_FIELDS = ("resize_shortest", "side")
 # The same, of the backbone's configuration.
 BACKBONE_VECTOR_FIELDS = ("heads", "layer_norm_eps", "num_attention_heads", "stride")
 

@@ -80,6 +80,18 @@ class ReIDForImageClassification(CheckpointMixin, PreTrainedModel):
         ReIDImageProcessor.from_config(self.config).save_pretrained(folder)
         return {}
 
+    def memory(self) -> list[Tensor]:
+        """What a side network remembers, see `ReIDModel`."""
+        return self.reid.memory()
+
+    def restore_memory(self, memory: list[Tensor]) -> None:
+        """Let it go on from what `memory` returned."""
+        self.reid.restore_memory(memory)
+
+    def reset_memory(self) -> None:
+        """Let it forget."""
+        self.reid.reset_memory()
+
     def activation_checkpointing_enable(self, *args, **kwargs) -> None:
         """See `ReIDModel`."""
         self.reid.activation_checkpointing_enable(*args, **kwargs)
@@ -143,8 +155,8 @@ class ReIDBackbone(BackboneMixin, CheckpointMixin, PreTrainedModel):
 
 def _stage_channels(config: ReIDConfig) -> list[int]:
     """Channels of every map, told by a model without memory."""
-    with torch.device("meta"), torch.no_grad():
-        backbone = ReIDModel(config).backbone.eval()
-        if not hasattr(backbone, "stages"):
-            raise ValueError(f"a {config.backbone_config.model_type!r} backbone has no stages of maps: take a ResNet")
-        return [stage.shape[1] for stage in backbone.stages(torch.zeros(1, 3, *config.image_size))]
+    with torch.device("meta"):
+        channels = getattr(ReIDModel(config).backbone, "stage_channels", None)
+    if not channels:
+        raise ValueError(f"a {config.backbone_config.model_type!r} backbone has no stages of maps: take a ResNet")
+    return list(channels)

@@ -129,3 +129,18 @@ def test_teachers_their_word_and_a_student_in_three_launches(tmp_path, processes
     assert json.loads(printed.strip().splitlines()[-1])["mAP"] == results["metrics"]["mAP"] > 0
     assert results["training"]["views"] == ["Hol", "Up1"]
     assert results["training"]["batch_size"] == 8 * processes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_classifier_in_one_launch(tmp_path, processes):
+    printed = launch(
+        "examples/classify.py", "--output-dir", tmp_path / "model", "--epochs", "1", "--image-size", "32", "32",
+        "--data-options", json.dumps({"train_per_class": 8, "test_per_class": 3}),
+        "--args", json.dumps({"use_cpu": True, "per_device_train_batch_size": 8}),
+        launcher=TWO_PROCESSES if processes == 2 else (),
+    )  # fmt: skip
+    results = json.loads((tmp_path / "model" / "results.json").read_text())
+    assert results["training"]["batch_size"] == 8 * processes
+    assert json.loads(printed.strip().splitlines()[-1])["top1"] == results["metrics"]["top1"]
+    assert (tmp_path / "model" / "best" / "model.safetensors").is_file()
