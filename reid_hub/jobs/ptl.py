@@ -13,6 +13,7 @@ from reid_hub.jobs.processes import is_main_process
 from reid_hub.jobs.train import TrainSettings, is_done, load_splits, public_source, train
 from reid_hub.methods import STDMethod
 from reid_hub.models import ReIDModel, list_variants
+from reid_hub.models.variants_reid import find_variant
 from reid_hub.registry import lookup
 from reid_hub.training import RECIPES, TrainingSubset, override
 
@@ -41,6 +42,23 @@ def side_network(backbone: str, cell: str = "v1", memory: bool = True) -> dict[s
     if cell == "none":
         return {"model": f"{backbone}-conv" if f"{backbone}-conv" in variants else backbone, "changes": {}}
     return {"model": with_side, "changes": {"config.side": {"cell": cell, "memory": memory}}}
+
+
+def classification_arm(backbone: str, cell: str = "v1", memory: bool = True, augment: bool = False) -> dict[str, Any]:
+    """The same for general pictures, as fields of `ClassifySettings`.
+
+    With cells two linear layers classify, as wide as the feature, which the paper leaves open. Without augmentation
+    (neither flip nor crop) a DenseNet has the dropout of 0.2 of its own paper (arXiv:1608.06993).
+    """
+    fields = side_network(backbone, cell, memory)
+    variant, changes = find_variant(fields["model"]), fields["changes"]
+    if cell != "none":
+        changes["config.classifier_hidden"] = [variant["embedding_dim"]]
+    if not augment:
+        changes |= {"augmentation.flip": 0.0, "augmentation.pad": 0}
+        if variant["backbone_config"]["model_type"] == "reid_densenet":
+            changes["config.backbone_config"] = {**variant["backbone_config"], "dropout": 0.2}
+    return fields
 
 
 @dataclass
