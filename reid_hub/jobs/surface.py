@@ -1,6 +1,6 @@
 """Pictures of where trainings ended: the loss around the weights of each, side by side."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,26 +47,35 @@ def draw_surfaces(
         FileNotFoundError: for a folder without results, or without its classifier.
         ValueError: for a training of another method, or on other identities.
     """
-    if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}")
     surfaces = {}
     for folder in map(Path, folders):
-        method, identities = _reopened(folder)
-        rows = np.flatnonzero(np.isin(split["pid"][:], identities))
-        if not len(rows):
-            raise ValueError(f"{folder} was trained on other people: give its own data set")
-        rows = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
-        config = method.model.config
-        images = ImageDataset(split.select(rows), tuple(config.image_size), interpolation=config.interpolation)
-        batch = images.__getitems__(range(len(rows)))
-        device = on_accelerator(method.model, arguments or {}).device
-        method.to(device)
-        pixels = BatchTransform(None, config.image_mean, config.image_std)(batch["pixel_values"].to(device))
-        labels = torch.searchsorted(torch.tensor(identities), batch["pids"]).to(pixels.device)
+        method, loss = training_loss(folder, split, count=count, arguments=arguments)
         name = folder.name if folder.name not in surfaces else str(folder)
-        loss = partial(_loss, method, pixels, labels)
         surfaces[name] = loss_surface(method, loss, points=points, span=span, seed=seed)
     return plot_loss_surfaces(path, surfaces, span=span)
+
+
+def training_loss(
+    folder: str | Path, split: Any, *, count: int, arguments: Mapping[str, Any] | None = None
+) -> tuple[SupervisedMethod, Callable[[], float]]:
+    """A trained model under its classifier, in evaluation mode, and its loss on training pictures; see `draw_surfaces`.
+
+    Raises:
+        FileNotFoundError, ValueError: see there.
+    """
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
+    method, identities = _reopened(Path(folder))
+    rows = np.flatnonzero(np.isin(split["pid"][:], identities))
+    if not len(rows):
+        raise ValueError(f"{folder} was trained on other people: give its own data set")
+    rows = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
+    config, device = method.model.config, on_accelerator(method.model, arguments or {}).device
+    images = ImageDataset(split.select(rows), tuple(config.image_size), interpolation=config.interpolation)
+    batch = images.__getitems__(range(len(rows)))
+    pixels = BatchTransform(None, config.image_mean, config.image_std)(batch["pixel_values"].to(device))
+    labels = torch.searchsorted(torch.tensor(identities), batch["pids"]).to(device)
+    return method.to(device).eval(), partial(_loss, method, pixels, labels)
 
 
 def _reopened(folder: Path) -> tuple[SupervisedMethod, list[int]]:
@@ -84,6 +93,7 @@ def _reopened(folder: Path) -> tuple[SupervisedMethod, list[int]]:
     return method, identities
 
 
+@torch.no_grad()
 def _loss(method: SupervisedMethod, pixels: Tensor, labels: Tensor) -> float:
     total = 0.0
     for start in range(0, len(pixels), _BATCH):
