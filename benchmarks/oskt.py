@@ -16,15 +16,11 @@ that share a row of the chain have moved apart during a student's training is ke
 
 import argparse
 import json
-import os
-import subprocess
-import sys
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from shutil import copyfile
 
-HERE = Path(__file__).parent
+from runs import is_measured, keep, parse, proof_parser, run_all
+
 CLASSIFICATION = {"options.metric": None, "options.center_weight": 0.0}
 SCRATCH_RATE = 2e-3
 
@@ -57,28 +53,13 @@ IN_BETWEEN = ("res50-s2", "res50-s4")  # whose stages are not as wide as those o
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", help="the data set, in Market-1501's layout")
-    parser.add_argument("--dataset-name", default="market1501_tr751", help="what the tables call it")
-    parser.add_argument("--scale", choices=SCALES, default="small")
-    parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[0, 1], help="of the students; the first for all, first"
-    )
+    parser = proof_parser("oskt", __doc__, SCALES, seeds=(0, 1))
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
     parser.add_argument("--students", nargs="+", help="variants; by default all of the scale")
-    parser.add_argument("--work", type=Path, help="checkpoints; by default runs/ and the name of the results' folder")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs at a time")
-    parser.add_argument("--one", help="run this one in this process (what the workers do)")
-    parser.add_argument("--render", action="store_true", help="only write table and plot")
-    options = parser.parse_args()
-    # One folder per scale: runs of the same name are not the same measurement.
-    options.results = HERE / ("oskt" if options.scale == "small" else f"oskt-{options.scale}")
-    options.work = options.work or Path("runs") / options.results.name
+    options = parse(parser)
     if options.one:
         return execute(options.one, options)
     if not options.render:
-        if not options.data_dir:
-            parser.error("--data-dir is needed: a folder in Market-1501's layout")
         run_all(plan(options), options)
     from oskt_table import render
 
@@ -99,7 +80,7 @@ def plan(options: argparse.Namespace) -> dict[str, list[str]]:
         for arm in options.arms
         if arm != "oskt-own" or student in IN_BETWEEN
     }  # fmt: skip
-    left = {name: needs for name, needs in wanted.items() if not (options.results / name / "results.json").is_file()}
+    left = {name: needs for name, needs in wanted.items() if not is_measured(name, options)}
     # What they start from must lie in the work folder, also where its figures are known from an earlier session.
     needed = dict.fromkeys(need for needs in left.values() for need in needs)
     sources = {name: [teacher] if name != teacher else [] for name in [teacher, *needed]}
@@ -111,40 +92,6 @@ def plan(options: argparse.Namespace) -> dict[str, list[str]]:
 def chain_of(scale: Scale, student: str, arm: str) -> str:
     """The run of the chain that a student is expanded from."""
     return f"{scale.teacher}.chain{'-' + student if arm == 'oskt-own' else scale.students[student]}"
-
-
-def run_all(left: dict[str, list[str]], options: argparse.Namespace) -> None:
-    """Run everything, as many at a time as there are workers, each as soon as what it needs is there."""
-    left, running, done, failed = dict(left), {}, set(), []
-    with ThreadPoolExecutor(options.workers) as pool:
-        while left or running:
-            ready = [name for name, needs in left.items() if done.issuperset(needs)]
-            for name in ready[: options.workers - len(running)]:
-                del left[name]
-                running[pool.submit(spawn, name, options)] = name
-            if not running:
-                break  # what is left needs something that failed
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                name = running.pop(future)
-                (done.add if future.result() else failed.append)(name)
-    if failed:
-        raise SystemExit(f"failed: {', '.join(failed)}; see the .log files in {options.work}, then run the same again")
-
-
-def spawn(name: str, options: argparse.Namespace) -> bool:
-    """Run one in a process with one thread, its output in a log."""
-    words = ["--data-dir", options.data_dir, "--dataset-name", options.dataset_name, "--scale", options.scale]
-    threads = str(max(1, os.cpu_count() // options.workers))
-    options.work.mkdir(parents=True, exist_ok=True)
-    print(f"{name}: started", flush=True)
-    with (options.work / f"{name}.log").open("w") as log:
-        command = [sys.executable, os.path.relpath(__file__), *words, "--work", str(options.work), "--one", name]
-        code = subprocess.run(
-            command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": threads}
-        ).returncode
-    metrics = json.loads((options.results / name / "results.json").read_text())["metrics"] if code == 0 else {}
-    print(f"{name}: {metrics or 'FAILED'}", flush=True)
-    return code == 0
 
 
 def execute(name: str, options: argparse.Namespace) -> None:
@@ -194,8 +141,7 @@ def execute(name: str, options: argparse.Namespace) -> None:
         train(TrainSettings(**student, model=str(start)))
         if arm == "oskt":
             record_copies(out, options.work / chain_of(scale, variant, arm), variant)
-    (options.results / name).mkdir(parents=True, exist_ok=True)
-    copyfile(out / "results.json", options.results / name / "results.json")
+    keep(name, out / "results.json", options)
 
 
 def record_copies(student: Path, folder: Path, variant: str) -> None:

@@ -1,4 +1,4 @@
-"""Commands about a model that is there: evaluate, index, search."""
+"""Commands about a model that is there: evaluate, index, search, calibrate."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,6 +6,10 @@ from typing import Annotated
 import typer
 
 from reid_hub.cli.options import Data, DataDir, DataOption, DatasetName, Flip, Model, Revision, pairs, show
+
+CameraPattern = Annotated[
+    str | None, typer.Option(help="Regular expression whose first group is the camera's number in a path.")
+]
 
 
 def evaluate(
@@ -55,11 +59,6 @@ def evaluate(
         pictures=pictures,
     )
     show(results, {"results and card": folder, "pictures": pictures})
-
-
-CameraPattern = Annotated[
-    str | None, typer.Option(help="Regular expression whose first group is the camera's number in a path.")
-]
 
 
 def index_build(

@@ -25,7 +25,7 @@ class Shortlist(NamedTuple):
         """`scores` (rows, G) of the queries start..stop-1 where these list an image, below all of them elsewhere."""
         first = self.query[start:stop] @ self.gallery.T
         size = min(self.size, first.shape[1])
-        # The products of bits are integers, so "the first of equals" is exact: a fraction of the position breaks ties.
+        # The products of bits are integers, so equals are exactly equal; of those at the edge, the first fill the room.
         worst = -np.partition(-first, size - 1, axis=1)[:, size - 1 : size]
         tied = first == worst
         room = size - (first > worst).sum(1, keepdims=True)

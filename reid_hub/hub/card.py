@@ -164,6 +164,9 @@ def _facts(config: ReIDConfig, is_classifier: bool) -> dict[str, str]:
         facts["Stored as"] = f"{model.embedding_dim} bytes ({config.quantization}, one scale per " + (
             f"{config.quantization_granularity})"
         )
+    if config.side is not None:
+        memory = "with" if config.side["memory"] else "without"
+        facts["Side network"] = f"cells {config.side['cell']}, trained {memory} a memory of earlier batches"
     if config.decision is not None:
         facts["Same person"] = (
             f"{config.decision['metric']} distance up to {config.decision['threshold']:.4f}: false matches "

@@ -66,12 +66,6 @@ CITATIONS: dict[str, str] = {
   author    = {He, Shuting and Luo, Hao and Wang, Pichao and Wang, Fan and Li, Hao and Jiang, Wei},
   booktitle = {ICCV}, year = {2021}
 }""",
-    "fd": """@article{ren2018factorized,
-  title   = {Factorized Distillation: Training Holistic Person Re-identification Model by Distilling an Ensemble of
-             Partial {ReID} Models},
-  author  = {Ren, Pengyuan and Li, Jianmin},
-  journal = {arXiv:1811.08073}, year = {2018}
-}""",
     "ptl": """@inproceedings{yu2019progressive,
   title     = {Progressive Transfer Learning for Person Re-identification},
   author    = {Yu, Zhengxu and Jin, Zhongming and Wei, Long and Guo, Jishun and Huang, Jianqiang and Cai, Deng and

@@ -263,8 +263,9 @@ def _evaluate_each(
 ) -> Made:
     """Save and evaluate models that are made of another without further training."""
     made: Made = {}
+    splits = load_splits(cut[0][0]) if cut else {}  # of all alike
     for settings, make in cut:
-        folder, splits = Path(settings.output_dir), load_splits(settings)
+        folder = Path(settings.output_dir)
         base = on_accelerator(new_model(source, settings.image_size), settings.arguments)
         model, made[folder] = make(base).eval(), None
         if is_main_process():

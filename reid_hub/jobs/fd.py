@@ -130,7 +130,7 @@ def train_initial(settings: FDSettings) -> Path:
 def train_teachers(settings: FDSettings) -> dict[str, str]:
     """Train a teacher for each view that has none; returns the folders, or repositories, of all by view.
 
-    Each is FD's network of the view's length: stabilised max pooling, FC and BN (section 3.1 of the paper).
+    Each is FD's network of the view's length: stabilised max pooling, FC and BN.
 
     Raises:
         ValueError: for a teacher of a view that is not among the settings'.

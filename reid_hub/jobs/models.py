@@ -57,13 +57,15 @@ def new_model(
     """A model to train: a variant with `defaults` for its configuration, or one of our checkpoints as it is.
 
     Raises:
-        ValueError: for a name that is neither, see `ReIDConfig.from_variant`.
+        ValueError: for a name that is neither, see `ReIDConfig.from_variant`, or a checkpoint of a transformer that has
+            a position for each patch of another picture size.
     """
     size = {} if image_size is None else {"image_size": tuple(image_size)}
     if is_checkpoint(name):
         model = open_model(name)
-        for key, value in size.items():
-            setattr(model.config, key, list(value))
+        if image_size is not None and list(image_size) != model.config.image_size:
+            _check_free_size(model.config, image_size)
+            model.config.image_size = list(image_size)
         return model
     return ReIDModel(ReIDConfig.from_variant(name, **{**(defaults or {}), **size}))
 
@@ -71,6 +73,17 @@ def new_model(
 def is_checkpoint(name: str) -> bool:
     """Whether a name is that of a folder or repository, not of a variant."""
     return Path(name).is_dir() or ("/" in name and not name.startswith("timm/"))
+
+
+def _check_free_size(config: ReIDConfig, image_size: Sequence[int]) -> None:
+    backbone = config.backbone_config
+    if backbone.model_type == "reid_part_vit" or "img_size" in (getattr(backbone, "model_args", None) or {}):
+        sizes = ["x".join(map(str, size)) for size in (config.image_size, image_size)]
+        raise ValueError(
+            f"this checkpoint has a position for each patch of pictures of {sizes[0]}, got {sizes[1]}: leave the image "
+            "size as it is, or start a variant of that size with `reid-hub train --model VARIANT --init FILE`, which "
+            "resizes the positions"
+        )
 
 
 def on_accelerator(model: ReIDModel, arguments: Mapping[str, Any]) -> ReIDModel:

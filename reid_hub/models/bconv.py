@@ -41,8 +41,8 @@ class Cell(nn.Module):
             return [zeros] * self.states
         if self.batch_mean:
             return [_usable(slots, zeros).expand(shape) for slots in self.slots]
-        missing = max(0, len(x) - len(self.slots[0]))
-        return [F.pad(_usable(slots[: len(x)], zeros), (0, 0, 0, 0, 0, 0, 0, missing)) for slots in self.slots]
+        known = [_usable(slots[: len(x)], zeros) for slots in self.slots]
+        return [torch.cat([slots, zeros[len(slots) :]]) if len(slots) < len(x) else slots for slots in known]
 
     def keep(self, *states: Tensor) -> None:
         """Remember what this batch leaves, (B, c_out, h', w') each."""

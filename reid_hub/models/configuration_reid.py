@@ -116,6 +116,8 @@ class ReIDConfig(PreTrainedConfig):
         self.validate_head()
         self.validate_parts()
         self.validate_side()
+        if self.side is not None:
+            self.side = {"cell": "v1", "memory": True, **self.side}
         self.validate_compression()
         if self.backbone_config.model_type == PartViTConfig.model_type:
             # A ViT has a position for each patch, and the size of the picture is said in one place.
@@ -188,6 +190,17 @@ class ReIDConfig(PreTrainedConfig):
             raise ValueError(
                 f"aggregate belongs to a side network of cell 'v2' and is one of {', '.join(SIDE_AGGREGATES)}; got "
                 f"{self.side['aggregate']!r} for {cell!r}"
+            )
+        flags = [name for name in ("memory", "bias", "batch_mean") if not isinstance(self.side.get(name, True), bool)]
+        if flags:
+            raise ValueError(f"{', '.join(flags)} of a side network must be true or false, got {self.side}")
+        pairs = self.side.get("pairs")
+        pairs = [[1, 1]] * (pairs or 0) if isinstance(pairs, int | None) else pairs
+        widths = [*(self.side.get("stem") or [1]), *(width for pair in pairs for width in pair)]
+        if any(len(pair) != 2 for pair in pairs) or min(widths) < 1:
+            raise ValueError(
+                "stem of a side network must be channels of its first cells, and pairs a number or pairs of channels, "
+                f"all at least 1; got {self.side.get('stem')} and {self.side.get('pairs')}"
             )
         if self.pooling not in SIDE_POOLINGS:
             raise ValueError(

@@ -156,3 +156,13 @@ def test_the_installed_command_stops_without_a_traceback():
     assert ran.returncode == 2
     assert "no checkpoint folder no/such/folder" in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+def test_positions_of_a_checkpoint_do_not_fit_another_size(complaint, tmp_path):
+    backbone = {"model_type": "reid_part_vit", "embed_dim": 8, "width": 8, "depth": 1, "heads": 2}
+    config = ReIDConfig(backbone_config=backbone, pooling="part_tokens", neck="part_bnneck", image_size=(64, 32))
+    ReIDModel(config).save_pretrained(tmp_path / "model")
+    out = tmp_path / "out"
+    said = complaint(["train", "--model", tmp_path / "model", "--image-size", "32", "32", "--out", out])
+    assert "pictures of 64x32, got 32x32: leave the image size as it is" in said
+    assert not out.exists()

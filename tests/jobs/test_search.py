@@ -83,7 +83,7 @@ def test_a_decision_for_mirrored_vectors_is_not_used_for_others(model, people, t
     run("index", "build", gallery, "--model", folder, "--out", tmp_path / "index", "--no-flip")
     said = run("search", tmp_path / "index", next(gallery.glob("*.jpg")), "--model", folder, "--no-flip")
     assert "found with --flip" in said
-    assert "match" not in re.sub("for a match", "", said.replace("found with --flip", ""))
+    assert not re.search("match$", said, re.MULTILINE)
 
 
 def test_a_gallery_grows_and_its_cameras_can_be_left_out(model, people, complaint, tmp_path):

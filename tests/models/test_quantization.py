@@ -59,7 +59,7 @@ def test_stored_codes_decode_to_what_training_saw_bit_for_bit(granularity, tmp_p
 def test_quantising_twice_changes_nothing_and_signs_are_symmetric(granularity):
     quantizer, batch = trained(granularity), vectors(seed=7)
     once = quantizer(batch)
-    assert torch.equal(quantizer(once) if granularity != "vector" else once, once)
+    torch.testing.assert_close(quantizer(once), once, rtol=1e-6, atol=0)  # a vector's own scale is found anew
     assert torch.equal(quantizer(-batch), -once)
     inside = batch.abs() <= quantizer.scale(batch) * 127
     assert ((once - batch).abs() / quantizer.scale(batch))[inside].max() <= 0.5 + 1e-4
@@ -104,7 +104,9 @@ def test_ranking_by_integers_is_that_of_the_decoded_vectors():
     floats = ((decoded[:1] - decoded) ** 2).sum(1)
     scale = float(quantizer.scale(batch))
     np.testing.assert_allclose(integers * scale**2, floats, rtol=1e-6)
-    np.testing.assert_array_equal(np.argsort(integers, kind="stable"), np.argsort(integers * scale**2, kind="stable"))
+    ranked = floats[np.argsort(integers, kind="stable")]
+    assert (np.diff(ranked) > -(scale**2) / 2).all()  # different integers are at least scale^2 apart
+    assert len(set(integers)) > 40
 
 
 def test_zero_vectors_have_zero_codes():

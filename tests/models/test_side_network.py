@@ -344,6 +344,10 @@ def test_every_process_has_a_memory_of_its_own(tmp_path):
         ("res50-ptl", {"side": {"cels": "v1"}}, r"unknown options \['cels'\] of a side network; it has cell, memory"),
         ("res50-ptl", {"side": {"aggregate": "last"}}, "aggregate belongs to a side network of cell 'v2'"),
         ("res50-ptl", {"side": {"pairs": 5}}, "has room for 4 pairs"),
+        ("res50-ptl", {"side": {"pairs": 0}}, "has room for 4 pairs of a side network; got 0"),
+        ("res50-ptl", {"side": {"pairs": [[64, 0]]}}, "all at least 1; got None and"),
+        ("res50-ptl", {"side": {"pairs": [[64]]}}, "pairs a number or pairs of channels"),
+        ("res50-ptl", {"side": {"memory": "no"}}, "memory of a side network must be true or false"),
         ("mgn-ptl", {"side": {"pairs": 3}}, "needs them all for its branches; got 3"),
         ("mgn", {"pooling": "max"}, "belong to a backbone with branches"),
         ("res50", {"pooling": "branch_stripes"}, "belong to a backbone with branches"),
@@ -369,4 +373,12 @@ def test_an_override_of_the_side_network_keeps_the_variants_other_options():
     assert config.side["pairs"] == [[64, 64], [128, 256], [256, 512], [512, 128]]
     assert (config.side["cell"], config.side["memory"]) == ("v2", False)
     assert ReIDConfig.from_variant("densenet161-ptl", side=None).side is None
-    assert "cell" not in ReIDConfig.from_variant("densenet161-ptl").side
+    assert ReIDConfig.from_variant("densenet161-ptl").side["cell"] == "v1"
+
+
+def test_another_cell_with_the_same_weights_gives_other_vectors_under_another_fingerprint():
+    model, plain = make().eval(), make(cell="plain").eval()
+    plain.load_state_dict(model.state_dict())
+    (batch,) = pictures(model, 2)
+    assert not torch.allclose(plain(batch).embeddings, model(batch).embeddings)
+    assert plain.fingerprint() != model.fingerprint()

@@ -10,7 +10,7 @@ from reid_hub.models import ReIDConfig, ReIDModel
 from reid_hub.models.configuration_reid import COMPRESSIONS
 from reid_hub.registry import lookup
 
-LADDER = (576, 480, 384, 192, 64, 32)  # of an embedding of 768 (arXiv:2405.14730, section 2)
+LADDER = (576, 480, 384, 192, 64, 32)  # of an embedding of 768 (arXiv:2405.14730)
 CRITERIA = ("norm", "variance")
 
 

@@ -13,7 +13,7 @@ from reid_hub.methods.fd.representations import Representations
 from reid_hub.methods.supervised import SupervisedMethod
 from reid_hub.models import ReIDModel
 
-# Of a view's area; of more than this erased, a teacher's word on that view counts no more (section 3.4 of the paper).
+# Of a view's area; of more than this erased, a teacher's word on that view counts no more (arXiv:1811.08073).
 MAX_ERASED = 0.4
 
 
