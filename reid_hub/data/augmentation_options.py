@@ -8,14 +8,18 @@ from dataclasses import dataclass, fields
 class Augmentation:
     """What happens to a training image, as plain values; the defaults are those of "Bag of Tricks" (arXiv:1903.07071).
 
-    In this order: flip, enlarge, pad and crop, rotate, colour jitter, normalise, erase.
+    In this order: flip, crop and resize or enlarge, pad and crop, rotate, colour jitter, lighting, normalise, erase.
 
     Attributes:
         flip: probability of a horizontal flip.
+        resized_area: share of the picture that a crop has, which is then resized to the whole (torchvision's
+            RandomResizedCrop), drawn uniformly; None is off, and it goes with neither `pad` nor `crop_scale`.
+        resized_aspect: range of that crop's width / height, of which the logarithm is drawn uniformly.
         pad: zero pixels put on every side before a crop of the original size is taken at random.
         crop_scale: enlarge by this factor before that crop (9/8 in Feature Distillation); 1 is off.
         rotation: largest angle in degrees, drawn from U(-rotation, rotation); bilinear, what comes in is zero.
         brightness, contrast, saturation: torchvision's ColorJitter factors, U(max(0, 1 - x), 1 + x), in random order.
+        lighting: standard deviation of the shifts along the principal colours of ImageNet (AlexNet); 0 is off.
         erasing: probability of erasing one box (Random Erasing, arXiv:1708.04896), after normalisation.
         erasing_area: range of the box's share of the image, drawn uniformly.
         erasing_aspect: range of the box's height / width.
@@ -26,12 +30,15 @@ class Augmentation:
     """
 
     flip: float = 0.5
+    resized_area: tuple[float, float] | None = None
+    resized_aspect: tuple[float, float] = (3 / 4, 4 / 3)
     pad: int = 10
     crop_scale: float = 1.0
     rotation: float = 0.0
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0
+    lighting: float = 0.0
     erasing: float = 0.5
     erasing_area: tuple[float, float] = (0.02, 0.4)
     erasing_aspect: tuple[float, float] = (0.3, 1 / 0.3)
@@ -47,8 +54,14 @@ class Augmentation:
         self._require("pad", isinstance(self.pad, int) and self.pad >= 0, "a whole number of pixels, at least 0")
         self._require("crop_scale", 1 <= self.crop_scale < math.inf, "at least 1")
         self._require("rotation", 0 <= self.rotation <= 180, "degrees in [0, 180]")
-        for name in ("brightness", "contrast", "saturation"):
+        for name in ("brightness", "contrast", "saturation", "lighting"):
             self._require(name, 0 <= getattr(self, name) < math.inf, "at least 0")
+        if self.resized_area is not None:
+            low, high = self.resized_area
+            alone = self.pad == 0 and self.crop_scale == 1
+            self._require("resized_area", 0 < low <= high <= 1 and alone, "(low, high) in (0, 1], pad 0, crop_scale 1")
+        low, high = self.resized_aspect
+        self._require("resized_aspect", 0 < low <= high < math.inf, "(low, high) with 0 < low <= high")
         low, high = self.erasing_area
         self._require("erasing_area", 0 < low <= high <= 1, "(low, high) with 0 < low <= high <= 1")
         low, high = self.erasing_aspect

@@ -129,7 +129,8 @@ def count_mismatch(spec: DatasetSpec, scan: Scan, options: dict[str, Any]) -> st
         # Compare, and name, only what was published.
         found = Counts(*(None if n is None else m for n, m in zip(official, count(scan, split), strict=True)))
         if found != official:
-            differences.append(f"{split} has {_size(found)} instead of {_size(official)}")
+            who = "identities" if scan.classes is None else "classes"
+            differences.append(f"{split} has {_size(found, who)} instead of {_size(official, who)}")
     if not differences:
         return None
     return (
@@ -138,8 +139,8 @@ def count_mismatch(spec: DatasetSpec, scan: Scan, options: dict[str, Any]) -> st
     )
 
 
-def _size(counts: Counts) -> str:
-    parts = [f"{n:,} {what}" for n, what in zip(counts, ("pictures", "identities"), strict=True) if n is not None]
+def _size(counts: Counts, who: str) -> str:
+    parts = [f"{n:,} {what}" for n, what in zip(counts, ("pictures", who), strict=True) if n is not None]
     return " of ".join(parts)
 
 
@@ -157,6 +158,7 @@ def _pids(records: Iterable[Record]) -> set[int]:
 
 def _check_training_ids(spec: DatasetSpec, scan: Scan) -> None:
     if len(_pids(scan.splits.get("train", ())) - {JUNK}) == 1:
+        who = "identity" if scan.classes is None else "class"
         raise ValueError(
-            f"{spec.title} in {scan.root} has one training identity; training needs at least two: add people"
+            f"{spec.title} in {scan.root} has one training {who}; training needs at least two: add pictures of others"
         )

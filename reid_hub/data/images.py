@@ -39,7 +39,11 @@ class ImageDataset(torch.utils.data.Dataset):
     Attributes:
         dataset: the rows that can be read; row i of it is item i here.
         pids, camids: int64 arrays (N,).
+        sizes: int64 (N, 2), height and width of the original pictures for crops by their proportions; see
+            `training_images`, which sets them.
     """
+
+    sizes: np.ndarray | None = None
 
     def __init__(
         self,
@@ -103,7 +107,7 @@ class ImageDataset(torch.utils.data.Dataset):
         return {name: values[0] for name, values in self.__getitems__([index]).items()}
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """A batch: pixel_values uint8 (B, 3, H, W); pids, camids and indices int64 (B,)."""
+        """A batch: pixel_values uint8 (B, 3, H, W); pids, camids and indices int64 (B,); `sizes` (B, 2) if known."""
         indices = np.asarray(indices, dtype=np.int64)
         rows = self._rows[indices]
         if self._file is None:
@@ -112,7 +116,8 @@ class ImageDataset(torch.utils.data.Dataset):
             if self._pixels is None:
                 self._pixels = np.load(self._file, mmap_mode="r")
             pixels = np.take(self._pixels, rows, axis=0)
-        arrays = {"pixel_values": pixels, "pids": self.pids[indices], "camids": self.camids[indices]}
+        sizes = {} if self.sizes is None else {"sizes": self.sizes[indices]}
+        arrays = {**sizes, "pixel_values": pixels, "pids": self.pids[indices], "camids": self.camids[indices]}
         return {name: torch.from_numpy(np.asarray(array)) for name, array in (arrays | {"indices": indices}).items()}
 
     @staticmethod

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from transformers import TrainerCallback, set_seed
 
 from reid_hub.data.images import ImageDataset
+from reid_hub.data.stored import training_images
 from reid_hub.evaluation import build_classification_results, measure_cost, topk_accuracy, write_results
 from reid_hub.evaluation import classify as classify_split
 from reid_hub.evaluation.embedding import open_images
@@ -118,6 +119,13 @@ def new_classifier(settings: ClassifySettings, recipe: Recipe, names: Sequence[s
     labels = {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
     size = {} if settings.image_size is None else {"image_size": list(settings.image_size)}
     if is_checkpoint(settings.model):
+        known = ReIDConfig.from_pretrained(settings.model)
+        is_classifier = ReIDForImageClassification.__name__ in (known.architectures or ())
+        if is_classifier and known.id2label != labels["id2label"]:
+            raise ValueError(
+                f"{settings.model} knows {known.num_labels} classes ({', '.join(known.id2label.values())[:50]}...), "
+                f"not the {len(names)} of the data: start from its trunk alone with init"
+            )
         model = ReIDForImageClassification.from_pretrained(settings.model, **labels, **size)
     else:
         # No neck: nothing compares the features in front of it.
@@ -146,7 +154,13 @@ def build_classifier_trainer(
     Raises:
         ValueError: if a class has no training pictures, or the recipe trains no classifier.
     """
-    images = ImageDataset(train_split, tuple(model.config.image_size), interpolation=recipe.interpolation)
+    images = training_images(
+        train_split,
+        tuple(model.config.image_size),
+        recipe.augmentation,
+        interpolation=recipe.interpolation,
+        resize_shortest=model.config.resize_shortest,
+    )
     subset = TrainingSubset(images, draw_images(images.pids, settings.keep, settings.seed))
     absent = sorted(set(range(model.num_labels)) - set(subset.identities.tolist()))
     if absent or len(subset.identities) != model.num_labels:

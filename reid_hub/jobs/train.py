@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from reid_hub.data import describe_splits, load_reid_dataset
-from reid_hub.data.images import ImageDataset
+from reid_hub.data.stored import training_images
 from reid_hub.evaluation import embed, evaluate_embedded, read_results
 from reid_hub.hub.convert import load_weights
 from reid_hub.hub.push import push_folder
@@ -173,7 +173,9 @@ def build_trainer(
     set_seed(settings.seed)
     model = new_model(settings.model, settings.image_size, recipe.config)
     start_weights(model, settings)
-    images = ImageDataset(train_split, tuple(model.config.image_size), interpolation=recipe.interpolation)
+    images = training_images(
+        train_split, tuple(model.config.image_size), recipe.augmentation, interpolation=recipe.interpolation
+    )
     rows, evaluator = np.flatnonzero(images.pids >= 0), None
     if settings.validation:
         holdout = split_identities(images.pids, images.camids, settings.validation, settings.seed)
@@ -273,9 +275,8 @@ def is_done(settings: TrainSettings, about: Mapping[str, Any] | None = None) -> 
 
 def validate(model: ReIDModel, *, train_split: Any, holdout: Holdout) -> dict[str, float]:
     """Metrics on the identities that were held out of the training split."""
-    query, gallery = (
-        embed(model, train_split.select(rows), progress=False) for rows in (holdout.query, holdout.gallery)
-    )
+    parts = [holdout.query, holdout.gallery]
+    query, gallery = (embed(model, train_split.select(rows), progress=False) for rows in parts)
     results = evaluate_embedded(query, gallery, flip=False, progress=False)
     return {name: getattr(results, name) for name in ("mAP", "rank1", "rank5", "rank10", "mINP")}
 

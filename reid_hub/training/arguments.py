@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy, IntervalStrategy
 
 from reid_hub.registry import lookup
-from reid_hub.training.recipes import Recipe
+from reid_hub.training.recipe import Recipe
 
 BEST = "best"  # folder of the model of the best evaluation
 

@@ -1,59 +1,8 @@
 """Published training recipes as data."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
-
 from reid_hub.data.augmentation_options import Augmentation
+from reid_hub.training.recipe import Recipe
 from reid_hub.training.schedules import Schedule
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a model is trained: plain values only, so that a recipe can be printed, changed and stored with a result.
-
-    Attributes:
-        source: where the values come from.
-        method, options: which entry of METHODS and its keyword arguments.
-        sampler: "identity" draws batches of `num_instances` images per identity, "identity_once" the same with every
-            identity at most once an epoch, "shuffle" draws images.
-        batch_size: images per process and step.
-        optimizer, optimizer_options: an entry of OPTIMIZERS and its keyword arguments.
-        weight_decay: coupled L2 on all trainable parameters, as in the sources.
-        bias_lr_factor: rate of the biases relative to that of the weights.
-        config: fields of the model's `ReIDConfig` that the recipe prescribes.
-        interpolation: of the training images; the test images follow the model's own configuration.
-    """
-
-    source: str
-    learning_rate: float
-    schedule: Schedule
-    method: str = "supervised"
-    options: Mapping[str, Any] = field(default_factory=dict)
-    sampler: str = "identity"
-    batch_size: int = 64
-    num_instances: int = 4
-    optimizer: str = "adam"
-    optimizer_options: Mapping[str, Any] = field(default_factory=dict)
-    weight_decay: float = 5e-4
-    bias_lr_factor: float = 1.0
-    augmentation: Augmentation = Augmentation()  # noqa: RUF009 - frozen
-    config: Mapping[str, Any] = field(default_factory=dict)
-    interpolation: str = "bilinear"
-
-    def __post_init__(self):
-        if self.sampler not in (names := ("identity", "identity_once", "shuffle")):
-            raise ValueError(f"a recipe's sampler must be one of {', '.join(names)}, got {self.sampler!r}")
-        if self.sampler != "shuffle" and self.batch_size % self.num_instances:
-            raise ValueError(
-                f"identity batches need batch_size divisible by num_instances, got {self.batch_size} and "
-                f"{self.num_instances}"
-            )
-
-    @property
-    def epochs(self) -> int:
-        return self.schedule.epochs
-
 
 _BOT = {
     "options": {
@@ -245,6 +194,25 @@ RECIPES: dict[str, Recipe] = {
         # DenseNet's "+"; without it set augmentation.flip and augmentation.pad to 0, and the network's dropout to 0.2.
         augmentation=Augmentation(pad=4, erasing=0.0),
         config={"neck": "none", "image_size": (32, 32), "image_mean": _CIFAR_MEAN, "image_std": _CIFAR_STD},
+    ),
+    "transfer": Recipe(
+        source="KDEP (arXiv:2203.05180), transfer of a pre-trained trunk to Caltech-256, DTD, CUB-200 and CIFAR-100",
+        method="classification",
+        sampler="shuffle",
+        # Or 0.001, by the data set.
+        learning_rate=0.01,
+        optimizer="sgd",
+        optimizer_options={"momentum": 0.9},
+        schedule=Schedule("step", epochs=150, first_epoch=0, milestones=(50, 100)),
+        augmentation=Augmentation(resized_area=(0.08, 1.0), pad=0, erasing=0.0),
+        # The published code does not normalise its input, except for CIFAR-100.
+        config={
+            "neck": "none",
+            "image_size": (224, 224),
+            "resize_shortest": 256,
+            "image_mean": (0.0, 0.0, 0.0),
+            "image_std": (1.0, 1.0, 1.0),
+        },
     ),
     "classify-demo": Recipe(
         source="reid_hub: a narrow ResNet-18 on the synthetic shapes, seconds on two CPU cores",

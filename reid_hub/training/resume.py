@@ -10,8 +10,9 @@ from torch import Tensor
 from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from reid_hub.data.augmentation_options import Augmentation
 from reid_hub.files import atomic_file
-from reid_hub.training.recipes import Recipe
+from reid_hub.training.recipe import Recipe
 
 RUN_FILE = "run.json"
 _ARGUMENTS = (
@@ -33,6 +34,8 @@ def check_same_run(checkpoint: str | Path, run: dict[str, Any]) -> None:
         ValueError: naming what differs.
     """
     before = json.loads(Path(checkpoint, RUN_FILE).read_text())
+    # What an augmentation can do now and could not do when the run began, it does not do.
+    before["augmentation"] = {**json.loads(json.dumps(asdict(Augmentation()))), **before.get("augmentation", {})}
     changed = [f"{key} was {before.get(key)!r} and is {run[key]!r}" for key in run if before.get(key) != run[key]]
     if changed:
         raise ValueError(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch.utils.data import Sampler
 
 from reid_hub.data.samplers import IdentitySampler, ShuffleSampler
-from reid_hub.training.recipes import Recipe
+from reid_hub.training.recipe import Recipe
 
 
 def build_sampler(

@@ -25,7 +25,7 @@ from reid_hub.models import ReIDModel
 from reid_hub.training.arguments import BEST, check_arguments
 from reid_hub.training.heads import write_heads
 from reid_hub.training.optimizers import build_optimizer, build_scheduler
-from reid_hub.training.recipes import Recipe
+from reid_hub.training.recipe import Recipe
 from reid_hub.training.resume import (
     RUN_FILE,
     check_fresh,
@@ -78,7 +78,9 @@ class ReIDTrainer(Trainer):
             args._n_gpu = 1  # else torch's DataParallel would cut every batch; several GPUs need accelerate launch
         config = method.model.config
         self.recipe, self.evaluator, self.publisher = recipe, evaluator, publisher
-        self.transform = BatchTransform(recipe.augmentation, config.image_mean, config.image_std)
+        self.transform = BatchTransform(
+            recipe.augmentation, config.image_mean, config.image_std, tuple(config.image_size)
+        )
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.sampler: Sampler | None = None
         self._parts: dict[str, Tensor] = {}
@@ -126,7 +128,9 @@ class ReIDTrainer(Trainer):
         """Move the bytes to the device and augment them there, as a function of the seed and the step alone."""
         self.model.set_progress(self.state.global_step, self.state.max_steps, self.state.epoch or 0.0)
         inputs = super()._prepare_inputs(inputs)
-        drawn = {"seed": self.args.seed, "step": self.state.global_step, "return_boxes": True, "unflip_boxes": True}
+        sizes = inputs.pop("sizes", None)
+        drawn = {"seed": self.args.seed, "step": self.state.global_step, "sizes": sizes}
+        drawn |= {"return_boxes": True, "unflip_boxes": True}
         pixel_values, boxes = self.transform(inputs["pixel_values"], inputs["indices"], **drawn)
         pixel_values = pixel_values.contiguous(memory_format=self.memory_format)
         erased = {"erased_boxes": boxes} if self.model.takes_erased_boxes else {}

@@ -20,6 +20,7 @@ from transformers import AutoModelForImageClassification, TrainerCallback
 
 from reid_hub import ReIDConfig, ReIDForImageClassification, ReIDModel, load_reid_dataset
 from reid_hub.evaluation import topk_accuracy
+from reid_hub.hub.folder import checkpoint_files
 from reid_hub.jobs.classify import ClassifySettings, classify
 from reid_hub.methods import ClassificationMethod
 
@@ -78,7 +79,8 @@ def made(settings, tmp_path_factory) -> tuple[ClassifySettings, dict, list[float
 def accuracy_by_hand(model: ReIDForImageClassification, root: str) -> float:
     """One picture after another through torchvision's transforms."""
     config, right, training = model.config, [], model.training
-    steps = [transforms.Resize(config.image_size), transforms.ToTensor()]
+    steps = [transforms.Resize(config.resize_shortest or config.image_size), transforms.CenterCrop(config.image_size)]
+    steps.append(transforms.ToTensor())
     transform = transforms.Compose([*steps, transforms.Normalize(config.image_mean, config.image_std)])
     model.eval()
     for path in sorted(Path(root, "test").glob("*/*.png")):
@@ -114,6 +116,9 @@ def test_the_folder_is_the_model_that_was_measured(made):
     assert "pipeline_tag: image-classification" in card
     assert f"| colours | test | {100 * results['metrics']['top1']:.1f} | 100.0 |" in card
     assert f"The best was after epoch {results['metrics']['best_epoch']:g}." in card
+    assert {"config.json", "model.safetensors", "classification_reid.py"} <= checkpoint_files(
+        Path(settings.output_dir)
+    ).keys()  # fit to be published
     for wrong in ("person", "gallery", "surveillance"):
         assert wrong not in card.partition("# ")[2].partition("```bibtex")[0].lower()
 
@@ -169,12 +174,26 @@ def test_the_trunk_starts_from_a_classifier_of_other_classes(made, settings, tmp
         settings, data_dir=str(tmp_path / "two"), output_dir=tmp_path / "run", init=str(made[0].output_dir), epochs=1,
         changes={**settings.changes, "learning_rate": 1e-12},
     )  # fmt: skip
+    with pytest.raises(ValueError, match=r"knows 3 classes \(ant, bee, cat\.\.\.\), not the 2 of the data"):
+        classify(replace(tiny, model=str(made[0].output_dir), init=None))
     classify(tiny)
     after = load_file(tmp_path / "run" / "model.safetensors")
     assert after["classifier.weight"].shape == (2, 8)
     for name in before:
         if name.endswith("weight") and name.startswith("reid."):
             torch.testing.assert_close(after[name], before[name])
+
+
+def test_transfer_by_crops_of_the_originals(settings, tmp_path):
+    """The recipe as it is but for its size: another picture size in training, the paper's transform in the test."""
+    changes = {"batch_size": 8, "config.image_size": [28, 28], "config.resize_shortest": 32}
+    transfer = replace(settings, output_dir=tmp_path, model="res18-x0.25", recipe="transfer", changes=changes, epochs=1)
+    results = classify(transfer)
+    assert results["metrics"]["top1"] == pytest.approx(
+        accuracy_by_hand(AutoModelForImageClassification.from_pretrained(tmp_path), settings.data_dir)
+    )
+    assert results["protocol"]["resize_shortest"] == 32
+    assert json.loads((tmp_path / "preprocessor_config.json").read_text())["size"] == {"shortest_edge": 32}
 
 
 def test_what_cannot_be_trained_is_refused(settings, tmp_path, people):

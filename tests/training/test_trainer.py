@@ -1,3 +1,4 @@
+import json
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from reid_hub.data.augmentation import BatchTransform
 from reid_hub.data.samplers import IdentitySampler, ShuffleSampler
 from reid_hub.methods import SupervisedMethod
 from reid_hub.training import RECIPES, ReIDTrainer, build_sampler, override, training_arguments
-from reid_hub.training.resume import read_carried, write_carried
+from reid_hub.training.resume import check_same_run, describe_run, read_carried, write_carried
 
 from .small_run import RECIPE, SEED, STEPS_PER_EPOCH, Recorder, small_model, small_trainer
 
@@ -191,6 +192,18 @@ def test_only_the_run_that_made_a_checkpoint_goes_on_from_it(small_dataset, tmp_
     trainer.model.extra = nn.Linear(1, 1)
     with pytest.raises(RuntimeError, match="another method or model"):
         trainer.train(resume_from_checkpoint=True)
+
+
+def test_a_run_from_before_an_augmentation_was_known_goes_on(tmp_path):
+    """What the recipe does not do is no difference; what it does is one."""
+    args = training_arguments(RECIPE, tmp_path, use_cpu=True)
+    run = describe_run(RECIPE, args, 48)
+    old = {name: value for name, value in run["augmentation"].items() if name not in ("lighting", "resized_area")}
+    (tmp_path / "run.json").write_text(json.dumps({**run, "augmentation": old}))
+    check_same_run(tmp_path, run)
+    lit = override(RECIPE, {"augmentation.lighting": 0.1})
+    with pytest.raises(ValueError, match="augmentation was"):
+        check_same_run(tmp_path, describe_run(lit, args, 48))
 
 
 def test_a_run_that_diverges_stops_and_says_so(small_dataset, tmp_path):
