@@ -1,6 +1,5 @@
 """Progressive Transfer Learning: fine-tuning with a memory, over several data sets in turn, and distillation of it."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -91,23 +90,25 @@ def distill(settings: STDSettings) -> Made:
     """
     recipe = override(lookup(RECIPES, settings.recipe, "recipe"), settings.changes)
     if recipe.method != "std":
+        raise ValueError(f"distilling needs a recipe of the method 'std' (std, std-demo), got {settings.recipe!r}")
+    names = [f"lam-{lam:g}" for lam in settings.lams]
+    if not names or len(set(names)) < len(names) or "options.lam" in settings.changes:
         raise ValueError(
-            f"distilling needs a recipe of the method 'std' (std, std-demo), got {settings.recipe!r}; the loss of a "
-            "PTL recipe is its own"
+            f"lams must be different weights, at least one, and options.lam is set by them alone; got {settings.lams} "
+            f"and {settings.changes.get('options.lam')}"
         )
-    if not settings.lams or len(set(settings.lams)) < len(settings.lams):
-        raise ValueError(f"lams must be different weights, at least one, got {list(settings.lams)}")
     teacher = None if settings.teacher is None else open_model(settings.teacher)
-    for lam in settings.lams:  # what cannot be is said before the first of them is trained
+    for lam in {min(settings.lams), max(settings.lams)}:  # what cannot be is said before anything is trained
         STDMethod(
             new_model(settings.model, settings.image_size, recipe.config), 2,
             teacher=teacher, **{**recipe.options, "lam": lam},
         )  # fmt: skip
     made: Made = {}
-    for lam in settings.lams:
-        folder = Path(settings.output_dir) / f"lam-{lam:g}"
+    for name, lam in zip(names, settings.lams, strict=True):
+        folder = Path(settings.output_dir) / name
         stage = replace(settings, output_dir=folder, origin=settings.origin or f"std-{lam:g}")
         stage.changes = {**settings.changes, "options.lam": lam}
+        stage.push_to = settings.push_to and settings.push_to + (f"-{name}" if len(names) > 1 else "")
         made[folder] = _distill(stage, lam, teacher)
     _write_table(settings, made, "lam")
     return made
@@ -204,4 +205,4 @@ def _write_table(settings: TrainSettings, made: Made, title: str) -> None:
         data = results["dataset"]["name"] if results else "-"
         lines.append(f"| {' | '.join([folder.name.removeprefix('lam-'), data, *cells])} |")
     with atomic_file(Path(settings.output_dir) / "table.md") as temporary:
-        temporary.write_text(os.linesep.join(lines) + os.linesep)
+        temporary.write_text("\n".join(lines) + "\n")

@@ -55,7 +55,7 @@ _PTL_DEMO = {
     "learning_rate": 2e-3,
     "optimizer": "adam",  # from random weights and within minutes
     "optimizer_options": {},
-    "schedule": Schedule("cosine", epochs=6, first_epoch=0, final_factor=0.01),
+    "schedule": Schedule("cosine", epochs=4, first_epoch=0, final_factor=0.01),
     "augmentation": Augmentation(pad=4, erasing=0.0),
 }
 

@@ -188,6 +188,7 @@ def test_what_cannot_be_distilled_is_said_before_anything_is_trained(settings, t
         ({"lams": (0.0, 1.5)}, r"lam must be from 0 .* to 1"),
         ({"lams": (0.5, 0.5)}, "different weights"),
         ({"lams": ()}, "at least one"),
+        ({"changes": {"options.lam": 0.3}}, "set by them alone; got .* and 0.3"),
         ({"teacher": None}, "give a teacher, or lam=0"),
         ({"teacher": other}, "features have 7 numbers, the student's 6"),
         ({"teacher": grey}, "image_mean is"),
