@@ -2,11 +2,10 @@
 
 import json
 import re
-import textwrap
 from collections import defaultdict
 from pathlib import Path
 
-from tables import cell, counts, mean_map
+from tables import cell, counts, how, mean_map, size, wrapped
 
 FULL = "python benchmarks/fd.py --data-dir DIR --scale full"
 ARMS = {
@@ -45,10 +44,10 @@ def page(runs: dict, students: list[str], teacher: str) -> str:
         "Rendered by `python benchmarks/fd.py --render` from the results.json files beside it; mAP / rank-1 in",
         "percent, mean over seeds, with the standard deviation of mAP where there are several.",
         "",
-        *_wrapped(
+        *wrapped(
             f"Data set: {first['dataset']['name']} ({counts(first)}). **Not comparable with published figures** on "
             f"Market-1501: another split, {teacher} as teachers, {_start(first)}, fewer epochs, pictures of "
-            f"{_size(first)}. Training sees the training identities alone, nothing is selected, the test identities "
+            f"{size(first)}. Training sees the training identities alone, nothing is selected, the test identities "
             "are met once, at the end of a run."
         ),
         "",
@@ -66,13 +65,13 @@ def page(runs: dict, students: list[str], teacher: str) -> str:
     for view in ("Hol", *VIEWS):
         found = runs.get((teacher, "initial" if view == "Hol" else view), [])
         if found:
-            lines.append(f"| {view} | {_size(found[0])} | {cell(found)} |")
+            lines.append(f"| {view} | {size(found[0])} | {cell(found)} |")
     trained = next((results[0] for (_, arm), results in runs.items() if arm == "control"), first)
     before = next((results[0] for (_, arm), results in runs.items() if arm == "initial"), first)
     lines += [
         "",
-        *_wrapped(
-            f"Initial students: {_how(before)}. Every arm goes on from them with {_how(trained)}; the control is what "
+        *wrapped(
+            f"Initial students: {how(before)}. Every arm goes on from them with {how(trained)}; the control is what "
             "the paper lacks: as many epochs as distillation, without teachers. Whole-picture teacher: the initial "
             f"{teacher}."
         ),
@@ -107,7 +106,7 @@ def _verdict(runs: dict, student: str) -> list[str]:
     better = [f"{ARMS[arm]} ({value - full:+.1f})" for arm, value in others.items() if value > full]
     if better:
         said += f" Better still, against the paper: {', '.join(better)}."
-    return [*_wrapped(said), ""]
+    return [*wrapped(said), ""]
 
 
 def plot(path: Path, runs: dict, students: list[str]) -> None:
@@ -131,24 +130,9 @@ def plot(path: Path, runs: dict, students: list[str]) -> None:
     plt.close(figure)
 
 
-def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, 120, break_on_hyphens=False)
-
-
 def _parameters(runs: dict, variant: str) -> int:
     return next(results[0]["cost"]["parameters"] for (v, arm), results in runs.items() if v == variant and arm in ARMS)
 
 
-def _size(result: dict) -> str:
-    return "x".join(map(str, result["cost"]["image_size"]))
-
-
 def _start(result: dict) -> str:
     return "random initial weights" if not result["training"].get("init") else "pre-trained weights"
-
-
-def _how(result: dict) -> str:
-    training = result["training"]
-    changes = {name: value for name, value in training["changes"].items() if not name.startswith("config.")}
-    changed = ", ".join(f"{name.rpartition('.')[2]} {json.dumps(value)}" for name, value in changes.items())
-    return f"{training['epochs']:g} epochs of the recipe `{training['recipe']}`" + (f" ({changed})" if changed else "")

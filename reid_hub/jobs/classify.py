@@ -16,7 +16,7 @@ from reid_hub.evaluation import build_classification_results, measure_cost, topk
 from reid_hub.evaluation import classify as classify_split
 from reid_hub.evaluation.embedding import open_images
 from reid_hub.hub.card import write_card
-from reid_hub.jobs.models import is_checkpoint
+from reid_hub.jobs.models import check_free_size, is_checkpoint
 from reid_hub.jobs.train import (
     TrainSettings,
     load_splits,
@@ -126,6 +126,8 @@ def new_classifier(settings: ClassifySettings, recipe: Recipe, names: Sequence[s
                 f"{settings.model} knows {known.num_labels} classes ({', '.join(known.id2label.values())[:50]}...), "
                 f"not the {len(names)} of the data: start from its trunk alone with init"
             )
+        if size and size["image_size"] != known.image_size:
+            check_free_size(known, settings.image_size)
         model = ReIDForImageClassification.from_pretrained(settings.model, **labels, **size)
     else:
         # No neck: nothing compares the features in front of it.

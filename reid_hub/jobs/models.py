@@ -64,7 +64,7 @@ def new_model(
     if is_checkpoint(name):
         model = open_model(name)
         if image_size is not None and list(image_size) != model.config.image_size:
-            _check_free_size(model.config, image_size)
+            check_free_size(model.config, image_size)
             model.config.image_size = list(image_size)
         return model
     return ReIDModel(ReIDConfig.from_variant(name, **{**(defaults or {}), **size}))
@@ -75,7 +75,12 @@ def is_checkpoint(name: str) -> bool:
     return Path(name).is_dir() or ("/" in name and not name.startswith("timm/"))
 
 
-def _check_free_size(config: ReIDConfig, image_size: Sequence[int]) -> None:
+def check_free_size(config: ReIDConfig, image_size: Sequence[int]) -> None:
+    """Refuse another picture size for a trained model that has a position for each patch.
+
+    Raises:
+        ValueError: saying what to do instead.
+    """
     backbone = config.backbone_config
     if backbone.model_type == "reid_part_vit" or "img_size" in (getattr(backbone, "model_args", None) or {}):
         sizes = ["x".join(map(str, size)) for size in (config.image_size, image_size)]

@@ -71,6 +71,12 @@ def test_a_linear_classifier_starts_as_torch_starts_one():
     assert weight.std().item() == pytest.approx((1 / (3 * 8)) ** 0.5, rel=0.05)  # that of U(-8^-1/2, 8^-1/2)
 
 
+def test_the_published_size_of_densenet_on_cifar10():
+    with torch.device("meta"):
+        model = ReIDForImageClassification(ReIDConfig.from_variant("densenet-bc-100", num_labels=10))
+    assert sum(parameter.numel() for parameter in model.parameters()) == 769_162
+
+
 def test_saved_and_loaded_by_the_auto_class(classifier, pixels, tmp_path):
     classifier.save_pretrained(tmp_path)
     loaded = AutoModelForImageClassification.from_pretrained(tmp_path).eval()
