@@ -7,9 +7,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import TrainerCallback, set_seed
 
-from reid_hub import ReIDConfig, ReIDModel
+from reid_hub import ReIDConfig, ReIDForImageClassification, ReIDModel
 from reid_hub.data.images import ImageDataset
-from reid_hub.methods import PTLMethod, STDMethod
+from reid_hub.methods import ClassificationMethod, PTLMethod, STDMethod
 from reid_hub.training import RECIPES, ReIDTrainer, override, training_arguments
 
 RECIPE = override(RECIPES["ptl"], {"batch_size": 8, "augmentation.crop_scale": 1.0, "learning_rate": 0.05})
@@ -174,6 +174,39 @@ def test_a_teacher_with_a_memory_says_the_same_in_every_step(dataset):
     expected = (method.model(pixels).features - teacher.eval()(pixels).features).abs().mean().item()
     assert first == pytest.approx(expected, rel=1e-5)
     assert method.carried() == {}  # the teacher's is no part of what goes on
+
+
+def test_classifiers_of_general_pictures_forget_and_carry_alike(dataset):
+    set_seed(3)
+    fields = {**HEAD, "side": {"cell": "v1"}, "num_labels": 10, "classifier_hidden": [16]}
+    network = ReIDForImageClassification(ReIDConfig(backbone_config=TRUNK, image_size=(32, 16), **fields))
+    method = ClassificationMethod(network, 10).train()
+    batch = dataset.__getitems__(range(8))
+    pixels, pids = batch["pixel_values"].float() / 100, batch["pids"]
+    with torch.no_grad():
+        first, kept = method(pixels, pids)["loss"].item(), method.carried()
+        second = method(pixels, pids)["loss"].item()
+        method.start_epoch(1)
+        assert method.carried() == {}
+        assert method(pixels, pids)["loss"].item() == first != second
+        method.restore_carried(kept)
+        assert method(pixels, pids)["loss"].item() == second
+
+
+def test_mgn_trains_by_its_recipe_with_a_memory_and_without():
+    """Eight vectors of one length, the first three compared; every parameter gets a gradient."""
+    recipe = RECIPES["ptl-mgn"]
+    trunk = {"backbone_config": {"model_type": "reid_mgn", "width": 4, "depths": [1, 1, 2, 1]}, "embedding_dim": 6}
+    pixels = torch.randn(8, 3, 96, 32, generator=torch.Generator().manual_seed(0))
+    for variant in ("mgn", "mgn-ptl"):
+        set_seed(3)
+        network = ReIDModel(ReIDConfig.from_variant(variant, **{**trunk, **recipe.config}, image_size=(96, 32)))
+        method = PTLMethod(network, 4, **recipe.options).train()
+        assert method.part_dims == (6,) * 8
+        for _ in range(2):
+            method(pixels, torch.arange(8) // 2)["loss"].backward()
+        assert all(parameter.grad is not None for parameter in method.parameters())
+        assert bool(method.carried()) == (variant == "mgn-ptl")
 
 
 def test_pictures_of_another_size_and_larger_batches_start_from_zeros(dataset):
