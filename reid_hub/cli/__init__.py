@@ -11,6 +11,7 @@ from reid_hub.cli.fd import attention, fd
 from reid_hub.cli.hub import card, convert, list_names, push
 from reid_hub.cli.kdep import basis, pretrain
 from reid_hub.cli.oskt import expand, kdpp, refine, shrink, sparsify
+from reid_hub.cli.ptl import std, surface
 from reid_hub.cli.train import demo, train
 
 app = typer.Typer(
@@ -26,6 +27,7 @@ distill_app = typer.Typer(no_args_is_help=True, help="Train students beside what
 distill_app.command("kdpp")(kdpp)
 distill_app.command("fd")(fd)
 distill_app.command("attention")(attention)
+distill_app.command("std")(std)
 app.add_typer(distill_app, name="distill")
 pretrain_app = typer.Typer()
 pretrain_app.callback(invoke_without_command=True)(pretrain)
@@ -35,7 +37,7 @@ index_app = typer.Typer(no_args_is_help=True, help="Build galleries to search in
 index_app.command("build")(index_build)
 index_app.command("add")(index_add)
 app.add_typer(index_app, name="index")
-for command in (search, card, push):
+for command in (search, surface, card, push):
     app.command()(command)
 app.command("list")(list_names)
 

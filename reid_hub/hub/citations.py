@@ -66,12 +66,6 @@ CITATIONS: dict[str, str] = {
   author    = {He, Shuting and Luo, Hao and Wang, Pichao and Wang, Fan and Li, Hao and Jiang, Wei},
   booktitle = {ICCV}, year = {2021}
 }""",
-    "ptl": """@inproceedings{yu2019progressive,
-  title     = {Progressive Transfer Learning for Person Re-identification},
-  author    = {Yu, Zhengxu and Jin, Zhongming and Wei, Long and Guo, Jishun and Huang, Jianqiang and Cai, Deng and
-               He, Xiaofei and Hua, Xian-Sheng},
-  booktitle = {IJCAI}, year = {2019}
-}""",
     # evaluation
     "rerank": """@inproceedings{zhong2017rerank,
   title     = {Re-ranking Person Re-identification with k-reciprocal Encoding},

@@ -251,8 +251,8 @@ def start_heads(method: SupervisedMethod, folder: str | Path, subset: TrainingSu
         print(f"this recipe has another classifier than {folder}: {', '.join(left)} of it are not used")
 
 
-def is_done(settings: TrainSettings) -> bool:
-    """Whether a folder holds the result of these settings.
+def is_done(settings: TrainSettings, about: Mapping[str, Any] | None = None) -> bool:
+    """Whether a folder holds the result of these settings, and of what else `train` was told of them.
 
     Raises:
         ValueError: if it holds the result of others, naming them.
@@ -263,6 +263,7 @@ def is_done(settings: TrainSettings) -> bool:
     results = read_results(path)
     found, epochs = results["training"], settings.epochs or override(RECIPES[settings.recipe], settings.changes).epochs
     asked = {"recipe": settings.recipe, "epochs": epochs, "seed": settings.seed, "changes": dict(settings.changes)}
+    asked |= about or {}
     found = {key: found.get(key) for key in asked}
     if settings.image_size is not None:
         asked["image_size"], found["image_size"] = list(settings.image_size), results["cost"]["image_size"]
@@ -274,9 +275,8 @@ def is_done(settings: TrainSettings) -> bool:
 
 def validate(model: ReIDModel, *, train_split: Any, holdout: Holdout) -> dict[str, float]:
     """Metrics on the identities that were held out of the training split."""
-    query, gallery = (
-        embed(model, train_split.select(rows), progress=False) for rows in (holdout.query, holdout.gallery)
-    )
+    parts = [holdout.query, holdout.gallery]
+    query, gallery = (embed(model, train_split.select(rows), progress=False) for rows in parts)
     results = evaluate_embedded(query, gallery, flip=False, progress=False)
     return {name: getattr(results, name) for name in ("mAP", "rank1", "rank5", "rank10", "mINP")}
 

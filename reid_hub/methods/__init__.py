@@ -7,19 +7,13 @@ from reid_hub.methods.compression import CompressionMethod
 from reid_hub.methods.fd import FDMethod
 from reid_hub.methods.kdep import KDEPMethod
 from reid_hub.methods.oskt import RefineMethod
+from reid_hub.methods.ptl import PTLMethod, STDMethod
 from reid_hub.methods.supervised import SupervisedMethod
 
 __all__ = [
-    "METHODS",
-    "ClassificationMethod",
-    "CompressionMethod",
-    "FDMethod",
-    "KDEPMethod",
-    "KDPPMethod",
-    "Method",
-    "RefineMethod",
-    "SupervisedMethod",
-]
+    "METHODS", "ClassificationMethod", "CompressionMethod", "FDMethod", "KDEPMethod", "KDPPMethod", "Method",
+    "PTLMethod", "RefineMethod", "STDMethod", "SupervisedMethod",
+]  # fmt: skip
 
 # Method(model, num_ids, **options); the options are checked against the constructor's signature.
 METHODS: dict[str, type[Method]] = {
@@ -29,5 +23,7 @@ METHODS: dict[str, type[Method]] = {
     "kdep": KDEPMethod,
     "kdpp": KDPPMethod,
     "oskt": RefineMethod,
+    "ptl": PTLMethod,
+    "std": STDMethod,
     "supervised": SupervisedMethod,
 }

@@ -1,8 +1,7 @@
-"""KDEP's recipes (arXiv:2203.05180) and those of its baseline, as keyword arguments of `Recipe`."""
-
-from typing import Any
+"""KDEP's recipes (arXiv:2203.05180) and those of its baseline."""
 
 from reid_hub.data.augmentation_options import Augmentation
+from reid_hub.training.recipe import Recipe
 from reid_hub.training.schedules import Schedule
 
 # The budget of a tenth of ImageNet; the job takes the weight decay of other budgets from the paper's table. The colours
@@ -20,32 +19,31 @@ _PAPER = {
     "config": {"image_size": (224, 224), "resize_shortest": 256, "last_stride": None},
 }
 _PEOPLE = {**_PAPER, "augmentation": Augmentation(erasing=0.0), "config": {}}
+_DEMO = {
+    **_PEOPLE,
+    "batch_size": 64,
+    "learning_rate": 0.1,
+    "schedule": Schedule("step", epochs=6, first_epoch=0, milestones=(2, 4)),
+    "augmentation": Augmentation(pad=4, erasing=0.0),
+}
 _METHOD = {"method": "kdep", "options": {"align": "svd+pts", "temperature": 0.1, "power": 3}}
 
-KDEP: dict[str, dict[str, Any]] = {
-    "kdep": {**_PAPER, **_METHOD, "source": "KDEP (arXiv:2203.05180), ResNet-18; MobileNetV2 has learning_rate 0.1"},
-    "kdep-people": {
+KDEP: dict[str, Recipe] = {
+    "kdep": Recipe(source="KDEP (arXiv:2203.05180), ResNet-18; MobileNetV2 has learning_rate 0.1", **_PAPER, **_METHOD),
+    "kdep-people": Recipe(
+        source="reid_hub: KDEP (arXiv:2203.05180) on pictures of people, augmented as in Bag of Tricks",
         **_PEOPLE,
         **_METHOD,
-        "source": "reid_hub: KDEP (arXiv:2203.05180) on pictures of people, augmented as in Bag of Tricks",
-    },
-    "kdep-supervised": {
+    ),
+    "kdep-supervised": Recipe(
+        source="KDEP (arXiv:2203.05180), its baseline: supervised pre-training at the same budget",
+        method="classification",
         **_PAPER,
-        "source": "KDEP (arXiv:2203.05180), its baseline: supervised pre-training at the same budget",
-        "method": "classification",
-    },
-    "kdep-people-supervised": {
+    ),
+    "kdep-people-supervised": Recipe(
+        source="reid_hub: the same on pictures of people, with identities for classes",
+        options={"label_smoothing": 0.0, "metric": None, "classifier_bias": True},
         **_PEOPLE,
-        "source": "reid_hub: the same on pictures of people, with identities for classes",
-        "options": {"label_smoothing": 0.0, "metric": None, "classifier_bias": True},
-    },
-    "kdep-demo": {
-        **_PEOPLE,
-        **_METHOD,
-        "source": "reid_hub: pre-training of the demo's model, as short",
-        "batch_size": 64,
-        "learning_rate": 0.1,
-        "schedule": Schedule("step", epochs=6, first_epoch=0, milestones=(2, 4)),
-        "augmentation": Augmentation(pad=4, erasing=0.0),
-    },
+    ),
+    "kdep-demo": Recipe(source="reid_hub: pre-training of the demo's model, as short", **_DEMO, **_METHOD),
 }

@@ -16,19 +16,25 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, IntervalStrategy, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from reid_hub.data.augmentation import BatchTransform
 from reid_hub.methods import Method
 from reid_hub.models import ReIDModel
+from reid_hub.training.arguments import BEST, check_arguments
 from reid_hub.training.heads import write_heads
 from reid_hub.training.optimizers import build_optimizer, build_scheduler
-from reid_hub.training.recipes import Recipe
-from reid_hub.training.resume import RUN_FILE, check_fresh, check_same_run, describe_run
+from reid_hub.training.recipe import Recipe
+from reid_hub.training.resume import (
+    RUN_FILE,
+    check_fresh,
+    check_same_run,
+    describe_run,
+    read_carried,
+    write_carried,
+)
 from reid_hub.training.sampling import build_sampler
-
-BEST = "best"
 
 
 class ReIDTrainer(Trainer):
@@ -67,7 +73,7 @@ class ReIDTrainer(Trainer):
         channels_last: bool = False,
         callbacks: Sequence[TrainerCallback] = (),
     ):
-        _check(args, evaluator, publisher)
+        check_arguments(args, evaluator, publisher)
         if args.n_gpu > 1:
             args._n_gpu = 1  # else torch's DataParallel would cut every batch; several GPUs need accelerate launch
         config = method.model.config
@@ -80,6 +86,7 @@ class ReIDTrainer(Trainer):
         self._parts: dict[str, Tensor] = {}
         self._parts_count = 0
         self._run_dir: Path | None = None
+        self._resumed: str | None = None
         super().__init__(
             model=method.to(memory_format=self.memory_format),
             args=args,
@@ -98,6 +105,16 @@ class ReIDTrainer(Trainer):
         if not resume_from_checkpoint:
             check_fresh(self.args.output_dir)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _start_epoch(self, epoch: float) -> None:
+        """Tell sampler and method that an epoch begins, or goes on where a checkpoint was made in its middle."""
+        # The Trainer's sum of whole epochs and a fraction is exact at the whole ones, and between two of them nowhere.
+        whole = int(epoch)
+        self.sampler.set_epoch(whole)
+        self.model.start_epoch(whole)
+        if self._resumed and epoch > whole:
+            self.model.restore_carried(read_carried(self._resumed, self.args.process_index))
+        self._resumed = None
 
     # Batches
 
@@ -230,6 +247,7 @@ class ReIDTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         check_same_run(resume_from_checkpoint, self._run())
+        self._resumed = resume_from_checkpoint
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -245,6 +263,7 @@ class ReIDTrainer(Trainer):
         self._run_dir = output_dir / ".incomplete"
         try:
             super()._save_checkpoint(model, trial)
+            write_carried(self._run_dir / final.name, self.args.process_index, self.model.carried())
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 shutil.rmtree(final, ignore_errors=True)
@@ -275,7 +294,7 @@ class ReIDTrainer(Trainer):
 
 
 class _Epochs(TrainerCallback):
-    """What the Trainer does not do by the epoch: reach the sampler for certain, and evaluate only every so often.
+    """What the Trainer does not do by the epoch: tell sampler and method for certain, and evaluate every so often.
 
     On several processes accelerate does not tell the sampler which epoch it is when an epoch is resumed in its middle.
     """
@@ -284,24 +303,8 @@ class _Epochs(TrainerCallback):
         self.trainer, self.evaluate_every = trainer, evaluate_every
 
     def on_epoch_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.sampler.set_epoch(int(state.epoch or 0))
+        self.trainer._start_epoch(state.epoch or 0.0)
 
     def on_epoch_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         if round(state.epoch) % self.evaluate_every and state.global_step < state.max_steps:
             control.should_evaluate = False
-
-
-def _check(args: TrainingArguments, evaluator: Any, publisher: Any) -> None:
-    if args.eval_strategy != IntervalStrategy.NO and evaluator is None:
-        raise ValueError(
-            f"eval_strategy={args.eval_strategy.value!r} needs an evaluator, a callable (ReIDModel) -> metrics"
-        )
-    if args.load_best_model_at_end:
-        raise ValueError(f"load_best_model_at_end is not offered: the best model is exported to output_dir/{BEST}")
-    if args.push_to_hub and publisher is None:
-        raise ValueError("push_to_hub needs a publisher, a callable (ReIDModel) -> commit")
-    if args.push_to_hub and args.hub_strategy != HubStrategy.END:
-        raise ValueError(
-            f"hub_strategy must be 'end', got {args.hub_strategy.value!r}: a push in mid-training would leave out the "
-            "model's code"
-        )

@@ -106,6 +106,34 @@ def test_heads_are_compressed_from_a_model_of_its_own(tmp_path, processes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
+def test_networks_with_a_memory_are_trained_distilled_and_taken_along(tmp_path, processes):
+    launcher = TWO_PROCESSES if processes == 2 else ()
+    shared = ["--epochs", "1", "--args", json.dumps({"use_cpu": True, "per_device_train_batch_size": 8})]
+    common = [*shared, "--validation", "0", "--image-size", "64", "32", "--data-options", json.dumps(SMALL)]
+    for arm in (["--cell", "v2"], ["--no-memory"]) if processes == 1 else (["--cell", "v1"],):
+        folder = tmp_path / "-".join(arm)
+        printed = launch("examples/ptl_finetune.py", "--output-dir", folder, *arm, *common, launcher=launcher)
+        assert json.loads(printed.strip().splitlines()[-1])["mAP"] > 0
+        assert json.loads((folder / "results.json").read_text())["training"]["batch_size"] == 8 * processes
+    printed = launch("examples/ptl_distill.py", "--output-dir", tmp_path / "std", *common, launcher=launcher)
+    made = [tmp_path / "std" / name for name in ("lam-0", "lam-0.8")]
+    assert list(json.loads(printed.strip().splitlines()[-1])) == list(map(str, made))
+    options = json.dumps({"synthetic": SMALL})
+    printed = launch(
+        "examples/ptl_transfer.py", "--output-dir", tmp_path / "transfer", *common[:-1], options, launcher=launcher
+    )
+    steps = [tmp_path / "transfer" / name for name in ("1-synthetic", "2-synthetic")]
+    assert list(json.loads(printed.strip().splitlines()[-1])) == list(map(str, steps))
+    small = json.dumps({"train_per_class": 6, "test_per_class": 2})
+    printed = launch(
+        "examples/ptl_cifar.py", "--output-dir", tmp_path / "shapes", *shared, "--data-options", small,
+        launcher=launcher,
+    )  # fmt: skip
+    assert json.loads(printed.strip().splitlines()[-1])["top5"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 def test_teachers_their_word_and_a_student_in_three_launches(tmp_path, processes):
     launcher = TWO_PROCESSES if processes == 2 else ()
     common = [
