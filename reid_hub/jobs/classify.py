@@ -16,7 +16,7 @@ from reid_hub.evaluation import build_classification_results, measure_cost, topk
 from reid_hub.evaluation import classify as classify_split
 from reid_hub.evaluation.embedding import open_images
 from reid_hub.hub.card import write_card
-from reid_hub.jobs.models import check_free_size, is_checkpoint
+from reid_hub.jobs.models import check_free_size, is_checkpoint, recipe_config, shortest_in
 from reid_hub.jobs.train import (
     TrainSettings,
     load_splits,
@@ -128,10 +128,11 @@ def new_classifier(settings: ClassifySettings, recipe: Recipe, names: Sequence[s
             )
         if size and size["image_size"] != known.image_size:
             check_free_size(known, settings.image_size)
+            size["resize_shortest"] = shortest_in(settings.image_size, known.image_size, known.resize_shortest)
         model = ReIDForImageClassification.from_pretrained(settings.model, **labels, **size)
     else:
         # No neck: nothing compares the features in front of it.
-        fields = {"neck": "none", **recipe.config, **size, **labels}
+        fields = {"neck": "none", **recipe_config(settings, recipe), **size, **labels}
         model = ReIDForImageClassification(ReIDConfig.from_variant(settings.model, **fields))
     start_weights(model.reid, settings)
     return model

@@ -4,12 +4,16 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoConfig
 
 from reid_hub.models import ReIDConfig, ReIDModel, WeightChain, WeightChainConfig
+from reid_hub.training import Recipe
+
+if TYPE_CHECKING:
+    from reid_hub.jobs.train import TrainSettings
 
 
 def open_model(name: str | Path, revision: str | None = None) -> ReIDModel:
@@ -65,9 +69,30 @@ def new_model(
         model = open_model(name)
         if image_size is not None and list(image_size) != model.config.image_size:
             check_free_size(model.config, image_size)
+            model.config.resize_shortest = shortest_in(
+                image_size, model.config.image_size, model.config.resize_shortest
+            )
             model.config.image_size = list(image_size)
         return model
     return ReIDModel(ReIDConfig.from_variant(name, **{**(defaults or {}), **size}))
+
+
+def recipe_config(settings: "TrainSettings", recipe: Recipe) -> dict[str, Any]:
+    """What a recipe prescribes of a model's configuration, for pictures of the settings' size."""
+    config, size = recipe.config, settings.image_size
+    if size is None or "resize_shortest" not in config or "config.resize_shortest" in settings.changes:
+        return dict(config)
+    return {**config, "resize_shortest": shortest_in(size, config["image_size"], config["resize_shortest"])}
+
+
+def shortest_in(image_size: Sequence[int], before: Sequence[int], shortest: int | None) -> int | None:
+    """The `resize_shortest` that cuts away as much of pictures of another size; None for one of other proportions.
+
+    Left as it is, a small picture would be the middle of a large one, and nothing of what it shows.
+    """
+    if shortest is None or image_size[0] * before[1] != image_size[1] * before[0]:
+        return None
+    return round(shortest * image_size[0] / before[0])
 
 
 def is_checkpoint(name: str) -> bool:

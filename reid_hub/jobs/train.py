@@ -17,7 +17,7 @@ from reid_hub.evaluation import embed, evaluate_embedded, read_results
 from reid_hub.hub.convert import load_weights
 from reid_hub.hub.push import push_folder
 from reid_hub.jobs.evaluate import evaluate
-from reid_hub.jobs.models import new_model
+from reid_hub.jobs.models import new_model, recipe_config
 from reid_hub.jobs.processes import wait_for_everyone
 from reid_hub.methods import METHODS, Method, SupervisedMethod
 from reid_hub.models import ReIDModel
@@ -171,11 +171,10 @@ def build_trainer(
         make_callbacks: further callbacks of the trainer.
     """
     set_seed(settings.seed)
-    model = new_model(settings.model, settings.image_size, recipe.config)
+    model = new_model(settings.model, settings.image_size, recipe_config(settings, recipe))
     start_weights(model, settings)
-    images = training_images(
-        train_split, tuple(model.config.image_size), recipe.augmentation, interpolation=recipe.interpolation
-    )
+    resize = {"interpolation": recipe.interpolation, "resize_shortest": model.config.resize_shortest}
+    images = training_images(train_split, tuple(model.config.image_size), recipe.augmentation, **resize)
     rows, evaluator = np.flatnonzero(images.pids >= 0), None
     if settings.validation:
         holdout = split_identities(images.pids, images.camids, settings.validation, settings.seed)
