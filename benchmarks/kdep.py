@@ -17,7 +17,8 @@ epochs. The alignments are compared where labels are fewest.
 import argparse
 from dataclasses import dataclass
 
-from runs import is_measured, keep, parse, proof_parser, run_all
+from kdep_table import parts, render
+from runs import is_measured, keep, missing, parse, proof_parser, run_all
 
 ALIGNMENTS = ("svd+pts", "svd", "sn", "sm", "cs.var", "cs.rand", "interp", "pre-relu", "post-relu", "overhaul")
 STARTS = ("scratch", "svd+pts", "supervised")  # those that meet every share of the labels
@@ -62,8 +63,6 @@ def main() -> None:
         return execute(options.one, options)
     if not options.render:
         run_all(plan(options), options)
-    from kdep_table import render
-
     render(options.results)
 
 
@@ -80,40 +79,39 @@ def plan(options: argparse.Namespace) -> dict[str, list[str]]:
                 wanted[name] = [] if start == "scratch" else [f"{kind}.pre-{start}"]
     left = {name: needs for name, needs in wanted.items() if not is_measured(name, options)}
     # What they start from must lie in the work folder, also where its figures are known from an earlier session.
-    sources = {}
-    for need in dict.fromkeys(need for needs in left.values() for need in needs):
-        kind, _, start = need.partition(".pre-")
-        taught = [] if start == "supervised" or getattr(options, f"{kind}_teacher") else [f"{kind}.teacher"]
-        sources |= {name: [] for name in taught} | {need: taught}
-    missing = {name: needs for name, needs in sources.items() if not (options.work / name / "results.json").is_file()}
-    left = {**missing, **left}
+    trunks = missing((need for needs in left.values() for need in needs), options)
+    taught = {}
+    for trunk in trunks:
+        kind, _, start = trunk.partition(".pre-")
+        given = start == "supervised" or getattr(options, f"{kind}_teacher")
+        taught[trunk] = [] if given else [f"{kind}.teacher"]
+    teachers = missing((need for needs in taught.values() for need in needs), options)
+    left = {**{name: [] for name in teachers}, **taught, **left}
     return {name: [need for need in needs if need in left] for name, needs in left.items()}
 
 
 def execute(name: str, options: argparse.Namespace) -> None:
     """One run, resumed where it was; its results.json is copied to benchmarks/kdep."""
-    kind, _, stage = name.partition(".")
-    stage, _, seed = stage.partition("-seed")
+    kind, start, share, seed = parts(name)
     scale = SCALES[options.scale]
     data = {"data": "market_layout", "data_dir": options.data_dir, "dataset_name": options.dataset_name}
     if kind == "cifar10":
         data = {"data": "cifar10", "data_dir": options.cifar_dir, "dataset_name": "CIFAR-10"}
     common = {
         **data, "output_dir": options.work / name, "image_size": scale.sizes[kind], "validation": 0,
-        "seed": int(seed or 0), "channels_last": True, "resume": True, "arguments": scale.arguments,
+        "seed": seed, "channels_last": True, "resume": True, "arguments": scale.arguments,
     }  # fmt: skip
-    if stage == "teacher":
+    if start == "teacher":
         supervise(kind, {**common, "model": scale.teacher, "epochs": scale.teacher_epochs[kind]}, scale.tuning)
-    elif stage == "pre-supervised":
+    elif share is None and start == "pre-supervised":
         recipe = {"recipe": "kdep-people-supervised" if kind == "people" else "kdep-supervised"}
         budget = {"model": scale.student, "epochs": scale.epochs[kind], **recipe}
         supervise(kind, {**common, **budget}, scale.pretraining)
-    elif stage.startswith("pre-"):
-        pretrain_from_teacher(kind, stage.removeprefix("pre-"), common, options)
+    elif share is None:
+        pretrain_from_teacher(kind, start.removeprefix("pre-"), common, options)
     else:
-        start, _, share = stage.rpartition("-")
         model = scale.student if start == "scratch" else str(options.work / f"{kind}.pre-{start}")
-        few = {"keep_ids" if kind == "people" else "keep": int(share) / 100, "origin": start}
+        few = {"keep_ids" if kind == "people" else "keep": share / 100, "origin": start}
         supervise(kind, {**common, **few, "model": model, "epochs": scale.tuning_epochs[kind]}, scale.tuning)
     keep(name, options.work / name / "results.json", options)
 
@@ -143,7 +141,7 @@ def pretrain_from_teacher(kind: str, align: str, common: dict, options: argparse
             changes=changes, epochs=scale.epochs[kind], crops=scale.crops,
             teacher=str(getattr(options, f"{kind}_teacher") or options.work / f"{kind}.teacher"),
             basis=str(shared / "basis.safetensors"),
-            cache=str(shared / ("features-relu" if align == "post-relu" else "features")),
+            cache=str(shared / "features"),
         )
     )  # fmt: skip
 

@@ -29,17 +29,25 @@ KINDS = {"people": "people", "cifar10": "CIFAR-10"}
 Runs = dict[tuple[str, str, int], list[dict]]  # (kind, start, percent of the labels) -> results, one a seed
 
 
+def parts(name: str) -> tuple[str, str, int | None, int]:
+    """Kind, start, percent of the labels, and seed of a run's name; no percent for a teacher and what is pre-trained.
+
+    "people.pre-relu-10" is fine-tuned behind the alignment pre-relu, "people.pre-pre-relu" is its pre-training.
+    """
+    kind, start, share, seed = re.fullmatch(r"([^.]+)\.(.+?)(?:-(\d+))?(?:-seed(\d+))?", name).groups()
+    return kind, start, share and int(share), int(seed or 0)
+
+
 def render(folder: Path) -> None:
     """Write README.md and accuracy.png of a folder of runs."""
     runs, before = defaultdict(list), {}
     for path in sorted(folder.glob("*/results.json")):
-        kind, _, stage = path.parent.name.partition(".")
-        stage, results = re.sub(r"-seed\d+$", "", stage), json.loads(path.read_text())
-        if stage == "teacher" or stage.startswith("pre-"):
-            before[kind, stage] = results
+        kind, start, share, _ = parts(path.parent.name)
+        results = json.loads(path.read_text())
+        if share is None:
+            before[kind, start] = results
         else:
-            start, _, share = stage.rpartition("-")
-            runs[kind, start, int(share)].append(results)
+            runs[kind, start, share].append(results)
     if not runs:
         raise SystemExit(f"nothing measured in {folder} yet")
     plot(folder / "accuracy.png", runs)
@@ -85,7 +93,7 @@ def section(kind: str, runs: Runs, before: dict) -> list[str]:
     taught = next((before[stage] for stage in before if stage not in ("teacher", "pre-supervised")), first)
     what = "identities" if kind == "people" else "pictures of each class"
     lines = [
-        f"## {KINDS[kind].capitalize()}",
+        f"## {KINDS[kind][0].upper() + KINDS[kind][1:]}",
         "",
         *wrapped(
             f"Data set: {first['dataset']['name']} ({counts(first)}), pictures of {size(first)}. **Not comparable with "

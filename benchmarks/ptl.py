@@ -19,7 +19,7 @@ import argparse
 import json
 from dataclasses import dataclass
 
-from runs import is_measured, keep, parse, proof_parser, run_all
+from runs import is_measured, keep, missing, parse, proof_parser, run_all
 
 # What stands beside the backbone in each arm: the cell, and whether it remembers.
 ARMS = {
@@ -75,10 +75,14 @@ def plan(options: argparse.Namespace) -> dict[str, list[str]]:
     for seed in options.seeds:
         after = f"-seed{seed}" if seed else ""
         for arm in options.arms:
-            wanted[f"{backbone}.{arm}{after}"] = [f"{backbone}.{name}" for name in ARMS] if arm == "std" else []
+            wanted[f"{backbone}.{arm}{after}"] = beside(backbone) if arm == "std" else []
         if options.cifar_dir:
             wanted |= {f"cifar10.{arm}{after}": [] for arm in CIFAR}
     left = {name: needs for name, needs in wanted.items() if not is_measured(name, options)}
+    # The best is found by the figures that are kept, and taken from the work folder.
+    needed = {need for needs in left.values() for need in needs}
+    again = [name for name in needed if not is_measured(name, options)] + missing(sorted(needed), options)
+    left = {**left, **{name: [] for name in sorted(again)}}
     return {name: [need for need in needs if need in left] for name, needs in left.items()}
 
 
@@ -115,9 +119,14 @@ def execute(name: str, options: argparse.Namespace) -> None:
     keep(name, out / "results.json", options)
 
 
+def beside(backbone: str) -> list[str]:
+    """The runs with a side network, with the first seed."""
+    return [f"{backbone}.{arm}" for arm, (cell, _) in ARMS.items() if cell != "none"]
+
+
 def best_arm(options: argparse.Namespace) -> str:
     """The run with a side network that did best with the first seed, chosen by its test figure, as the paper's was."""
-    names = [f"{SCALES[options.scale].backbone}.{arm}" for arm, (cell, _) in ARMS.items() if cell != "none"]
+    names = beside(SCALES[options.scale].backbone)
     found = {name: json.loads((options.results / name / "results.json").read_text()) for name in names}
     return max(names, key=lambda name: found[name]["metrics"]["mAP"])
 

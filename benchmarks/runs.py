@@ -49,6 +49,11 @@ def is_measured(name: str, options: argparse.Namespace) -> bool:
     return (options.results / name / "results.json").is_file()
 
 
+def missing(names: Iterable[str], options: argparse.Namespace) -> list[str]:
+    """Those of these runs of which nothing is in the work folder, each once: there others cannot start from them."""
+    return [name for name in dict.fromkeys(names) if not (options.work / name / "results.json").is_file()]
+
+
 def run_all(left: Mapping[str, list[str]], options: argparse.Namespace) -> None:
     """Run everything, as many at a time as there are workers, each as soon as what it needs is there."""
     left, running, done, failed = dict(left), {}, set(), []
