@@ -5,7 +5,7 @@ Without arguments it pre-trains one first, and then trains it with a tenth of th
     accelerate launch examples/kdep_transfer.py
     accelerate launch examples/kdep_transfer.py --backbone runs/res18 --recipe bot --image-size 256 128 \\
         --data market1501 --data-dir DIR --keep-ids 0.1 --output-dir runs/res18-market
-    accelerate launch examples/kdep_transfer.py --backbone runs/res18 --task classification --recipe kdep-transfer \\
+    accelerate launch examples/kdep_transfer.py --backbone runs/res18 --task classification --recipe transfer \\
         --image-size 224 224 --data class_folder --data-dir DIR --output-dir runs/res18-caltech
 
 What it is compared with: the same with --backbone VARIANT, from random weights, and with a trunk that was trained on
