@@ -248,6 +248,10 @@ def _trainer(settings: KDEPSettings, recipe: Recipe, method: KDEPMethod, images:
 def _about(settings: KDEPSettings, recipe: Recipe, crops: Crops) -> dict[str, Any]:
     """What decides the result beside the recipe: kept in the folder, so that only the same run goes on in it."""
     return {
+        "data": settings.dataset_name or settings.data,
+        "pictures": crops.images.dataset._fingerprint,
+        "student": public_source(settings.model),
+        "initial": None if settings.init is None else public_source(settings.init),
         "teacher": public_source(settings.teacher),
         "teacher_fingerprint": crops.teacher.fingerprint()["teacher"],
         "tap": settings.tap,

@@ -1,6 +1,7 @@
 """KDEP as jobs and as a command: basis, pre-training and fine-tuning, resumed, and what does not belong together."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,6 +60,12 @@ def words(people, teacher, student):
     ]  # fmt: skip
 
 
+def elsewhere(folder, copy):
+    """As many other pictures."""
+    shutil.copytree(folder, copy)
+    return copy
+
+
 def results_of(folder):
     return json.loads((Path(folder) / "results.json").read_text())
 
@@ -113,6 +120,9 @@ def test_resuming_repeats_nothing_and_takes_nothing_else_for_its_own(made, teach
         ({"align": "svd"}, r"align svd\+pts instead of svd"),
         ({"weight": 3.0}, "asked_weight None instead of 3.0"),
         ({"seed": 1}, "seed 0 instead of 1"),
+        ({"model": network(tmp_path / "narrow", 4, 6)}, "student .* instead of narrow"),
+        ({"init": student}, "initial None instead of"),
+        ({"data_dir": str(elsewhere(made.data_dir, tmp_path / "copy"))}, "pictures .* instead of"),
     ):
         with pytest.raises(ValueError, match=said):
             pretrain(replace(made, resume=True, **other))
