@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from reid_hub.cli.options import show, takes, training_run
+from reid_hub.cli.options import refuse_options, show, takes, training_run
 
 
 def pretraining(
@@ -50,6 +50,7 @@ def pretrain(
     Example: reid-hub pretrain --teacher runs/res50 --student res18 --recipe kdep-people --data luperson --data-dir DIR
     """
     if context.invoked_subcommand is not None:
+        refuse_options(context)
         return
     from reid_hub.jobs.kdep import KDEPSettings
     from reid_hub.jobs.kdep import pretrain as job

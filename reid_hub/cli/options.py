@@ -98,6 +98,19 @@ def takes(
     return decorate
 
 
+def refuse_options(context: typer.Context) -> None:
+    """Stop on options in front of a command's sub-command, which would never see them.
+
+    Raises:
+        ValueError: naming them.
+    """
+    given = [name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"]
+    if given:
+        flags = ", ".join(option.opts[0] for option in context.command.params if option.name in given)
+        command = f"{context.command_path} {context.invoked_subcommand}"
+        raise ValueError(f"{flags} must stand behind {context.invoked_subcommand!r}: `{command} {flags} ...`")
+
+
 def pairs(texts: list[str] | None) -> dict[str, Any]:
     """`["a=1", "b=x"]` -> `{"a": 1, "b": "x"}`; a value is JSON where it can be."""
     from reid_hub.training import parse_override

@@ -242,5 +242,8 @@ def test_wrong_input_is_said_in_a_line(words, complaint, tmp_path, teacher):
     assert "3 of the first 16 components of this teacher's features are constant" in complaint(
         [*words, "--out", tmp_path / "constant", *constant]
     )
+    assert "--tap, --data must stand behind 'basis'" in complaint(
+        ["pretrain", "--data", "pictures", "--tap", "map", "basis"]
+    )
     with pytest.raises(ValueError, match="pre-training has no labels"):
         KDEPSettings(keep_ids=0.1)
