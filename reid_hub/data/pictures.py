@@ -40,11 +40,15 @@ def load_pictures(
         options: of the data set, or for one of the Hub those of `datasets.load_dataset`.
 
     Raises:
-        ValueError: for an unknown name, a share outside of (0, 1], classes asked of pictures without, or no pictures.
+        ValueError: for an unknown name, a share outside of (0, 1], a limit or number below 1, classes asked of pictures
+            without, or no pictures.
         FileNotFoundError: see `load_reid_dataset`.
     """
     if not 0 < share <= 1:
         raise ValueError(f"the share of the pictures must be in (0, 1], got {share}")
+    for what, number in (("limit", limit), ("per_class", per_class)):
+        if number is not None and number < 1:
+            raise ValueError(f"{what} must be at least 1 picture, got {number}")
     if streaming and limit is None:
         raise ValueError("a stream has no end that is known: give a limit of pictures to keep")
     if "/" in name:

@@ -58,6 +58,10 @@ def test_a_part_is_drawn_by_the_seed(tmp_path):
         load_pictures("pictures", folder, per_class=2)
     with pytest.raises(ValueError, match=r"share of the pictures must be in \(0, 1\], got 0"):
         load_pictures("pictures", folder, share=0)
+    for few in ("limit", "per_class"):
+        for number in (0, -1):
+            with pytest.raises(ValueError, match=f"{few} must be at least 1 picture, got {number}"):
+                load_pictures("pictures", folder, **{few: number})
 
 
 def test_classes_keep_their_proportions(tmp_path):
