@@ -1,5 +1,7 @@
 """Pictures to train on without labels, from anywhere: our data sets, any folder, any data set of the Hub, streams."""
 
+import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,7 +61,8 @@ def load_pictures(
         dataset = _split(load_reid_dataset(name, data_dir, streaming=streaming, **options), split, name)
     dataset, label = _columns(dataset, name)
     if streaming:
-        dataset = _stored(dataset, limit, [name, str(data_dir), split, limit, options])
+        source = [name, split, limit, options] + ([] if "/" in name else [_state(dataset, limit)])
+        dataset = _stored(dataset, limit, source)
     elif limit is not None:
         dataset = dataset.select(range(min(limit, len(dataset))))
     if not len(dataset):
@@ -122,6 +125,22 @@ def _finished(dataset: "datasets.Dataset", label: str | None) -> "datasets.Datas
     if "path" not in dataset.column_names:
         dataset = dataset.add_column("path", [f"{number:09d}" for number in range(len(dataset))])
     return dataset
+
+
+def _state(stream: Any, limit: int) -> str:
+    """Digest of a local stream's first pictures: of their bytes, or of place, size and time of their files."""
+    from datasets import Image
+
+    digest = hashlib.blake2b(digest_size=16)
+    for row in stream.cast_column("image", Image(decode=False)).take(limit):
+        image = row.pop("image")
+        digest.update(repr(sorted(row.items())).encode())
+        if image["bytes"] is None:
+            stat = os.stat(image["path"])
+            digest.update(f"{os.path.abspath(image['path'])} {stat.st_size} {stat.st_mtime_ns}".encode())
+        else:
+            digest.update(image["bytes"])
+    return digest.hexdigest()
 
 
 def _stored(stream: Any, limit: int, key: list) -> "datasets.Dataset":

@@ -49,6 +49,22 @@ def test_any_folder_is_a_data_set_and_so_is_its_stream(tmp_path):
         load_pictures("pictures", folder, split="test")
 
 
+def test_a_stream_that_was_kept_is_taken_for_no_other(tmp_path, monkeypatch):
+    """Neither a folder of the same name elsewhere, nor the same folder when its pictures have changed."""
+    kept = {}
+    for place, size in (("here", (8, 6)), ("there", (6, 8))):
+        (tmp_path / place / "pictures").mkdir(parents=True)
+        for number in range(3):
+            Image.new("RGB", size).save(tmp_path / place / "pictures" / f"{number}.png")
+        monkeypatch.chdir(tmp_path / place)
+        kept[place] = load_pictures("pictures", "pictures", streaming=True, limit=2)[0]["image"].size
+    assert kept == {"here": (8, 6), "there": (6, 8)}
+    Image.new("RGB", (20, 20)).save("pictures/0.png")
+    changed = load_pictures("pictures", "pictures", streaming=True, limit=2)
+    assert changed[0]["image"].size == (20, 20)
+    assert load_pictures("pictures", "pictures", streaming=True, limit=2)._fingerprint == changed._fingerprint
+
+
 def test_a_part_is_drawn_by_the_seed(tmp_path):
     folder = write(tmp_path / "pictures", [f"{number:02}.jpg" for number in range(20)])
     parts = [set(load_pictures("pictures", folder, share=0.25, seed=seed)["path"]) for seed in (0, 0, 1)]
