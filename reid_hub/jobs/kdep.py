@@ -1,7 +1,8 @@
 """KDEP: a basis of a teacher's features, and a student's trunk pre-trained from them without labels."""
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -249,7 +250,7 @@ def _about(settings: KDEPSettings, recipe: Recipe, crops: Crops) -> dict[str, An
     """What decides the result beside the recipe: kept in the folder, so that only the same run goes on in it."""
     return {
         "data": settings.dataset_name or settings.data,
-        "pictures": crops.images.dataset._fingerprint,
+        "pictures": _digest(crops.images.dataset["path"][:]),
         "student": public_source(settings.model),
         "initial": None if settings.init is None else public_source(settings.init),
         "teacher": public_source(settings.teacher),
@@ -264,6 +265,11 @@ def _about(settings: KDEPSettings, recipe: Recipe, crops: Crops) -> dict[str, An
         "limit": settings.limit,
         "crops": settings.crops,
     }
+
+
+def _digest(paths: Sequence[str]) -> str:
+    """Which pictures, wherever their folder lies now."""
+    return hashlib.sha256(json.dumps(paths).encode()).hexdigest()[:16]
 
 
 def _is_done(settings: KDEPSettings, about: Mapping[str, Any]) -> bool:

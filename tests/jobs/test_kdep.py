@@ -63,6 +63,8 @@ def words(people, teacher, student):
 def elsewhere(folder, copy):
     """As many other pictures."""
     shutil.copytree(folder, copy)
+    for path in (copy / "bounding_box_train").iterdir():
+        path.rename(path.with_name(path.name.replace("s1_", "s2_")))
     return copy
 
 
