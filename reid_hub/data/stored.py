@@ -61,7 +61,7 @@ def picture_sizes(split, skip: bool = False) -> np.ndarray:
 def _size_or_none(source: dict) -> tuple[int, int]:
     try:
         return _size(source)
-    except (ValueError, OSError, SyntaxError):
+    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError):
         return 1, 1
 
 

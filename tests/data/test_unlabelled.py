@@ -1,6 +1,8 @@
 """Pictures without labels: any folder, classes, streams, parts of them, and what cannot be read."""
 
 import json
+import struct
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -111,6 +113,20 @@ def test_what_cannot_be_read_is_left_out_and_counted(tmp_path):
         )
     assert kept.sizes.tolist() == [[8, 6], [9, 12], [8, 6]]
     assert len(kept.__getitems__([1, 2])["sizes"]) == 2
+
+
+def test_a_picture_too_large_to_decode_is_left_out(tmp_path):
+    """40,000 pixels square, says its header: Pillow refuses to open it with an error of its own."""
+    folder = write(tmp_path / "pictures", ["0.png", "1.png"])
+    header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
+    chunks = [
+        struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d))
+        for k, d in ((b"IHDR", header), (b"IDAT", zlib.compress(b"\0")), (b"IEND", b""))
+    ]
+    (folder / "2.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    crops = Augmentation(resized_area=(0.5, 1.0), pad=0)
+    with pytest.warns(UserWarning, match="1 of 3 images cannot be read"):
+        assert len(training_images(load_pictures("pictures", folder), (8, 6), crops, on_error="skip")) == 2
 
 
 def test_any_data_set_of_the_hub_is_streamed(hub, tmp_path):
