@@ -98,6 +98,8 @@ class KDEPSettings(TrainSettings):
                 "pre-training has no labels, so no identities are held out or left out: validation must be 0 and "
                 f"keep_ids 1, got {self.validation} and {self.keep_ids}; fewer pictures are share, per_class or limit"
             )
+        if "seed" in self.arguments:  # crops and results would be of the other one
+            raise ValueError(f"the seed is an option of its own, got {self.arguments['seed']} among the arguments")
         if self.crops < 0:
             raise ValueError(f"crops must be at least 0, got {self.crops}")
 

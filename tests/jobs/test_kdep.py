@@ -224,6 +224,7 @@ def test_wrong_input_is_said_in_a_line(words, complaint, tmp_path, teacher):
         (["--weight", "res50/res18"], "unknown pair 'res50/res18'"),
         (["--teacher", "res18"], "a teacher is a trained model"),
         (["--tap", "logits"], "unknown tap 'logits'"),
+        (["--arg", "seed=7"], "the seed is an option of its own, got 7"),
         (["--crops", "-1"], "crops must be at least 0, got -1"),
         (["--share", "2"], "must be in (0, 1], got 2"),
         (["--streaming"], "give a limit"),
