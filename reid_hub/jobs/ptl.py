@@ -60,6 +60,23 @@ def classification_arm(backbone: str, cell: str = "v1", memory: bool = True, aug
     return fields
 
 
+def with_changes(arm: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of an arm with further changes of the recipe; of its side network only the options that they name.
+
+    Raises:
+        ValueError: for options of a side network where the arm has none.
+    """
+    side = changes.get("config.side")
+    if not isinstance(side, Mapping):
+        return {**arm, "changes": {**arm["changes"], **changes}}
+    if "config.side" not in arm["changes"]:
+        raise ValueError(
+            f"config.side {dict(side)} is of a side network, and {arm['model']} without a cell has none: choose one, "
+            "or leave config.side out"
+        )
+    return {**arm, "changes": {**arm["changes"], **changes, "config.side": {**arm["changes"]["config.side"], **side}}}
+
+
 @dataclass
 class STDSettings(TrainSettings):
     """What to distill into which student.
