@@ -17,16 +17,8 @@ from reid_hub.evaluation import classify as classify_split
 from reid_hub.evaluation.embedding import open_images
 from reid_hub.hub.card import write_card
 from reid_hub.jobs.models import check_free_size, is_checkpoint
-from reid_hub.jobs.train import (
-    TrainSettings,
-    load_splits,
-    method_of,
-    new_trainer,
-    provenance,
-    publish,
-    run,
-    start_weights,
-)
+from reid_hub.jobs.provenance import provenance
+from reid_hub.jobs.train import TrainSettings, load_splits, method_of, new_trainer, publish, run, start_weights
 from reid_hub.methods import METHODS, ClassificationMethod, Method
 from reid_hub.models import ReIDConfig, ReIDForImageClassification
 from reid_hub.registry import lookup

@@ -9,7 +9,8 @@ from reid_hub.evaluation import read_results
 from reid_hub.files import atomic_file
 from reid_hub.jobs.models import new_model, open_model
 from reid_hub.jobs.processes import is_main_process
-from reid_hub.jobs.train import TrainSettings, is_done, load_splits, public_source, train
+from reid_hub.jobs.provenance import is_done, public_source
+from reid_hub.jobs.train import TrainSettings, load_splits, train
 from reid_hub.methods import STDMethod
 from reid_hub.models import ReIDModel, list_variants
 from reid_hub.models.variants_reid import find_variant
