@@ -219,7 +219,7 @@ def class_names(splits: Mapping[str, Any]) -> list[str]:
     """The names of the classes of a data set with the splits train and test.
 
     Raises:
-        ValueError: if a split is missing, or has no labels.
+        ValueError: if a split is missing, or has no labels, or not of all its pictures.
     """
     for part in ("train", "test"):
         if part not in splits or "label" not in splits[part].column_names:
@@ -227,6 +227,8 @@ def class_names(splits: Mapping[str, Any]) -> list[str]:
                 f"a classifier needs a data set with labels and the splits train and test (cifar10, classes, ...); its "
                 f"splits are {', '.join(splits)}, {part} with labels is missing"
             )
+        if unlabelled := int((np.asarray(splits[part]["label"]) < 0).sum()):
+            raise ValueError(f"{unlabelled} pictures of {part} have a label below 0, which is none: leave them out")
     feature = splits["train"].features["label"]
     if hasattr(feature, "names"):
         return list(feature.names)

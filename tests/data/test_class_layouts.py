@@ -160,6 +160,11 @@ def test_sets_of_the_hub_are_told_by_their_columns():
     found = as_classes(splits, "me/set", "fine_label")
     assert {name: list(split["label"]) for name, split in found.items()} == {"train": [1, 0], "test": [1]}
     assert set(found["train"].column_names) == {"image", "label"}
-    with pytest.raises(ValueError, match="has the splits extra; needed are train and one of test"):
+    # As ImageNet has it: a test split whose labels are kept back.
+    found = as_classes(datasets.DatasetDict({**splits, "test": made([-1, -1])}), "me/set", "fine_label")
+    assert list(found["test"]["label"]) == [1]
+    with pytest.raises(ValueError, match=r"needed are train and one with labels of test"):
+        as_classes(datasets.DatasetDict({"train": splits["train"], "test": made([-1])}), "me/set", "fine_label")
+    with pytest.raises(ValueError, match="has the splits extra; needed are train and one with labels of test"):
         as_classes(datasets.DatasetDict({"extra": splits["extra"]}), "me/set", "fine_label")
     assert as_classes(datasets.DatasetDict({"train": splits["train"].remove_columns(list(classes))}), "me/set") is None
