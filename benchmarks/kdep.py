@@ -18,7 +18,7 @@ import argparse
 from dataclasses import dataclass
 
 from kdep_table import parts, render
-from runs import is_measured, keep, missing, parse, proof_parser, run_all
+from proofs import is_measured, keep, missing, parse, proof_parser, run_all
 
 ALIGNMENTS = ("svd+pts", "svd", "sn", "sm", "cs.var", "cs.rand", "interp", "pre-relu", "post-relu", "overhaul")
 STARTS = ("scratch", "svd+pts", "supervised")  # those that meet every share of the labels

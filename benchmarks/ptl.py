@@ -19,7 +19,7 @@ import argparse
 import json
 from dataclasses import dataclass
 
-from runs import is_measured, keep, missing, parse, proof_parser, run_all
+from proofs import is_measured, keep, missing, parse, proof_parser, run_all
 
 # What stands beside the backbone in each arm: the cell, and whether it remembers.
 ARMS = {

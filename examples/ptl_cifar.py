@@ -14,7 +14,7 @@ import json
 
 from reid_hub.cli.arguments import example_parser, recipe_fields, training_fields
 from reid_hub.jobs.classify import ClassifySettings, classify
-from reid_hub.jobs.ptl import CELLS, classification_arm
+from reid_hub.jobs.ptl import CELLS, classification_arm, with_changes
 
 
 def main() -> None:
@@ -28,8 +28,7 @@ def main() -> None:
     options = parser.parse_args()
     fields = {**training_fields(options), **recipe_fields(options), "evaluate_every": options.evaluate_every}
     arm = classification_arm(options.backbone, options.cell, options.memory, options.augment)
-    fields["changes"] = {**arm.pop("changes"), **fields["changes"]}
-    results = classify(ClassifySettings(options.output_dir, **arm, **fields))
+    results = classify(ClassifySettings(options.output_dir, **{**fields, **with_changes(arm, fields["changes"])}))
     print(json.dumps({"model": options.output_dir, **results["metrics"]}))
 
 

@@ -13,8 +13,9 @@ import json
 from pathlib import Path
 
 from reid_hub.cli.arguments import example_parser, recipe_fields, training_fields
+from reid_hub.jobs.provenance import is_done
 from reid_hub.jobs.ptl import STDSettings, distill, side_network
-from reid_hub.jobs.train import TrainSettings, is_done, train
+from reid_hub.jobs.train import TrainSettings, train
 
 
 def main() -> None:

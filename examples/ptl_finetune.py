@@ -15,7 +15,7 @@ import argparse
 import json
 
 from reid_hub.cli.arguments import example_parser, recipe_fields, training_fields
-from reid_hub.jobs.ptl import CELLS, side_network
+from reid_hub.jobs.ptl import CELLS, side_network, with_changes
 from reid_hub.jobs.train import TrainSettings, train
 
 
@@ -28,8 +28,7 @@ def main() -> None:
     options = parser.parse_args()
     fields = {**training_fields(options), **recipe_fields(options), "init": options.init, "flip": True}
     arm = side_network(options.backbone, options.cell, options.memory)
-    fields["changes"] = {**arm.pop("changes"), **fields["changes"]}
-    results = train(TrainSettings(options.output_dir, **arm, **fields))
+    results = train(TrainSettings(options.output_dir, **{**fields, **with_changes(arm, fields["changes"])}))
     print(json.dumps({"model": options.output_dir, **(results["metrics"] if results else {})}))
 
 

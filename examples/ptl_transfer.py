@@ -14,7 +14,7 @@ import argparse
 import json
 
 from reid_hub.cli.arguments import example_parser, recipe_fields, training_fields
-from reid_hub.jobs.ptl import CELLS, TransferSettings, side_network, transfer
+from reid_hub.jobs.ptl import CELLS, TransferSettings, side_network, transfer, with_changes
 
 
 def main() -> None:
@@ -29,13 +29,12 @@ def main() -> None:
     fields = {**training_fields(options), **recipe_fields(options), "init": options.init}
     if fields.pop("data") or fields.pop("dataset_name"):
         parser.error("the data sets are those of --order, by their own names: leave --data and --dataset-name out")
-    arm = {"model": options.model, "changes": {}}
+    fields["model"] = options.model
     if options.model is None:
-        arm = side_network(options.backbone, options.cell, options.memory)
-    fields["changes"] = {**arm.pop("changes"), **fields["changes"]}
+        fields |= with_changes(side_network(options.backbone, options.cell, options.memory), fields["changes"])
     places = dict(step.split("=", 1) for step in options.order if "=" in step)
     order = [step.split("=", 1)[0] for step in options.order]
-    made = transfer(TransferSettings(options.output_dir, order=order, data_dirs=places, **arm, **fields))
+    made = transfer(TransferSettings(options.output_dir, order=order, data_dirs=places, **fields))
     print(json.dumps({str(folder): results["metrics"] if results else None for folder, results in made.items()}))
 
 

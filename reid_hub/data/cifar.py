@@ -33,7 +33,7 @@ def scan(data_dir: Path, name: str) -> Scan:
     """Read the pickles, or train/CLASS/*.jpg and test/CLASS/*.jpg."""
     folder, files, (meta, labels, names) = FILES[name]
     root = find_root(data_dir, (folder, name), any_of=[meta, "train"])
-    if not (root / meta).is_file():
+    if (root / "train").is_dir() and not (root / meta).is_file():
         root = find_root(data_dir, (name,), ["train", "test"])
         return scan_folders(root, {"train": "train", "test": "test"})
     root = find_root(root, (), [meta, *files["train"], *files["test"]])

@@ -14,11 +14,16 @@ def scan(data_dir: Path) -> Scan:
     paths, labels, trains, names = (_read(root / name) for name in LISTS)
     if not paths.keys() == labels.keys() == trains.keys():
         raise ValueError(f"{', '.join(LISTS[:3])} in {root} do not number the same pictures; unpack again")
+    if not set(labels.values()) <= names.keys() or not set(trains.values()) <= {"0", "1"}:
+        raise ValueError(
+            f"in {root} the labels of {LISTS[1]} must be numbers of {LISTS[3]}, and {LISTS[2]} 0 or 1; unpack again"
+        )
     # "001.Black_footed_Albatross"; classes count from 1 there and from 0 here.
-    classes = [names[number].partition(".")[2] or names[number] for number in sorted(names, key=int)]
+    numbers = {number: row for row, number in enumerate(sorted(names, key=int))}
+    classes = [names[number].partition(".")[2] or names[number] for number in numbers]
     splits = {"train": [], "test": []}
     for number, path in paths.items():
-        record = Record(f"images/{path_below(root / 'images', path)}", int(labels[number]) - 1)
+        record = Record(f"images/{path_below(root / 'images', path)}", numbers[labels[number]])
         splits["train" if trains[number] == "1" else "test"].append(record)
     return Scan(root, splits, classes=classes)
 

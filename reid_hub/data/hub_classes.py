@@ -31,13 +31,19 @@ def as_classes(
         label = labels[0]
     if label not in labels:
         raise ValueError(f"{name} has the class columns {', '.join(labels)}: choose one with the option label")
-    test = next((split for split in TEST_SPLITS if split in splits), None)
+    test = next((split for split in TEST_SPLITS if split in splits and _is_labelled(splits[split], label)), None)
     if test is None or "train" not in splits:
         raise ValueError(
-            f"{name} has the splits {', '.join(splits)}; needed are train and one of {', '.join(TEST_SPLITS)}"
+            f"{name} has the splits {', '.join(splits)}; needed are train and one with labels of "
+            f"{', '.join(TEST_SPLITS)}"
         )
     chosen = {"train": splits["train"], "test": splits[test]}
     names = {old: new for old, new in ((images[0], "image"), (label, "label")) if old != new}
     return type(splits)(
         {split: rows.select_columns([images[0], label]).rename_columns(names) for split, rows in chosen.items()}
     )
+
+
+def _is_labelled(rows: "datasets.Dataset", label: str) -> bool:
+    """Whether the classes are told: a competition's test split has -1 throughout. Of a stream nobody knows."""
+    return not hasattr(rows, "unique") or rows.unique(label) != [-1]

@@ -80,14 +80,16 @@ def plot_loss_surfaces(path: str | Path, surfaces: Mapping[str, np.ndarray], *, 
     """Draw loss surfaces side by side, as hills above and as contours below, all with the same levels and colours.
 
     Args:
-        surfaces: by title, (N, N) positive losses of `loss_surface`; what is not finite is left white.
+        surfaces: by title, (N, N) positive losses, N at least 2, of `loss_surface`; what is not finite is left white.
 
     Raises:
-        ValueError: without a surface, or one without a finite loss.
+        ValueError: without a surface, or one without a finite loss or of a single point.
     """
     finite = [grid[np.isfinite(grid)] for grid in surfaces.values()]
     if not finite or any(not len(values) for values in finite):
         raise ValueError("there is no surface with a finite loss to draw: take a smaller span")
+    if min(min(grid.shape) for grid in surfaces.values()) < 2:
+        raise ValueError("a surface has at least 2 points along each side, got one of 1: take more points")
     from matplotlib.colors import LogNorm
 
     together = np.concatenate(finite).clip(min=1e-6)

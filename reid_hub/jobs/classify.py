@@ -17,16 +17,8 @@ from reid_hub.evaluation import classify as classify_split
 from reid_hub.evaluation.embedding import open_images
 from reid_hub.hub.card import write_card
 from reid_hub.jobs.models import check_free_size, is_checkpoint, recipe_config, shortest_in
-from reid_hub.jobs.train import (
-    TrainSettings,
-    load_splits,
-    method_of,
-    new_trainer,
-    provenance,
-    publish,
-    run,
-    start_weights,
-)
+from reid_hub.jobs.provenance import provenance
+from reid_hub.jobs.train import TrainSettings, load_splits, method_of, new_trainer, publish, run, start_weights
 from reid_hub.methods import METHODS, ClassificationMethod, Method
 from reid_hub.models import ReIDConfig, ReIDForImageClassification
 from reid_hub.registry import lookup
@@ -228,7 +220,7 @@ def class_names(splits: Mapping[str, Any]) -> list[str]:
     """The names of the classes of a data set with the splits train and test.
 
     Raises:
-        ValueError: if a split is missing, or has no labels.
+        ValueError: if a split is missing, or has no labels, or not of all its pictures.
     """
     for part in ("train", "test"):
         if part not in splits or "label" not in splits[part].column_names:
@@ -236,6 +228,8 @@ def class_names(splits: Mapping[str, Any]) -> list[str]:
                 f"a classifier needs a data set with labels and the splits train and test (cifar10, classes, ...); its "
                 f"splits are {', '.join(splits)}, {part} with labels is missing"
             )
+        if unlabelled := int((np.asarray(splits[part]["label"]) < 0).sum()):
+            raise ValueError(f"{unlabelled} pictures of {part} have a label below 0, which is none: leave them out")
     feature = splits["train"].features["label"]
     if hasattr(feature, "names"):
         return list(feature.names)

@@ -14,7 +14,8 @@ from reid_hub.hub.push import push_folder
 from reid_hub.jobs.evaluate import evaluate
 from reid_hub.jobs.models import new_model, on_accelerator
 from reid_hub.jobs.processes import is_main_process, wait_for_everyone
-from reid_hub.jobs.train import TrainSettings, is_done, load_splits, public_source, train
+from reid_hub.jobs.provenance import is_done, public_source
+from reid_hub.jobs.train import TrainSettings, load_splits, train
 from reid_hub.methods import CompressionMethod
 from reid_hub.methods.compression import (
     compress_model,

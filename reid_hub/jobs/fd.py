@@ -8,7 +8,8 @@ from typing import Any
 from reid_hub.data.views import View, choose_views, view_split
 from reid_hub.evaluation import read_results
 from reid_hub.jobs.models import new_model, on_accelerator, open_model
-from reid_hub.jobs.train import TrainSettings, is_done, load_splits, start_heads, train
+from reid_hub.jobs.provenance import is_done
+from reid_hub.jobs.train import TrainSettings, load_splits, start_heads, train
 from reid_hub.methods import FDMethod
 from reid_hub.methods.fd import (
     CachedRepresentations,

@@ -21,18 +21,9 @@ from reid_hub.hub.card import write_card
 from reid_hub.jobs.evaluate import evaluate
 from reid_hub.jobs.models import new_model, on_accelerator, recipe_config
 from reid_hub.jobs.processes import is_main_process, wait_for_everyone
+from reid_hub.jobs.provenance import is_done, provenance, public_source
 from reid_hub.jobs.teachers import open_teacher, small_teacher
-from reid_hub.jobs.train import (
-    TrainSettings,
-    is_done,
-    load_splits,
-    new_trainer,
-    provenance,
-    public_source,
-    publish,
-    run,
-    start_weights,
-)
+from reid_hub.jobs.train import TrainSettings, load_splits, new_trainer, publish, run, start_weights
 from reid_hub.methods import KDEPMethod
 from reid_hub.methods.kdep import (
     PAIR_WEIGHTS,

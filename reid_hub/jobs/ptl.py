@@ -9,7 +9,8 @@ from reid_hub.evaluation import read_results
 from reid_hub.files import atomic_file
 from reid_hub.jobs.models import new_model, open_model
 from reid_hub.jobs.processes import is_main_process
-from reid_hub.jobs.train import TrainSettings, is_done, load_splits, public_source, train
+from reid_hub.jobs.provenance import is_done, public_source
+from reid_hub.jobs.train import TrainSettings, load_splits, train
 from reid_hub.methods import STDMethod
 from reid_hub.models import ReIDModel, list_variants
 from reid_hub.models.variants_reid import find_variant
@@ -58,6 +59,23 @@ def classification_arm(backbone: str, cell: str = "v1", memory: bool = True, aug
         if variant["backbone_config"]["model_type"] == "reid_densenet":
             changes["config.backbone_config"] = {**variant["backbone_config"], "dropout": 0.2}
     return fields
+
+
+def with_changes(arm: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of an arm with further changes of the recipe; of its side network only the options that they name.
+
+    Raises:
+        ValueError: for options of a side network where the arm has none.
+    """
+    side = changes.get("config.side")
+    if not isinstance(side, Mapping):
+        return {**arm, "changes": {**arm["changes"], **changes}}
+    if "config.side" not in arm["changes"]:
+        raise ValueError(
+            f"config.side {dict(side)} is of a side network, and {arm['model']} without a cell has none: choose one, "
+            "or leave config.side out"
+        )
+    return {**arm, "changes": {**arm["changes"], **changes, "config.side": {**arm["changes"]["config.side"], **side}}}
 
 
 @dataclass

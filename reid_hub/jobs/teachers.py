@@ -8,7 +8,8 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedCo
 
 from reid_hub.hub.convert import load_weights
 from reid_hub.jobs.models import open_model
-from reid_hub.jobs.train import TrainSettings, is_done, load_splits, train
+from reid_hub.jobs.provenance import is_done
+from reid_hub.jobs.train import TrainSettings, load_splits, train
 from reid_hub.models import ReIDConfig, ReIDModel
 
 _SIZE = 224  # what image models are trained in, where nothing says another size

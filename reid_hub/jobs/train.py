@@ -13,12 +13,13 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from reid_hub.data import describe_splits, load_reid_dataset
 from reid_hub.data.stored import training_images
-from reid_hub.evaluation import embed, evaluate_embedded, read_results
+from reid_hub.evaluation import embed, evaluate_embedded
 from reid_hub.hub.convert import load_weights
 from reid_hub.hub.push import push_folder
 from reid_hub.jobs.evaluate import evaluate
 from reid_hub.jobs.models import new_model, recipe_config
 from reid_hub.jobs.processes import wait_for_everyone
+from reid_hub.jobs.provenance import provenance
 from reid_hub.methods import METHODS, Method, SupervisedMethod
 from reid_hub.models import ReIDModel
 from reid_hub.registry import lookup
@@ -250,28 +251,6 @@ def start_heads(method: SupervisedMethod, folder: str | Path, subset: TrainingSu
         print(f"this recipe has another classifier than {folder}: {', '.join(left)} of it are not used")
 
 
-def is_done(settings: TrainSettings, about: Mapping[str, Any] | None = None) -> bool:
-    """Whether a folder holds the result of these settings, and of what else `train` was told of them.
-
-    Raises:
-        ValueError: if it holds the result of others, naming them.
-    """
-    path = Path(settings.output_dir) / "results.json"
-    if not path.is_file():
-        return False
-    results = read_results(path)
-    found, epochs = results["training"], settings.epochs or override(RECIPES[settings.recipe], settings.changes).epochs
-    asked = {"recipe": settings.recipe, "epochs": epochs, "seed": settings.seed, "changes": dict(settings.changes)}
-    asked |= about or {}
-    found = {key: found.get(key) for key in asked}
-    if settings.image_size is not None:
-        asked["image_size"], found["image_size"] = list(settings.image_size), results["cost"]["image_size"]
-    differing = [f"{key} {found[key]} instead of {asked[key]}" for key in asked if found[key] != asked[key]]
-    if differing:
-        raise ValueError(f"{settings.output_dir} was made with {', '.join(differing)}: give another output folder")
-    return True
-
-
 def validate(model: ReIDModel, *, train_split: Any, holdout: Holdout) -> dict[str, float]:
     """Metrics on the identities that were held out of the training split."""
     parts = [holdout.query, holdout.gallery]
@@ -292,28 +271,3 @@ def report_splits(splits: Mapping[str, Any], show: Callable[[str], None] = print
         show(f"{report['queries_without_true_match']} queries have no true match and are left out of the evaluation")
     if report["camera_note"]:
         show(report["camera_note"])
-
-
-def provenance(settings: TrainSettings, recipe: Recipe, trainer: ReIDTrainer) -> dict[str, Any]:
-    """What results.json says of the training."""
-    args = trainer.args
-    return {
-        "method": settings.origin or recipe.method,
-        "recipe": settings.recipe,
-        "changes": dict(settings.changes),
-        "dataset": settings.dataset_name or settings.data,
-        "epochs": args.num_train_epochs,
-        "seed": settings.seed,
-        "batch_size": args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
-        "precision": "bfloat16 autocast" if args.bf16 else "float16 autocast" if args.fp16 else "float32",
-        "identities": int(trainer.train_dataset.pids.max()) + 1,
-        "images": len(trainer.train_dataset),
-        "init": public_source(
-            settings.init or ("random" if trainer.model.model.name_or_path == "" else settings.model)
-        ),
-    }
-
-
-def public_source(source: str | Path) -> str:
-    """Where weights came from, without the folders of this machine."""
-    return Path(source).name if Path(source).exists() else str(source)

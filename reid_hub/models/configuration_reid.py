@@ -194,13 +194,12 @@ class ReIDConfig(PreTrainedConfig):
         flags = [name for name in ("memory", "bias", "batch_mean") if not isinstance(self.side.get(name, True), bool)]
         if flags:
             raise ValueError(f"{', '.join(flags)} of a side network must be true or false, got {self.side}")
-        pairs = self.side.get("pairs")
-        pairs = [[1, 1]] * (pairs or 0) if isinstance(pairs, int | None) else pairs
-        widths = [*(self.side.get("stem") or [1]), *(width for pair in pairs for width in pair)]
-        if any(len(pair) != 2 for pair in pairs) or min(widths) < 1:
+        stem, pairs = self.side.get("stem"), self.side.get("pairs")
+        listed = pairs if isinstance(pairs, list | tuple) else [[1, 1] if pairs is None or type(pairs) is int else []]
+        if not (stem is None or _are_widths(stem)) or not all(_are_widths(pair) and len(pair) == 2 for pair in listed):
             raise ValueError(
                 "stem of a side network must be channels of its first cells, and pairs a number or pairs of channels, "
-                f"all at least 1; got {self.side.get('stem')} and {self.side.get('pairs')}"
+                f"all at least 1; got {stem} and {pairs}"
             )
         if self.pooling not in SIDE_POOLINGS:
             raise ValueError(
@@ -238,9 +237,13 @@ class ReIDConfig(PreTrainedConfig):
             base = timm_variant(name.removeprefix("timm/"), tuple(overrides.get("image_size", cls.image_size)))
         else:
             base = copy.deepcopy(find_variant(name))
-        if base.get("side") is not None and overrides.get("side") is not None:
+        if base.get("side") is not None and isinstance(overrides.get("side"), dict):
             overrides["side"] = {**base["side"], **overrides["side"]}
         return cls(**{"variant": name, **base, **overrides})
+
+
+def _are_widths(value) -> bool:
+    return isinstance(value, list | tuple) and len(value) > 0 and all(type(n) is int and n > 0 for n in value)
 
 
 def _base_fields() -> set[str]:

@@ -23,7 +23,7 @@ _ARGUMENTS = (
 
 def describe_run(recipe: Recipe, args: TrainingArguments, num_images: int) -> dict[str, Any]:
     """All that decides the weights of a run, besides the data and the model themselves, as JSON reads it back."""
-    arguments = {name: getattr(args, name) for name in _ARGUMENTS}
+    arguments = {**{name: getattr(args, name) for name in _ARGUMENTS}, "num_processes": args.world_size}
     return json.loads(json.dumps({**asdict(recipe), **arguments, "num_images": num_images}))
 
 
@@ -36,6 +36,7 @@ def check_same_run(checkpoint: str | Path, run: dict[str, Any]) -> None:
     before = json.loads(Path(checkpoint, RUN_FILE).read_text())
     # What an augmentation can do now and could not do when the run began, it does not do.
     before["augmentation"] = {**json.loads(json.dumps(asdict(Augmentation()))), **before.get("augmentation", {})}
+    before.setdefault("num_processes", run["num_processes"])  # runs before it was written down
     changed = [f"{key} was {before.get(key)!r} and is {run[key]!r}" for key in run if before.get(key) != run[key]]
     if changed:
         raise ValueError(

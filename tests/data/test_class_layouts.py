@@ -91,6 +91,9 @@ def test_cifar100_by_its_fine_labels(tmp_path, load):
     splits = load("cifar100", tmp_path)
     assert list(splits["train"]["label"]) == [1, 0]
     assert splits["test"].features["label"].names == ["apple", "crab"]
+    (tmp_path / "meta").unlink()
+    with pytest.raises(FileNotFoundError, match="expected meta, train, test"):
+        load("cifar100", tmp_path)
 
 
 def test_caltech256_trains_on_the_first_of_every_class(tmp_path, load):
@@ -101,8 +104,11 @@ def test_caltech256_trains_on_the_first_of_every_class(tmp_path, load):
     assert rows(splits["train"], numbers) == expected[:60] + expected[63:123]
     assert rows(splits["test"], numbers) == expected[60:63] + expected[123:]
     assert len(load("caltech256", tmp_path, train_per_class=5)["train"]) == 10
-    with pytest.raises(ValueError, match="train_per_class must be at least 1, got 0"):
-        load("caltech256", tmp_path, train_per_class=0)
+    for count in (0, 2.5, "2"):
+        with pytest.raises(ValueError, match=f"train_per_class must be a number, at least 1, got {count!r}"):
+            load("caltech256", tmp_path, train_per_class=count)
+    with pytest.raises(ValueError, match="more than 63 pictures, so none is left to test on"):
+        load("caltech256", tmp_path, train_per_class=63)
 
 
 def test_dtd_trains_on_train_and_val(tmp_path, load):
@@ -135,6 +141,15 @@ def test_cub200_by_its_lists(tmp_path, load):
     splits = load("cub200", tmp_path)
     assert rows(splits["train"], numbers) == [(files[1], "Albatross"), (files[2], "Auklet")]
     assert rows(splits["test"], numbers) == [(files[0], "Albatross"), (files[3], "Auklet")]
+    for name, text in (
+        ("image_class_labels.txt", "1 1\n2 0\n3 2\n4 2\n"),
+        ("train_test_split.txt", "1 0\n2 yes\n3 1\n4 0\n"),
+    ):
+        before = (root / name).read_text()
+        (root / name).write_text(text)
+        with pytest.raises(ValueError, match=r"must be numbers of classes\.txt"):
+            load("cub200", tmp_path)
+        (root / name).write_text(before)
     (root / "train_test_split.txt").write_text("1 0\n2 1\n")
     with pytest.raises(ValueError, match="do not number the same pictures"):
         load("cub200", tmp_path)
@@ -160,6 +175,11 @@ def test_sets_of_the_hub_are_told_by_their_columns():
     found = as_classes(splits, "me/set", "fine_label")
     assert {name: list(split["label"]) for name, split in found.items()} == {"train": [1, 0], "test": [1]}
     assert set(found["train"].column_names) == {"image", "label"}
-    with pytest.raises(ValueError, match="has the splits extra; needed are train and one of test"):
+    # As ImageNet has it: a test split whose labels are kept back.
+    found = as_classes(datasets.DatasetDict({**splits, "test": made([-1, -1])}), "me/set", "fine_label")
+    assert list(found["test"]["label"]) == [1]
+    with pytest.raises(ValueError, match=r"needed are train and one with labels of test"):
+        as_classes(datasets.DatasetDict({"train": splits["train"], "test": made([-1])}), "me/set", "fine_label")
+    with pytest.raises(ValueError, match="has the splits extra; needed are train and one with labels of test"):
         as_classes(datasets.DatasetDict({"extra": splits["extra"]}), "me/set", "fine_label")
     assert as_classes(datasets.DatasetDict({"train": splits["train"].remove_columns(list(classes))}), "me/set") is None

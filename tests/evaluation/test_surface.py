@@ -127,3 +127,5 @@ def test_a_drawing_shows_a_bowl_darkest_in_its_middle(tmp_path):
     assert purple[:, half : int(1.6 * half)].sum() == 0
     with pytest.raises(ValueError, match="no surface with a finite loss"):
         plot_loss_surfaces(tmp_path / "none.png", {"a": np.full((3, 3), np.nan)})
+    with pytest.raises(ValueError, match="at least 2 points along each side"):
+        plot_loss_surfaces(tmp_path / "one.png", {"one": np.ones((1, 1))})

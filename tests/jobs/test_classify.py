@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -209,6 +210,11 @@ def test_what_cannot_be_trained_is_refused(settings, tmp_path, people):
     for field, value in (("validation", 0.1), ("keep_ids", 0.5), ("flip", True), ("evaluate_every", 0)):
         with pytest.raises(ValueError, match=field):
             replace(tiny, **{field: value})
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["x", "y"])})
+    rows = {"image": [np.zeros((4, 4, 3), np.uint8)] * 3, "label": [0, 1, -1]}
+    splits = dict.fromkeys(("train", "test"), datasets.Dataset.from_dict(rows, features=features))
+    with pytest.raises(ValueError, match="1 pictures of train have a label below 0"):
+        classify(tiny, splits=splits)
     assert not (tmp_path / "out").exists()
 
 

@@ -178,6 +178,15 @@ def test_resuming_repeats_nothing_and_refuses_what_is_something_else(made, plain
         distill(replace(settings, resume=True, teacher=plain))
     with pytest.raises(ValueError, match="seed 0 instead of 1"):
         distill(replace(settings, resume=True, seed=1))
+    other = saved(tmp_path / "other")
+    for change, said in (
+        ({"model": other}, "model .* instead of other"),
+        ({"dataset_name": "others"}, "dataset coloured instead of others"),
+        ({"keep_ids": 0.5}, "keep_ids 1.0 instead of 0.5"),
+        ({"validation": 0.5}, "validation 0 instead of 0.5"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            distill(replace(settings, resume=True, **change))
 
 
 def test_what_cannot_be_distilled_is_said_before_anything_is_trained(settings, teacher, tmp_path):
@@ -290,7 +299,7 @@ def test_a_journey_that_was_cut_goes_on_where_it_was(journey, tmp_path):
     for name in whole:
         assert torch.equal(whole[name], cut[name]), name
     assert [r["metrics"] for r in again.values()] == [r["metrics"] for r in results.values()]
-    with pytest.raises(ValueError, match="made with start"):
+    with pytest.raises(ValueError, match="start start1 instead of res18"):
         transfer(replace(settings, output_dir=tmp_path, resume=True, model="res18-x0.25-conv"))
 
 

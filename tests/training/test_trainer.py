@@ -200,6 +200,8 @@ def test_a_run_from_before_an_augmentation_was_known_goes_on(tmp_path):
     run = describe_run(RECIPE, args, 48)
     old = {name: value for name, value in run["augmentation"].items() if name not in ("lighting", "resized_area")}
     (tmp_path / "run.json").write_text(json.dumps({**run, "augmentation": old}))
+    with pytest.raises(ValueError, match="num_processes was 1 and is 2"):
+        check_same_run(tmp_path, {**run, "num_processes": 2})
     check_same_run(tmp_path, run)
     lit = override(RECIPE, {"augmentation.lighting": 0.1})
     with pytest.raises(ValueError, match="augmentation was"):

@@ -27,8 +27,8 @@ class PTLMethod(SupervisedMethod):
         label_smoothing, metric, metric_options: see `SupervisedMethod`.
 
     Raises:
-        ValueError: for hidden layers in front of several classifiers, a negative weight, or what `SupervisedMethod`
-            refuses.
+        ValueError: for hidden layers in front of several classifiers, no `metric_parts`, a negative weight, or what
+            `SupervisedMethod` refuses.
     """
 
     citation = """@article{yu2019progressive,
@@ -56,6 +56,8 @@ class PTLMethod(SupervisedMethod):
             raise ValueError(
                 f"a classifier for each of {len(self.part_dims)} parts has no hidden layers: give hidden=()"
             )
+        if metric_parts is not None and metric_parts < 1:
+            raise ValueError(f"metric_parts must be at least 1, or None for all parts, got {metric_parts}")
         if identity_weight < 0:
             raise ValueError(f"identity_weight must be at least 0, got {identity_weight}")
         self.metric_parts, self.identity_weight = metric_parts, identity_weight

@@ -174,3 +174,9 @@ def test_parts_have_no_hidden_layers():
     model.part_dims = (8, 8)
     with pytest.raises(ValueError, match="each of 2 parts has no hidden layers"):
         PTLMethod(model, 4, per_part=True)
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_a_metric_loss_compares_at_least_one_part(count):
+    with pytest.raises(ValueError, match="metric_parts must be at least 1"):
+        PTLMethod(tiny(), 4, metric="triplet", metric_parts=count)
