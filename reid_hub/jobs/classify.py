@@ -16,7 +16,7 @@ from reid_hub.evaluation import build_classification_results, measure_cost, topk
 from reid_hub.evaluation import classify as classify_split
 from reid_hub.evaluation.embedding import open_images
 from reid_hub.hub.card import write_card
-from reid_hub.jobs.models import check_free_size, is_checkpoint, recipe_config, shortest_in
+from reid_hub.jobs.models import check_changes, check_free_size, is_checkpoint, recipe_config, shortest_in
 from reid_hub.jobs.provenance import provenance
 from reid_hub.jobs.train import TrainSettings, load_splits, method_of, new_trainer, publish, run, start_weights
 from reid_hub.methods import METHODS, ClassificationMethod, Method
@@ -112,6 +112,7 @@ def new_classifier(settings: ClassifySettings, recipe: Recipe, names: Sequence[s
     size = {} if settings.image_size is None else {"image_size": list(settings.image_size)}
     if is_checkpoint(settings.model):
         known = ReIDConfig.from_pretrained(settings.model)
+        check_changes(known, settings.changes)
         is_classifier = ReIDForImageClassification.__name__ in (known.architectures or ())
         if is_classifier and known.id2label != labels["id2label"]:
             raise ValueError(

@@ -19,7 +19,7 @@ from reid_hub.evaluation import build_pretraining_results, measure_cost, read_re
 from reid_hub.files import atomic_file
 from reid_hub.hub.card import write_card
 from reid_hub.jobs.evaluate import evaluate
-from reid_hub.jobs.models import new_model, on_accelerator, recipe_config
+from reid_hub.jobs.models import model_to_train, on_accelerator
 from reid_hub.jobs.processes import is_main_process, wait_for_everyone
 from reid_hub.jobs.provenance import is_done, provenance, public_source
 from reid_hub.jobs.teachers import open_teacher, small_teacher
@@ -127,7 +127,7 @@ def make_basis(settings: KDEPSettings) -> Path:
     """
     recipe = settings.pretraining_recipe()
     settings = replace(settings, teacher=settings.teacher or small_teacher(settings))
-    student = new_model(settings.model, settings.image_size, recipe_config(settings, recipe))
+    student = model_to_train(settings, recipe)
     _fit(settings, _crops(settings, recipe, student))
     return settings.basis_file
 
@@ -148,7 +148,7 @@ def pretrain(settings: KDEPSettings) -> dict[str, Any]:
     recipe, out = settings.pretraining_recipe(), Path(settings.output_dir)
     settings = replace(settings, teacher=settings.teacher or small_teacher(settings))
     set_seed(settings.seed)
-    student = new_model(settings.model, settings.image_size, recipe_config(settings, recipe))
+    student = model_to_train(settings, recipe)
     start_weights(student, settings)
     crops = _crops(settings, recipe, student)
     check_widths(recipe.options["align"], crops.teacher.dim, Tap(student).dim)

@@ -1,5 +1,6 @@
 """A model by name: a variant, a folder, or a repository of the Hub."""
 
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -75,6 +76,43 @@ def new_model(
             model.config.image_size = list(image_size)
         return model
     return ReIDModel(ReIDConfig.from_variant(name, **{**(defaults or {}), **size}))
+
+
+def model_to_train(settings: "TrainSettings", recipe: Recipe) -> ReIDModel:
+    """The model that a training starts from, without the initial weights that the settings may name.
+
+    Raises:
+        ValueError: see `new_model` and `check_changes`.
+    """
+    if is_checkpoint(settings.model):
+        model = new_model(settings.model, settings.image_size)
+        check_changes(model.config, settings.changes)
+        return model
+    return new_model(settings.model, settings.image_size, recipe_config(settings, recipe))
+
+
+def check_changes(config: ReIDConfig, changes: Mapping[str, Any]) -> None:
+    """Refuse changes of a trained model's configuration, which come too late; what it is already may be said again.
+
+    Raises:
+        ValueError: naming the first that differs.
+    """
+    found = json.loads(config.to_json_string(use_diff=False))
+    for name, value in changes.items():
+        field, value = name.removeprefix("config."), json.loads(json.dumps(value))
+        if field == name or _agrees(found.get(field), value):
+            continue
+        raise ValueError(
+            f"{name}={value!r} comes too late for a trained model, whose {field} is {found.get(field)!r}: leave it "
+            "out, or start a variant with it"
+        )
+
+
+def _agrees(found: Any, asked: Any) -> bool:
+    """Whether nothing is asked that is not so; of options by name, those that are named."""
+    if isinstance(found, dict) and isinstance(asked, dict):
+        return asked.items() <= found.items()
+    return found == asked
 
 
 def recipe_config(settings: "TrainSettings", recipe: Recipe) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from reid_hub.evaluation import read_results
 from reid_hub.files import atomic_file
-from reid_hub.jobs.models import new_model, open_model
+from reid_hub.jobs.models import model_to_train, open_model
 from reid_hub.jobs.processes import is_main_process
 from reid_hub.jobs.provenance import is_done, public_source
 from reid_hub.jobs.train import TrainSettings, load_splits, train
@@ -118,7 +118,7 @@ def distill(settings: STDSettings) -> Made:
     teacher = None if settings.teacher is None else open_model(settings.teacher)
     for lam in {min(settings.lams), max(settings.lams)}:  # what cannot be is said before anything is trained
         STDMethod(
-            new_model(settings.model, settings.image_size, recipe.config), 2,
+            model_to_train(settings, recipe), 2,
             teacher=teacher, **{**recipe.options, "lam": lam},
         )  # fmt: skip
     made: Made = {}

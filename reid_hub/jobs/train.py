@@ -17,7 +17,7 @@ from reid_hub.evaluation import embed, evaluate_embedded
 from reid_hub.hub.convert import load_weights
 from reid_hub.hub.push import push_folder
 from reid_hub.jobs.evaluate import evaluate
-from reid_hub.jobs.models import new_model, recipe_config
+from reid_hub.jobs.models import model_to_train
 from reid_hub.jobs.processes import wait_for_everyone
 from reid_hub.jobs.provenance import provenance
 from reid_hub.methods import METHODS, Method, SupervisedMethod
@@ -172,7 +172,7 @@ def build_trainer(
         make_callbacks: further callbacks of the trainer.
     """
     set_seed(settings.seed)
-    model = new_model(settings.model, settings.image_size, recipe_config(settings, recipe))
+    model = model_to_train(settings, recipe)
     start_weights(model, settings)
     resize = {"interpolation": recipe.interpolation, "resize_shortest": model.config.resize_shortest}
     images = training_images(train_split, tuple(model.config.image_size), recipe.augmentation, **resize)

@@ -159,6 +159,16 @@ def test_the_installed_command_stops_without_a_traceback():
     assert "Traceback" not in ran.stderr
 
 
+def test_a_trained_model_s_configuration_is_not_changed(complaint, model, pictures, tmp_path):
+    words = ["train", "--model", model, "--data", "image_folder", "--data-dir", pictures, "--out", tmp_path / "out"]
+    said = complaint([*words, "--set", "config.pooling=max"])
+    assert "config.pooling='max' comes too late for a trained model, whose pooling is 'avg'" in said
+    assert not (tmp_path / "out").exists()
+    same = ["--set", "config.pooling=avg", "--set", 'config.backbone_config={"depths": [1, 1]}', "--epochs", "1"]
+    run(*words, *same, "--set", "batch_size=8", "--set", "num_instances=2")
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["training"]["changes"]["config.pooling"] == "avg"
+
+
 def test_positions_of_a_checkpoint_do_not_fit_another_size(complaint, tmp_path):
     backbone = {"model_type": "reid_part_vit", "embed_dim": 8, "width": 8, "depth": 1, "heads": 2}
     config = ReIDConfig(backbone_config=backbone, pooling="part_tokens", neck="part_bnneck", image_size=(64, 32))

@@ -299,7 +299,7 @@ def test_a_journey_that_was_cut_goes_on_where_it_was(journey, tmp_path):
     for name in whole:
         assert torch.equal(whole[name], cut[name]), name
     assert [r["metrics"] for r in again.values()] == [r["metrics"] for r in results.values()]
-    with pytest.raises(ValueError, match="start start1 instead of res18"):
+    with pytest.raises(ValueError, match=r"start start\d instead of res18"):
         transfer(replace(settings, output_dir=tmp_path, resume=True, model="res18-x0.25-conv"))
 
 
