@@ -83,7 +83,9 @@ class Teacher:
             x = x * self._gain.to(x.device) + self._offset.to(x.device)
         if x.shape[2:] != size:
             x = F.interpolate(x, size, mode="bilinear", antialias=True)
-        return self._tap(x.to(self.model.dtype)).float()
+        # In the student's half precision they would be others than those that the basis and a cache are made of.
+        with torch.autocast(x.device.type, enabled=False):
+            return self._tap(x.to(self.model.dtype)).float()
 
     def fingerprint(self) -> dict[str, Any]:
         """All that decides the features of a picture, as plain values."""

@@ -182,6 +182,14 @@ def test_a_teacher_is_shown_its_own_size():
     assert torch.equal(Teacher(teacher)(x), Tap(teacher.eval())(small))
 
 
+def test_the_student_s_half_precision_is_not_the_teacher_s():
+    teacher, pixels = Teacher(variant("res18-x0.25")), torch.randn(4, 3, 64, 32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        halved = teacher(pixels)
+        assert teacher.model(pixels).feature_map.dtype == torch.bfloat16
+    assert torch.equal(halved, teacher(pixels))
+
+
 def test_what_is_no_teacher_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"a teacher is a trained model.*got 'res18'"):
         open_teacher("res18")
