@@ -17,7 +17,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from runs import is_measured, keep, parse, proof_parser, run_all
+from proofs import is_measured, keep, parse, proof_parser, run_all
 
 # What is distilled in each arm: the views, and what is changed in the recipe.
 ARMS = {

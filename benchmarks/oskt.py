@@ -19,7 +19,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from runs import is_measured, keep, parse, proof_parser, run_all
+from proofs import is_measured, keep, parse, proof_parser, run_all
 
 CLASSIFICATION = {"options.metric": None, "options.center_weight": 0.0}
 SCRATCH_RATE = 2e-3

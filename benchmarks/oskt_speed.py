@@ -7,9 +7,6 @@ width-8 chain, in turns in one process, the least of several rounds. Peak memory
 """
 
 import argparse
-import json
-import os
-import platform
 import subprocess
 import sys
 import time
@@ -17,10 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from timing import least_seconds, setting, step_parser, training_step, write
 
 from reid_hub import ReIDConfig, ReIDModel, WeightChain
-from reid_hub.evaluation.results import public_command, versions
-from reid_hub.files import atomic_file
 from reid_hub.methods import RefineMethod, SupervisedMethod
 from reid_hub.methods.oskt.cluster import cluster
 from reid_hub.training import RECIPES
@@ -31,29 +27,14 @@ IDS = 751
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--image-size", type=int, nargs=2, default=(256, 128))
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=FOLDER)
+    parser = step_parser(__doc__, FOLDER)
     parser.add_argument("--memory", choices=["teacher", "refinement"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory:
         step(options.memory, options)()
         print(peak_kilobytes())
         return
-    figures = {**steps(options), **memory(options), **widths()}
-    results = {
-        "figures": figures,
-        "setting": {"batch": options.batch, "image_size": list(options.image_size), "rounds": options.rounds},
-        "machine": {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "architecture": platform.machine()},
-        "command": public_command(sys.argv),
-        "versions": versions(),
-    }
-    for name, text in (("results.json", json.dumps(results, indent=2) + "\n"), ("README.md", render(results))):
-        with atomic_file(options.out / name) as temporary:
-            temporary.write_text(text)
-    print(render(results))
+    write(options, {**steps(options), **memory(options), **widths()}, render)
 
 
 def step(kind: str, options: argparse.Namespace) -> Callable[[], None]:
@@ -66,17 +47,7 @@ def step(kind: str, options: argparse.Namespace) -> Callable[[], None]:
     else:
         chain = WeightChain.from_teacher(teacher, 8, clustering="random")  # the step does not see which rows are alike
         method = RefineMethod(teacher, IDS, chain=chain, **losses)
-    method = method.train().to(memory_format=torch.channels_last)
-    pixels = torch.randn(options.batch, 3, *options.image_size).to(memory_format=torch.channels_last)
-    pids = torch.arange(options.batch) // 4
-    optimiser = torch.optim.Adam([p for p in method.parameters() if p.requires_grad], lr=1e-4, weight_decay=5e-4)
-
-    def run() -> None:
-        optimiser.zero_grad()
-        method(pixels, pids)["loss"].backward()
-        optimiser.step()
-
-    return run
+    return training_step(method, torch.randn(options.batch, 3, *options.image_size), torch.arange(options.batch) // 4)
 
 
 def peak_kilobytes() -> int:
@@ -86,19 +57,7 @@ def peak_kilobytes() -> int:
 
 
 def steps(options: argparse.Namespace) -> dict[str, float]:
-    runs = {kind: step(kind, options) for kind in ("teacher", "refinement")}
-    seconds = {kind: [] for kind in runs}
-    for number in range(options.rounds + 1):
-        for kind, run in runs.items():
-            start = time.perf_counter()
-            run()
-            if number:  # the first fills caches
-                seconds[kind].append(time.perf_counter() - start)
-        print(
-            f"round {number}: { ({kind: round(values[-1], 2) for kind, values in seconds.items() if values}) }",
-            flush=True,
-        )
-    least = {kind: min(values) for kind, values in seconds.items()}
+    least = least_seconds({kind: step(kind, options) for kind in ("teacher", "refinement")}, options.rounds)
     return {
         "teacher_step_s": least["teacher"],
         "refinement_step_s": least["refinement"],
@@ -136,8 +95,7 @@ def widths() -> dict[str, float]:
 
 
 def render(results: dict) -> str:
-    f, setting, machine = results["figures"], results["setting"], results["machine"]
-    height, width = setting["image_size"]
+    f = results["figures"]
     rows = [
         f"| {what} | {f[f'teacher_{key}']:.2f} {unit} | {f[f'refinement_{key}']:.2f} {unit} | {f[ratio]:.2f} | {most} |"
         for what, key, unit, ratio, most in (
@@ -147,8 +105,8 @@ def render(results: dict) -> str:
     ]
     return f"""# Cost of OSKT
 
-Rendered from results.json by `{results["command"]}`: ResNet-50 teacher, chain of width 8, batch {setting["batch"]} at
-{height}x{width}, float32, {machine["threads"]} threads of {machine["architecture"]}.
+Rendered from results.json by `{results["command"]}`: ResNet-50 teacher, chain of width 8,
+{setting(results)}.
 
 | | plain teacher | refinement | ratio | target |
 |---|---:|---:|---:|---:|

@@ -2,11 +2,10 @@
 
 import json
 import re
-import textwrap
 from collections import defaultdict
 from pathlib import Path
 
-from tables import cell, counts, mean_map
+from tables import cell, counts, how, mean_map, size, wrapped
 
 FULL = "python benchmarks/oskt.py --data-dir DIR --scale full"
 ARMS = {
@@ -43,12 +42,11 @@ def page(runs: dict, teacher: str) -> str:
         "Rendered by `python benchmarks/oskt.py --render` from the results.json files beside it; mAP / rank-1 in",
         "percent, mean over seeds, with the standard deviation of mAP where there are several.",
         "",
-        *textwrap.wrap(
+        *wrapped(
             f"Data set: {first['dataset']['name']} ({counts(first)}). **Not comparable with published figures** on "
             f"Market-1501: another split, the teacher is a {teacher} trained from random weights, fewer epochs, "
-            f"pictures of {_size(first)}. Training sees the training identities alone, nothing is selected, the test "
+            f"pictures of {size(first)}. Training sees the training identities alone, nothing is selected, the test "
             "identities are met once, at the end of a run.",
-            120,
         ),
         "",
         "| student | parameters | " + " | ".join(ARMS.values()) + " |",
@@ -69,11 +67,10 @@ def page(runs: dict, teacher: str) -> str:
             gain = 100 * (own - scores["oskt"])
             lines += [
                 "",
-                *textwrap.wrap(
+                *wrapped(
                     f"{variant} lies in between: its stages are not as wide as those of its chain's narrowest student, "
                     "so some of its channels begin with the same row. From a chain that was refined for the same "
                     f"epochs at {variant}'s own widths, nothing repeated, it scores {gain:+.1f} points of mAP more.",
-                    120,
                 ),
             ]
     copies = {v: results[0]["copies"] for (v, arm), results in runs.items() if arm == "oskt" and "copies" in results[0]}
@@ -97,13 +94,12 @@ def page(runs: dict, teacher: str) -> str:
     student = next(results[0] for (_, arm), results in runs.items() if arm in ARMS)
     lines += [
         "",
-        *textwrap.wrap(
-            f"Every student is trained alike: {_how(student)}. The chains were refined with {_how(refined)}. OSKT and "
+        *wrapped(
+            f"Every student is trained alike: {how(student)}. The chains were refined with {how(refined)}. OSKT and "
             "DepGraph have spent these epochs on the same pictures before (once for all students of a chain, once for "
             'all widths); weight selection and scratch have not. "Scratch, its own rate" has the learning rate that '
             f"the teacher was trained with, {_rate(runs, teacher)}. {teacher} itself, the widest student, is no row: "
             "it would be the teacher.",
-            120,
         ),
         "",
         "![accuracy against parameters](accuracy.png)",
@@ -143,16 +139,6 @@ def plot(path: Path, runs: dict, teacher: str) -> None:
 
 def _parameters(runs: dict, variant: str) -> int:
     return next(results[0]["cost"]["parameters"] for (v, _), results in runs.items() if v == variant)
-
-
-def _size(result: dict) -> str:
-    return "x".join(map(str, result["cost"]["image_size"]))
-
-
-def _how(result: dict) -> str:
-    training = result["training"]
-    changes = ", ".join(f"{name.rpartition('.')[2]} {json.dumps(value)}" for name, value in training["changes"].items())
-    return f"{training['epochs']:g} epochs of the recipe `{training['recipe']}` ({changes})"
 
 
 def _rate(runs: dict, teacher: str) -> str:

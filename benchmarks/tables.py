@@ -1,5 +1,7 @@
-"""What the tables of the proofs share: cells and counts of results.json files."""
+"""What the tables of the proofs share: cells, counts and words of results.json files."""
 
+import json
+import textwrap
 from statistics import mean, stdev
 
 
@@ -17,6 +19,27 @@ def cell(results: list[dict]) -> str:
 
 
 def counts(result: dict) -> str:
-    """Images and identities of each split."""
-    parts = result["dataset"]["data_dir_counts"]
-    return ", ".join(f"{split} {part['images']:,} images of {part['identities']} ids" for split, part in parts.items())
+    """Images and identities, or classes, of each split."""
+    said = []
+    for split, part in result["dataset"]["data_dir_counts"].items():
+        who = f"{part['identities']} ids" if "identities" in part else f"{part['classes']} classes"
+        said.append(f"{split} {part['images']:,} images of {who}")
+    return ", ".join(said)
+
+
+def size(result: dict) -> str:
+    """Height and width of the pictures."""
+    return "x".join(map(str, result["cost"]["image_size"]))
+
+
+def how(result: dict) -> str:
+    """Epochs and recipe of a training, and what was changed in it."""
+    training = result["training"]
+    changes = {name: value for name, value in training.get("changes", {}).items() if not name.startswith("config.")}
+    changed = ", ".join(f"{name.rpartition('.')[2]} {json.dumps(value)}" for name, value in changes.items())
+    return f"{training['epochs']:g} epochs of the recipe `{training['recipe']}`" + (f" ({changed})" if changed else "")
+
+
+def wrapped(text: str) -> list[str]:
+    """A paragraph as lines."""
+    return textwrap.wrap(text, 120, break_on_hyphens=False)

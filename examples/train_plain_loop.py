@@ -49,6 +49,7 @@ def main() -> None:
 
     step = 0
     for epoch in range(options.epochs):
+        accelerator.unwrap_model(method).start_epoch(epoch)
         bar = tqdm(loader, desc=f"epoch {epoch + 1}/{options.epochs}", disable=not accelerator.is_main_process)
         for batch in bar:  # accelerate tells the sampler the epoch
             pixel_values = transform(batch["pixel_values"], batch["indices"], seed=options.seed, step=step)

@@ -12,7 +12,10 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from reid_hub.models import (
+    ReIDBackbone,
+    ReIDBackboneConfig,
     ReIDConfig,
+    ReIDForImageClassification,
     ReIDImageProcessor,
     ReIDModel,
     ReIDOutput,
@@ -31,8 +34,8 @@ _LAZY = {
 }
 
 __all__ = [
-    "ReIDConfig", "ReIDImageProcessor", "ReIDModel", "ReIDOutput", "WeightChain", "__version__", "list_variants",
-    *_LAZY,
+    "ReIDBackbone", "ReIDBackboneConfig", "ReIDConfig", "ReIDForImageClassification", "ReIDImageProcessor", "ReIDModel",
+    "ReIDOutput", "WeightChain", "__version__", "list_variants", *_LAZY,
 ]  # fmt: skip
 
 
@@ -65,6 +68,6 @@ def _cluster(teacher, sizes, **options):
 
 
 register()
-for _model in (ReIDModel, WeightChain):
+for _model in (ReIDModel, ReIDForImageClassification, WeightChain):
     _model.card_writer, _model.publisher = staticmethod(_write_card), staticmethod(_publish)
 WeightChain.clusterer = staticmethod(_cluster)

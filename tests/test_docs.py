@@ -9,9 +9,11 @@ import torch
 from reid_hub import ReIDConfig, ReIDModel
 from reid_hub.cli import app
 from reid_hub.evaluation import count_macs
+from reid_hub.training import RECIPES
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 SIZES = re.findall(r"^\| ([\w.-]+) \| ([\d,]+) \| ([\d,]+) \|", (ROOT / "docs" / "oskt.md").read_text(), re.MULTILINE)
 
 
@@ -40,3 +42,10 @@ def test_commands_and_links_in_the_documents_exist(page):
         assert (ROOT / example).is_file(), example
     for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
         assert (page.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("page", [*PAGES, *EXAMPLES], ids=lambda page: page.name)
+def test_recipes_in_the_documents_exist(page):
+    # In a command, not in a sentence about the option.
+    named = re.findall(r"^.*(?: --|reid-hub|`).*--recipe[= ]([a-z][\w-]*)", page.read_text(), re.MULTILINE)
+    assert set(named) <= RECIPES.keys()

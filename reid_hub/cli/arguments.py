@@ -62,3 +62,22 @@ def view_fields(options: argparse.Namespace) -> dict[str, Any]:
     """The views as fields of `FDSettings`."""
     views = options.views or ["all"]
     return {"views": views[0] if len(views) == 1 else views, "view_size": options.view_size}
+
+
+def pretraining_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of KDEP's teacher and pictures."""
+    parser.add_argument("--teacher", help="folder, NAMESPACE/NAME or timm/NAME; by default a small one is trained")
+    parser.add_argument("--tap", default="features", help="its features in front of the classifier, or of its map")
+    parser.add_argument("--student", default="res18-x0.25", help="a variant: res18, mobilenetv2, res50-s3, ...")
+    parser.add_argument("--basis", help="file of the basis; by default in the output folder")
+    parser.add_argument("--split", default="train", help="part of the data set")
+    parser.add_argument("--share", type=float, default=1.0, help="of the pictures, drawn by the seed")
+    parser.add_argument("--per-class", type=int, help="pictures of each class in place of a share")
+    parser.add_argument("--limit", type=int, help="the first so many pictures only")
+    parser.add_argument("--streaming", action="store_true", help="read the data set as a stream, up to --limit")
+
+
+def pretraining_fields(options: argparse.Namespace) -> dict[str, Any]:
+    """Teacher, student and pictures as fields of `KDEPSettings`."""
+    names = ("teacher", "tap", "basis", "split", "share", "per_class", "limit", "streaming")
+    return {"model": options.student, **{name: getattr(options, name) for name in names}}

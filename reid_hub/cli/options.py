@@ -1,7 +1,7 @@
 """Options that commands share, and what they do with them."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
@@ -64,23 +64,31 @@ def training_run(
     }
 
 
-def takes(shared: Callable[..., dict[str, Any]], **defaults: Any) -> Callable[[Callable], Callable]:
-    """A decorator: the command gets the shared options behind its own, and what they make as its argument `run`.
+def takes(
+    shared: Callable[..., dict[str, Any]],
+    *,
+    argument: str = "run",
+    without: Collection[str] = (),
+    **defaults: Any,
+) -> Callable[[Callable], Callable]:
+    """A decorator: the command gets the shared options behind its own, and what they make as one `argument`.
 
-    `defaults` replace those of the shared options.
+    `defaults` replace those of the shared options; those in `without` are not offered, and stay at their default.
     """
     options = {
         name: parameter.replace(default=defaults.get(name, parameter.default))
         for name, parameter in inspect.signature(shared).parameters.items()
+        if name not in without
     }
+    fixed = {name: defaults[name] for name in without if name in defaults}
 
     def decorate(command: Callable) -> Callable:
-        own = {name: p for name, p in inspect.signature(command).parameters.items() if name != "run"}
+        own = {name: p for name, p in inspect.signature(command).parameters.items() if name != argument}
 
         @wraps(command)
         def combined(**values: Any):
-            run = shared(**{name: values.pop(name) for name in options})
-            return command(**values, run=run)
+            made = shared(**fixed, **{name: values.pop(name) for name in options})
+            return command(**values, **{argument: made})
 
         parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in (*own.values(), *options.values())]
         combined.__signature__ = inspect.Signature(parameters)
@@ -88,6 +96,19 @@ def takes(shared: Callable[..., dict[str, Any]], **defaults: Any) -> Callable[[C
         return combined
 
     return decorate
+
+
+def refuse_options(context: typer.Context) -> None:
+    """Stop on options in front of a command's sub-command, which would never see them.
+
+    Raises:
+        ValueError: naming them.
+    """
+    given = [name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"]
+    if given:
+        flags = ", ".join(option.opts[0] for option in context.command.params if option.name in given)
+        command = f"{context.command_path} {context.invoked_subcommand}"
+        raise ValueError(f"{flags} must stand behind {context.invoked_subcommand!r}: `{command} {flags} ...`")
 
 
 def pairs(texts: list[str] | None) -> dict[str, Any]:
@@ -100,8 +121,9 @@ def pairs(texts: list[str] | None) -> dict[str, Any]:
 def show(results: Mapping[str, Any] | None, made: Mapping[str, Path | None]) -> None:
     """Say what was measured, in percent, and where everything lies."""
     if results is not None:
-        metrics = ", ".join(f"{name} {100 * value:.1f}" for name, value in results["metrics"].items())
-        typer.echo(f"{results['model']} on {results['dataset']['name']}: {metrics} (percent)")
+        metrics = {name: value for name, value in results["metrics"].items() if name != "best_epoch"}
+        shown = ", ".join(f"{name} {100 * value:.1f}" for name, value in metrics.items())
+        typer.echo(f"{results['model']} on {results['dataset']['name']}: {shown} (percent)")
     for name, path in made.items():
         if path is not None and Path(path).exists():
             typer.echo(f"{name}: {path}")

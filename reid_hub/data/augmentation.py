@@ -1,8 +1,6 @@
 """Training augmentation of whole batches, on the device they are on, with random numbers drawn from counters."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
 from enum import IntEnum
 from functools import lru_cache
 from itertools import permutations
@@ -12,71 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from reid_hub.data.augmentation_options import Augmentation
 from reid_hub.data.draws import Draws
+from reid_hub.data.resized_crop import TRIES as CROP_TRIES
+from reid_hub.data.resized_crop import crop_and_resize, draw_crops
 
 _TRIES = 100
 _ASPECTS = 4096
 _NOISE_OFFSETS = 1 << 22
 _CACHED_PIXELS = 1 << 18
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """What happens to a training image, as plain values; the defaults are those of "Bag of Tricks" (arXiv:1903.07071).
-
-    In this order: flip, enlarge, pad and crop, rotate, colour jitter, normalise, erase.
-
-    Attributes:
-        flip: probability of a horizontal flip.
-        pad: zero pixels put on every side before a crop of the original size is taken at random.
-        crop_scale: enlarge by this factor before that crop (9/8 in Feature Distillation); 1 is off.
-        rotation: largest angle in degrees, drawn from U(-rotation, rotation); bilinear, what comes in is zero.
-        brightness, contrast, saturation: torchvision's ColorJitter factors, U(max(0, 1 - x), 1 + x), in random order.
-        erasing: probability of erasing one box (Random Erasing, arXiv:1708.04896), after normalisation.
-        erasing_area: range of the box's share of the image, drawn uniformly.
-        erasing_aspect: range of the box's height / width.
-        erasing_aspect_scale: "linear" draws the aspect uniformly (the paper's code), "log" draws its logarithm
-            uniformly (timm).
-        erasing_fill: "zero", "noise" (N(0, 1) per pixel and channel, timm's mode "pixel"), or one normalised value
-            per channel. The default triple is the published code's: CIFAR-10's mean, used without normalising it.
-    """
-
-    flip: float = 0.5
-    pad: int = 10
-    crop_scale: float = 1.0
-    rotation: float = 0.0
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    erasing: float = 0.5
-    erasing_area: tuple[float, float] = (0.02, 0.4)
-    erasing_aspect: tuple[float, float] = (0.3, 1 / 0.3)
-    erasing_aspect_scale: str = "linear"
-    erasing_fill: str | tuple[float, ...] = (0.4914, 0.4822, 0.4465)
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            if isinstance(getattr(self, field.name), list):  # recipes are read back from JSON
-                object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
-        for name in ("flip", "erasing"):
-            self._require(name, 0 <= getattr(self, name) <= 1, "a probability in [0, 1]")
-        self._require("pad", isinstance(self.pad, int) and self.pad >= 0, "a whole number of pixels, at least 0")
-        self._require("crop_scale", 1 <= self.crop_scale < math.inf, "at least 1")
-        self._require("rotation", 0 <= self.rotation <= 180, "degrees in [0, 180]")
-        for name in ("brightness", "contrast", "saturation"):
-            self._require(name, 0 <= getattr(self, name) < math.inf, "at least 0")
-        low, high = self.erasing_area
-        self._require("erasing_area", 0 < low <= high <= 1, "(low, high) with 0 < low <= high <= 1")
-        low, high = self.erasing_aspect
-        self._require("erasing_aspect", 0 < low <= high < math.inf, "(low, high) with 0 < low <= high")
-        self._require("erasing_aspect_scale", self.erasing_aspect_scale in ("linear", "log"), "'linear' or 'log'")
-        fill = self.erasing_fill
-        known = fill in ("zero", "noise") if isinstance(fill, str) else all(math.isfinite(value) for value in fill)
-        self._require("erasing_fill", known, "'zero', 'noise' or one finite number per channel")
-
-    def _require(self, name: str, condition: bool, wanted: str) -> None:
-        if not condition:
-            raise ValueError(f"Augmentation.{name} must be {wanted}, got {getattr(self, name)!r}")
 
 
 class BatchTransform:
@@ -85,24 +27,33 @@ class BatchTransform:
     Args:
         augmentation: None normalises only (evaluation).
         mean, std: per channel, of values scaled to [0, 1].
+        size: (height, width) of what comes out of a resized crop; by default that of the batch.
     """
 
-    def __init__(self, augmentation: Augmentation | None, mean: Sequence[float], std: Sequence[float]):
+    def __init__(
+        self,
+        augmentation: Augmentation | None,
+        mean: Sequence[float],
+        std: Sequence[float],
+        size: Sequence[int] | None = None,
+    ):
         mean, std = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
         if mean.ndim != 1 or mean.shape != std.shape or not (std > 0).all():
             raise ValueError(f"mean and std must have one value per channel, std above 0, got {mean} and {std}")
-        self.augmentation = augmentation
+        self.augmentation, self.size = augmentation, size
         # (x / 255 - mean) / std as one multiplication and one addition
         self._scale = (1 / (255 * std)).float().view(-1, 1, 1)
         self._shift = (-mean / std).float().view(-1, 1, 1)
         if augmentation is not None:
-            self._aspects = _aspects(augmentation)
+            self._aspects = _aspects(augmentation.erasing_aspect, augmentation.erasing_aspect_scale)
+            self._crop_aspects = _aspects(augmentation.resized_aspect, "log")
             fill = augmentation.erasing_fill
             self._fill = torch.zeros(len(mean)) if isinstance(fill, str) else torch.tensor(fill, dtype=torch.float32)
             if len(self._fill) != len(mean):
                 raise ValueError(f"erasing_fill must have {len(mean)} values like the mean, got {fill}")
-            if len(mean) != 3 and (augmentation.brightness or augmentation.contrast or augmentation.saturation):
-                raise ValueError(f"colour jitter needs RGB images, got {len(mean)} channels")
+            coloured = (augmentation.brightness, augmentation.contrast, augmentation.saturation, augmentation.lighting)
+            if len(mean) != 3 and any(coloured):
+                raise ValueError(f"colour jitter and lighting need RGB images, got {len(mean)} channels")
 
     def __call__(
         self,
@@ -111,8 +62,10 @@ class BatchTransform:
         *,
         seed: int | None = None,
         step: int | None = None,
+        sizes: Tensor | None = None,
         return_boxes: bool = False,
         unflip_boxes: bool = False,
+        by_position: bool = True,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Transform a batch; the draws depend only on (seed, step, index, position in the batch).
 
@@ -120,9 +73,12 @@ class BatchTransform:
             pixel_values: uint8 (B, C, H, W).
             indices: (B,) rows of the data set; with `seed` and `step`, needed only when there is an augmentation.
             step: must differ between the visits to an image, e.g. the trainer's global step.
+            sizes: int64 (B, 2), height and width of the pictures that were squeezed into the batch, for resized crops
+                by their proportions; by default those of the batch.
             return_boxes: also return the erased boxes, int64 (B, 4) as y0, x0, y1, x1 with ends exclusive, in
                 coordinates of the returned image; rows of -1 where nothing was erased.
             unflip_boxes: in those of the image in front of the flip instead.
+            by_position: False lets the draws depend on (seed, step, index) alone, wherever in a batch an image stands.
 
         Raises:
             ValueError: if the pixels are not uint8 (B, C, H, W), or an augmentation lacks its counters.
@@ -131,35 +87,42 @@ class BatchTransform:
         if pixel_values.dtype != torch.uint8 or pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
             got = f"{pixel_values.dtype} {tuple(pixel_values.shape)}"
             raise ValueError(f"pixel_values must be uint8 (B, {channels}, H, W), got {got}")
-        x = torch.empty(pixel_values.shape, device=pixel_values.device)
+        resized = self.augmentation is not None and self.augmentation.resized_area is not None
+        size = tuple(self.size or pixel_values.shape[2:]) if resized else pixel_values.shape[2:]
+        x = torch.empty((*pixel_values.shape[:2], *size), device=pixel_values.device)
         boxes = torch.full((len(x), 4), -1, device=x.device)
         scale, shift = (constant.to(x.device, non_blocking=True) for constant in (self._scale, self._shift))
         if self.augmentation is None:
             x.copy_(pixel_values).mul_(scale).add_(shift)
             return (x, boxes) if return_boxes else x
-        draws = self._draws(pixel_values, indices, seed, step)
+        draws = self._draws(pixel_values, indices, seed, step, by_position)
         plan = self._plan(draws, *x.shape[-2:])
+        if resized:
+            plan["crop"] = self._crops(draws, pixel_values, sizes)
         if self.augmentation.erasing > 0:
             boxes = self._boxes(draws, *x.shape[-2:])
             plan |= _erasing_masks(boxes, *x.shape[-2:])
         # On the CPU a part that stays in the cache from step to step goes through twice as fast as the batch.
-        size = len(x) if x.device.type != "cpu" else max(1, _CACHED_PIXELS // x[0, 0].numel())
-        for start in range(0, len(x), max(1, size)):
-            part = slice(start, start + size)
+        count = len(x) if x.device.type != "cpu" else max(1, _CACHED_PIXELS // x[0, 0].numel())
+        for start in range(0, len(x), max(1, count)):
+            part = slice(start, start + count)
             drawn = {name: values[part] for name, values in plan.items()}
-            out = x[part].copy_(self._move_and_colour(pixel_values[part], drawn)).mul_(scale).add_(shift)
+            out = x[part].copy_(self._move_and_colour(pixel_values[part], drawn, size)).mul_(scale).add_(shift)
             self._erase(out, drawn)
         if unflip_boxes and "mirror" in plan:
             turned = (boxes[:, [0, 3, 2, 1]] - boxes.new_tensor([0, x.shape[-1], 0, x.shape[-1]])).abs()
             boxes = torch.where((plan["mirror"].view(-1, 1) > 0) & (boxes >= 0), turned, boxes)
         return (x, boxes) if return_boxes else x
 
-    def _draws(self, pixel_values: Tensor, indices: Tensor | None, seed: int | None, step: int | None) -> Draws:
+    def _draws(
+        self, pixel_values: Tensor, indices: Tensor | None, seed: int | None, step: int | None, by_position: bool
+    ) -> Draws:
         if indices is None or seed is None or step is None:
             raise ValueError("augmentation needs indices, seed and step: they decide what is drawn for each image")
         if indices.shape != pixel_values.shape[:1]:
             raise ValueError(f"indices must be ({len(pixel_values)},), one per image, got {tuple(indices.shape)}")
-        return Draws(indices.to(pixel_values.device, non_blocking=True), seed, step, _ASPECT_ROWS.stop)
+        indices = indices.to(pixel_values.device, non_blocking=True)
+        return Draws(indices, seed, step, _LIGHTS.stop, by_position)
 
     def _plan(self, draws: Draws, height: int, width: int) -> dict[str, Tensor]:
         """What to do to each image, for the steps that are on: tensors (B, ...)."""
@@ -184,9 +147,23 @@ class BatchTransform:
             plan["factors"] = torch.stack(drawn, dim=1)
             orders = torch.tensor(list(permutations(range(3))), device=drawn[0].device)
             plan["order"] = orders[draws.below(_Draw.ORDER, len(orders))]
+        if options.lighting:
+            # The middle of each step of a uniform number, so that none is infinitely far out.
+            normal = torch.special.ndtri(draws.uniform(_LIGHTS).double() + 2.0**-25)
+            colours = _COLOURS.to(normal.device, non_blocking=True)
+            plan["light"] = (255 * options.lighting * normal @ colours.T).float().view(-1, 3, 1, 1)
         if options.erasing_fill == "noise":
             plan["noise"] = draws.below(_Draw.NOISE, _NOISE_OFFSETS)
         return plan
+
+    def _crops(self, draws: Draws, pixel_values: Tensor, sizes: Tensor | None) -> Tensor:
+        """Boxes to cut out, float (B, 4) as top, left, height, width in pixels of the batch."""
+        stored = torch.tensor(pixel_values.shape[2:], device=pixel_values.device)
+        sizes = stored.expand(len(pixel_values), 2) if sizes is None else sizes.to(stored.device, non_blocking=True)
+        aspects = self._crop_aspects.to(stored.device, non_blocking=True)
+        numbers = (_CROP_AREAS, _CROP_ASPECTS, _Draw.CROP_TOP, _Draw.CROP_LEFT)
+        boxes = draw_crops(draws, sizes, self.augmentation, aspects, numbers)
+        return boxes * (stored / sizes).repeat(1, 2)
 
     def _enlarged(self, height: int, width: int) -> tuple[int, int]:
         return round(height * self.augmentation.crop_scale), round(width * self.augmentation.crop_scale)
@@ -206,12 +183,13 @@ class BatchTransform:
         erased = (draws.uniform(_Draw.ERASE) < options.erasing) & fits.any(dim=1)
         return torch.where(erased[:, None], boxes, -1)
 
-    def _move_and_colour(self, x: Tensor, drawn: dict[str, Tensor]) -> Tensor:
-        """uint8 (B, C, H, W) -> the same, or floats in [0, 255] after a turn or colour jitter."""
-        size = x.shape[-2:]
+    def _move_and_colour(self, x: Tensor, drawn: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
+        """uint8 (B, C, H, W) -> the same, or floats after a turn, resized crop or change of colour: (B, C, *size)."""
         if "mirror" in drawn:
             # a ^ ((a ^ b) & mask) picks a or b; on the CPU bit operations are vectorised where `where` is not.
             x = x.flip(-1).bitwise_xor_(x).bitwise_and_(drawn["mirror"]).bitwise_xor_(x)
+        if "crop" in drawn:
+            x = crop_and_resize(x, drawn["crop"], size)
         if self.augmentation.crop_scale > 1:
             x = F.interpolate(x.float(), self._enlarged(*size), mode="bilinear").round_().byte()
         if "window" in drawn:
@@ -222,6 +200,8 @@ class BatchTransform:
             x = F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
         if "factors" in drawn:
             x = _jitter(x.float(), drawn["factors"], drawn["order"])
+        if "light" in drawn:
+            x = x + drawn["light"]
         return x
 
     def _erase(self, x: Tensor, drawn: dict[str, Tensor]) -> None:
@@ -272,15 +252,20 @@ def _pad_and_crop(x: Tensor, pad: int, size: tuple[int, int], start: Tensor) -> 
     batch, channels, height, width = x.shape
     height, width = height + 2 * pad, width + 2 * pad
     plane = height * width
-    stride = -(-channels * plane // 4) * 4 + 4  # a multiple of four
+    stride = _multiple_of_four(channels * plane) + 4
     flat = x.new_zeros(batch * stride + 3)
     canvas = flat[:-3].view(batch, stride)[:, : channels * plane].unflatten(1, (channels, height, width))
     canvas[..., pad : height - pad, pad : width - pad] = x
     words = flat.unfold(0, batch * stride, 1).contiguous().view(torch.int32).view(4, batch, stride // 4)
-    run = -(-((channels - 1) * plane + (size[0] - 1) * width + size[1]) // 4) * 4
+    run = _multiple_of_four((channels - 1) * plane + (size[0] - 1) * width + size[1])
     images = torch.arange(batch, device=x.device)
     runs = words.unfold(2, run // 4, 1)[start & 3, images, start >> 2].view(torch.uint8)
     return runs.as_strided((batch, channels, *size), (run, plane, width, 1))
+
+
+def _multiple_of_four(number: int) -> int:
+    """The next one from `number` on."""
+    return -(-number // 4) * 4
 
 
 class _Draw(IntEnum):
@@ -298,19 +283,30 @@ class _Draw(IntEnum):
     ERASE_TOP = 9
     ERASE_LEFT = 10
     NOISE = 11
+    CROP_TOP = 12
+    CROP_LEFT = 13
 
 
 _AREAS = slice(16, 16 + _TRIES)
 _ASPECT_ROWS = slice(_AREAS.stop, _AREAS.stop + _TRIES)
+_CROP_AREAS = slice(_ASPECT_ROWS.stop, _ASPECT_ROWS.stop + CROP_TRIES)
+_CROP_ASPECTS = slice(_CROP_AREAS.stop, _CROP_AREAS.stop + CROP_TRIES)
+_LIGHTS = slice(_CROP_ASPECTS.stop, _CROP_ASPECTS.stop + 3)
+
+# Principal colours of ImageNet's pixels in [0, 1], in columns, times their eigenvalues, as fb.resnet.torch has them and
+# everybody since.
+_COLOURS = torch.tensor(
+    [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]], dtype=torch.float64
+) * torch.tensor([0.2175, 0.0188, 0.0045], dtype=torch.float64)
 
 
-def _aspects(options: Augmentation) -> Tensor:
+def _aspects(limits: tuple[float, float], scale: str) -> Tensor:
     """Aspect ratios to choose from, (4096,): a table, because exp() differs in the last bit between devices."""
-    low, high = options.erasing_aspect
+    low, high = limits
     steps = (np.arange(_ASPECTS) + 0.5) / _ASPECTS
     linear = low + steps * (high - low)
     logarithmic = low * (high / low) ** steps
-    return torch.from_numpy(linear if options.erasing_aspect_scale == "linear" else logarithmic).float()
+    return torch.from_numpy(linear if scale == "linear" else logarithmic).float()
 
 
 @lru_cache(maxsize=4)

@@ -132,7 +132,7 @@ def _stats(scan: Scan) -> dict[str, os.stat_result]:
             f"{len(missing)} listed pictures are not in {scan.root}: {_some(missing)}; correct the list or unpack again"
         )
     empty = [path for path, stat in stats.items() if stat.st_size == 0]
-    if empty:
+    if empty and not scan.tolerant:
         raise ValueError(
             f"{len(empty)} pictures in {scan.root} are empty (0 bytes): {_some(empty)}; copy them again or remove them"
         )

@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reid_hub.data import (
+    caltech256,
     cifar,
+    class_folders,
     csv_file,
+    cub200,
     cuhk03,
+    dtd,
     dukemtmc,
     image_folder,
     luperson,
@@ -20,6 +24,7 @@ from reid_hub.data import (
     msmt17,
     prai1581,
     prw,
+    shapes_set,
     synthetic_set,
 )
 from reid_hub.data.records import DISTRACTOR, JUNK, Counts, DatasetSpec, Record, Scan
@@ -40,11 +45,17 @@ DATASETS: dict[str, DatasetSpec] = {
         prw.SPEC,
         prai1581.SPEC,
         luperson.SPEC,
+        luperson.PICTURES,
         cifar.CIFAR10,
         cifar.CIFAR100,
+        caltech256.SPEC,
+        cub200.SPEC,
+        dtd.SPEC,
+        class_folders.SPEC,
         image_folder.SPEC,
         csv_file.SPEC,
         synthetic_set.SPEC,
+        shapes_set.SPEC,
     )
 }
 
@@ -59,17 +70,21 @@ def load_reid_dataset(
 ) -> "datasets.DatasetDict | datasets.IterableDatasetDict":
     """Load a data set as the splits it has of train, query and gallery.
 
+    A classification set has the splits train and test with the columns image and label instead.
+
     Columns: image (`datasets.Image`), pid and camid (int64), path (str, below the data set's root). Training pids are
     0..C-1; query and gallery keep the data set's own. Junk (pid -1) is left out of query and gallery, as it is never
     scored; distractors (pid 0) stay in the gallery. Cameras count from 0; -1 is "no camera known". The rows are
     cached as Arrow and built again when a file changes.
 
     Args:
-        name: a key of `DATASETS`, or "namespace/name" of a data set on the Hub written by `push_reid_dataset`.
+        name: a key of `DATASETS`, or "namespace/name" of a data set on the Hub: one written by `push_reid_dataset`, or
+            any of pictures with classes.
         data_dir: where the data set was unpacked; see `DATASETS[name].layout`.
         streaming: read while iterating instead of through the cache.
         cache_dir: the folder of the cache; that of `datasets` by default.
-        options: those of the data set, see `DATASETS[name].options`; for a data set on the Hub `revision` and `token`.
+        options: those of the data set, see `DATASETS[name].options`; for a data set on the Hub `revision`, `token`, and
+            `label`, the column of the classes where there are several.
 
     Raises:
         FileNotFoundError: if `data_dir` has not the data set's layout, or the Hub has no such data set.
@@ -115,7 +130,8 @@ def count_mismatch(spec: DatasetSpec, scan: Scan, options: dict[str, Any]) -> st
         # Compare, and name, only what was published.
         found = Counts(*(None if n is None else m for n, m in zip(official, count(scan, split), strict=True)))
         if found != official:
-            differences.append(f"{split} has {_size(found)} instead of {_size(official)}")
+            who = "identities" if scan.classes is None else "classes"
+            differences.append(f"{split} has {_size(found, who)} instead of {_size(official, who)}")
     if not differences:
         return None
     return (
@@ -124,8 +140,8 @@ def count_mismatch(spec: DatasetSpec, scan: Scan, options: dict[str, Any]) -> st
     )
 
 
-def _size(counts: Counts) -> str:
-    parts = [f"{n:,} {what}" for n, what in zip(counts, ("pictures", "identities"), strict=True) if n is not None]
+def _size(counts: Counts, who: str) -> str:
+    parts = [f"{n:,} {what}" for n, what in zip(counts, ("pictures", who), strict=True) if n is not None]
     return " of ".join(parts)
 
 
@@ -143,6 +159,7 @@ def _pids(records: Iterable[Record]) -> set[int]:
 
 def _check_training_ids(spec: DatasetSpec, scan: Scan) -> None:
     if len(_pids(scan.splits.get("train", ())) - {JUNK}) == 1:
+        who = "identity" if scan.classes is None else "class"
         raise ValueError(
-            f"{spec.title} in {scan.root} has one training identity; training needs at least two: add people"
+            f"{spec.title} in {scan.root} has one training {who}; training needs at least two: add pictures of others"
         )

@@ -17,11 +17,12 @@ class Draws:
 
     Args:
         indices: (B,) int64 rows of the data set, on the device where the draws are wanted.
+        by_position: False leaves the position in the batch out.
     """
 
-    def __init__(self, indices: Tensor, seed: int, step: int, count: int):
+    def __init__(self, indices: Tensor, seed: int, step: int, count: int, by_position: bool = True):
         key = _mix(_mix(torch.tensor(_signed(seed))) + _signed(step))
-        position = torch.arange(len(indices), device=indices.device)
+        position = torch.arange(len(indices), device=indices.device) * by_position
         state = _mix(_mix(_mix(key).item() + indices.long()) + position)
         counter = torch.arange(1, count + 1, device=indices.device) * _GOLDEN
         self._bits = _shift_right(_mix(state[:, None] + counter), 64 - _BITS)

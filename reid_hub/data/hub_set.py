@@ -51,12 +51,13 @@ def load_from_hub(
     cache_dir: str | Path | None,
     **options: Any,
 ) -> "datasets.DatasetDict | datasets.IterableDatasetDict":
-    """Load what `push_reid_dataset` wrote; see `load_reid_dataset`."""
+    """Load what `push_reid_dataset` wrote, or pictures with classes; see `load_reid_dataset`."""
     import datasets
     from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub.errors import HfHubHTTPError
 
     from reid_hub.data.datasets import DATASETS, check_options
+    from reid_hub.data.hub_classes import as_classes
 
     if Path(name).exists() or not REPO_ID.fullmatch(name):
         raise ValueError(
@@ -65,7 +66,8 @@ def load_from_hub(
         )
     if data_dir is not None:
         raise ValueError(f"{name!r} is a data set on the Hub, which takes no data_dir; got {str(data_dir)!r}")
-    check_options(name, options, ("revision", "token"))
+    check_options(name, options, ("label", "revision", "token"))
+    label = options.pop("label", None)
     try:
         splits = datasets.load_dataset(
             name, streaming=streaming, cache_dir=None if cache_dir is None else str(cache_dir), **options
@@ -77,6 +79,9 @@ def load_from_hub(
             f"there is no data set {name!r} on the Hub that you may read; check the name, the revision and your token "
             f"(log in with hf auth login, or pass token=). The Hub said: {error}"
         ) from error
+    classes = as_classes(splits, name, label)
+    if classes is not None:
+        return classes
     _check_columns(splits, name)
     return splits
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from reid_hub.data.decoding import decode_image
+from reid_hub.data.records import NO_CAMERA
 from reid_hub.files import atomic_folder
 from reid_hub.registry import lookup
 
@@ -36,9 +37,13 @@ class ImageDataset(torch.utils.data.Dataset):
     to collate.
 
     Attributes:
-        dataset: the rows that can be read; row i of it is item i here.
+        dataset: the rows that can be read; row i of it is item i here, and row `source_rows[i]` of what was given.
         pids, camids: int64 arrays (N,).
+        sizes: int64 (N, 2), height and width of the original pictures for crops by their proportions; see
+            `training_images`, which sets them.
     """
+
+    sizes: np.ndarray | None = None
 
     def __init__(
         self,
@@ -46,6 +51,7 @@ class ImageDataset(torch.utils.data.Dataset):
         image_size: tuple[int, int],
         *,
         interpolation: str = "bilinear",
+        resize_shortest: int | None = None,
         cache_dir: str | Path | None = None,
         max_bytes: int = 32 << 30,
         on_error: str = "raise",
@@ -54,9 +60,11 @@ class ImageDataset(torch.utils.data.Dataset):
         """Decode the split, or open what was decoded before.
 
         Args:
-            dataset: a `datasets.Dataset` with the columns image, pid and camid.
+            dataset: a `datasets.Dataset` with the columns image, pid and camid, or image and label as the pid.
             image_size: (height, width) in pixels.
             interpolation: "bilinear" or "bicubic".
+            resize_shortest: resize the shorter side to this and cut `image_size` from the centre, as torchvision does;
+                None resizes both sides to `image_size`.
             cache_dir: default: `reid_hub` below the cache folder of `datasets`.
             max_bytes: a set that would take more is decoded anew for every batch, and nothing is stored.
             on_error: what to do with a picture that cannot be read: "raise", or "skip" it, with one warning for all.
@@ -69,6 +77,7 @@ class ImageDataset(torch.utils.data.Dataset):
         _check_rows(dataset)
         self.image_size = _check_size(image_size)
         self.interpolation = interpolation
+        self.resize_shortest = resize_shortest
         self._filter = lookup(FILTERS, interpolation, "interpolation")
         self._skip = lookup({"raise": False, "skip": True}, on_error, "value of on_error")
         self._source = _undecoded(dataset)
@@ -77,32 +86,38 @@ class ImageDataset(torch.utils.data.Dataset):
         stored = len(dataset) * int(np.prod(self._shape)) <= max_bytes
         errors = {}
         if stored or self._skip:
-            folder = _cache_root(cache_dir) / f"{dataset._fingerprint}-{'x'.join(map(str, image_size))}-{interpolation}"
+            kind = f"{'x'.join(map(str, image_size))}-{interpolation}"
+            kind += f"-shortest{resize_shortest}" if resize_shortest else ""
+            folder = _cache_root(cache_dir) / f"{dataset._fingerprint}-{kind}"
             errors = self._prepare(folder, stored, progress)
             self._file = folder / "images.npy" if stored else None
-        self._rows = np.setdiff1d(np.arange(len(dataset)), list(errors)).astype(np.int64)
-        self.dataset = dataset.select(self._rows) if errors else dataset
-        labels = self.dataset.select_columns(["pid", "camid"]).with_format("numpy")[:]
-        self.pids, self.camids = (np.asarray(labels[name], dtype=np.int64) for name in ("pid", "camid"))
+        self.source_rows = np.setdiff1d(np.arange(len(dataset)), list(errors)).astype(np.int64)
+        self.dataset = dataset.select(self.source_rows) if errors else dataset
+        columns = self.dataset.remove_columns("image").with_format("numpy")
+        self.pids = np.asarray(columns["label" if "label" in columns.column_names else "pid"][:], dtype=np.int64)
+        self.camids = np.full_like(self.pids, NO_CAMERA)
+        if "camid" in columns.column_names:
+            self.camids = np.asarray(columns["camid"][:], dtype=np.int64)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.source_rows)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """One item, without the batch dimension."""
         return {name: values[0] for name, values in self.__getitems__([index]).items()}
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """A batch: pixel_values uint8 (B, 3, H, W); pids, camids and indices int64 (B,)."""
+        """A batch: pixel_values uint8 (B, 3, H, W); pids, camids and indices int64 (B,); `sizes` (B, 2) if known."""
         indices = np.asarray(indices, dtype=np.int64)
-        rows = self._rows[indices]
+        rows = self.source_rows[indices]
         if self._file is None:
             pixels, _ = self._decode(rows)
         else:
             if self._pixels is None:
                 self._pixels = np.load(self._file, mmap_mode="r")
             pixels = np.take(self._pixels, rows, axis=0)
-        arrays = {"pixel_values": pixels, "pids": self.pids[indices], "camids": self.camids[indices]}
+        sizes = {} if self.sizes is None else {"sizes": self.sizes[indices]}
+        arrays = {**sizes, "pixel_values": pixels, "pids": self.pids[indices], "camids": self.camids[indices]}
         return {name: torch.from_numpy(np.asarray(array)) for name, array in (arrays | {"indices": indices}).items()}
 
     @staticmethod
@@ -193,7 +208,6 @@ class ImageDataset(torch.utils.data.Dataset):
         pixels, errors = np.zeros((len(rows), *self._shape), dtype=np.uint8), {}
         batch = self._source[rows]
         names = batch.get("path", [None] * len(rows))
-        height, width = self.image_size
         for out, row, source, name in zip(pixels, rows, batch["image"], names, strict=True):
             try:
                 image = decode_image(source, name)
@@ -202,8 +216,17 @@ class ImageDataset(torch.utils.data.Dataset):
                     raise type(error)(f"{error} (or pass on_error='skip' to leave such images out)") from error
                 errors[int(row)] = str(error)
             else:
-                out[:] = np.asarray(image.resize((width, height), self._filter)).transpose(2, 0, 1)
+                out[:] = np.asarray(self._resized(image)).transpose(2, 0, 1)
         return pixels, errors
+
+    def _resized(self, image: Image.Image) -> Image.Image:
+        height, width = self.image_size
+        if self.resize_shortest is None:
+            return image.resize((width, height), self._filter)
+        shortest = min(image.size)
+        image = image.resize([int(self.resize_shortest * side / shortest) for side in image.size], self._filter)
+        left, top = (round((side - crop) / 2) for side, crop in zip(image.size, (width, height), strict=True))
+        return image.crop((left, top, left + width, top + height))
 
 
 def _check_rows(dataset) -> None:
@@ -214,8 +237,10 @@ def _check_rows(dataset) -> None:
             f"dataset must be one split, a datasets.Dataset, got {type(dataset).__name__}; take one: splits['train']"
         )
     missing = {"image", "pid", "camid"} - set(dataset.column_names)
-    if missing:
-        raise ValueError(f"dataset must have the columns image, pid and camid; {sorted(missing)} missing: {dataset}")
+    if missing and not {"image", "label"} <= set(dataset.column_names):
+        raise ValueError(
+            f"dataset must have the columns image, pid and camid (or label); {sorted(missing)} missing: {dataset}"
+        )
     if not len(dataset):
         raise ValueError("dataset has no images; check the folder it was loaded from")
 

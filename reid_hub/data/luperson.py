@@ -21,7 +21,8 @@ def scan(data_dir: Path) -> Scan:
             f"{data_dir} is not a folder; give one of pictures (folders below it are read too) or of an LMDB (data.mdb)"
         )
     records = [Record(name, UNLABELLED) for name in list_images(data_dir, recursive=True)]
-    return Scan(data_dir, {"train": records})
+    # Among millions some are damaged: they are left out when they are read.
+    return Scan(data_dir, {"train": records}, tolerant=True)
 
 
 def read_values(store: Path, records: Sequence[Record]) -> Iterator[dict]:
@@ -54,6 +55,17 @@ def _open(store: Path):
         raise ValueError(f"{store / 'data.mdb'} cannot be read as an LMDB ({error}); copy it again") from error
 
 
+PICTURES = DatasetSpec(
+    name="pictures",
+    title="Own pictures without labels",
+    homepage="",
+    licence="yours to state",
+    citation="",
+    layout="pictures in any folders, or an LMDB (data.mdb)",
+    scan=scan,
+    notes="Training only, without labels: every pid is -1.",
+    redistributable=True,
+)
 SPEC = DatasetSpec(
     name="luperson",
     title="LUPerson",

@@ -45,7 +45,8 @@ class Scan:
     `read(root, records)` yields one value for a `datasets.Image` column per record. `sources` are the files that hold
     the pixels where they are not the records' own paths. `classes` are the names of the labels of a classification
     set, whose records carry the label as pid. A data set that is computed has `draw` instead of records: it gives the
-    finished rows of every split, and `sources` are the files of the program that draws.
+    finished rows of every split, and `sources` are the files of the program that draws. `tolerant` lets empty files be:
+    who reads the pictures leaves out what cannot be read.
     """
 
     root: Path
@@ -54,6 +55,7 @@ class Scan:
     sources: Sequence[Path] | None = None
     classes: Sequence[str] | None = None
     draw: Callable[[], Mapping[str, list[dict[str, Any]]]] | None = None
+    tolerant: bool = False
 
 
 @dataclass(frozen=True)

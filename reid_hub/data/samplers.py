@@ -85,6 +85,7 @@ class IdentitySampler(_EpochSampler):
         pids: (N,) identity of every image; images with a negative one (junk) are never drawn.
         num_ids, num_instances: P and K.
         num_processes: the number of batches is a multiple of it.
+        once: at most one group of an identity in an epoch, other images in each, as MGN (arXiv:1804.01438) has it.
 
     Attributes:
         num_single: identities with one image, whose K instances are the same image.
@@ -93,7 +94,16 @@ class IdentitySampler(_EpochSampler):
         ValueError: if there are fewer than P identities, or too few groups for one batch per process.
     """
 
-    def __init__(self, pids: Sequence[int], num_ids: int, num_instances: int, *, seed: int, num_processes: int = 1):
+    def __init__(
+        self,
+        pids: Sequence[int],
+        num_ids: int,
+        num_instances: int,
+        *,
+        seed: int,
+        num_processes: int = 1,
+        once: bool = False,
+    ):
         super().__init__(seed, num_processes)
         if num_ids < 1 or num_instances < 1:
             raise ValueError(f"num_ids and num_instances must be at least 1, got {num_ids} and {num_instances}")
@@ -103,7 +113,7 @@ class IdentitySampler(_EpochSampler):
         self.batch_size = num_ids * num_instances
         self._images = np.flatnonzero(pids >= 0)
         _, self._identity, self._sizes = np.unique(pids[self._images], return_inverse=True, return_counts=True)
-        self._groups = np.maximum(self._sizes // num_instances, 1)
+        self._groups = np.ones_like(self._sizes) if once else np.maximum(self._sizes // num_instances, 1)
         self.num_batches = _most_batches(self._groups, num_ids) // num_processes * num_processes
         if not self.num_batches:
             raise ValueError(

@@ -31,7 +31,7 @@ def measure_cost(
         parameters: number of values in all parameter tensors (frozen ones too; running statistics are no parameters).
         macs: multiply-adds of the convolution and linear layers, each counted as often as it runs.
         attention_macs: those of all other matrix products, which are what attention adds.
-        bytes_per_vector: embedding length times the size of `dtype`.
+        bytes_per_vector: embedding length times the size of `dtype`; not of a classifier.
         latency_ms: median milliseconds of one forward at batch 1, warm.
         latency_threads, latency_device: where that was: CPU threads of torch, and the processor's name.
         image_size: [height, width].
@@ -53,7 +53,7 @@ def measure_cost(
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "macs": macs,
         "attention_macs": products - macs,
-        "bytes_per_vector": embeddings.shape[1] * dtype.itemsize,
+        **({"bytes_per_vector": embeddings.shape[1] * dtype.itemsize} if isinstance(embeddings, Tensor) else {}),
         "latency_ms": round(1000 * latency, 3),
         "latency_threads": torch.get_num_threads(),
         "latency_device": _device_name(images.device),
@@ -64,7 +64,7 @@ def measure_cost(
 def count_macs(model: nn.Module, images: Tensor) -> tuple[int, int, Tensor]:
     """Multiply-adds of conv and linear modules, of every matrix product and convolution, and the embeddings.
 
-    Works on the meta device too, where nothing is computed.
+    A classifier's output is returned as it is. Works on the meta device too, where nothing is computed.
     """
     counted = 0
 

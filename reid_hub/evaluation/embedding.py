@@ -1,17 +1,19 @@
 """A split of pictures to embeddings, on one process or shared between several."""
 
 import os
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
 from reid_hub.data.augmentation import BatchTransform
 from reid_hub.data.images import ImageDataset
 from reid_hub.evaluation.cost import evaluation_mode
-from reid_hub.models import ReIDModel
+from reid_hub.models import ReIDConfig, ReIDModel
 
 
 class Embedded(NamedTuple):
@@ -44,36 +46,70 @@ def embed(
     Raises:
         ValueError: if the sizes do not fit, or the model gives NaN or Inf; the message names the pictures.
     """
+    images = open_images(split, model.config, progress)
+    embeddings = forward_all(
+        model,
+        images,
+        lambda pixels: model.embed(pixels, flip, quantized),
+        model.embedding_dim,
+        batch_size=batch_size,
+        progress=progress,
+        what="embed",
+    )
+    return Embedded(embeddings, images.pids, images.camids)
+
+
+def forward_all(
+    model: PreTrainedModel,
+    images: ImageDataset,
+    forward: Callable[[Tensor], Tensor],
+    dim: int,
+    *,
+    batch_size: int,
+    progress: bool,
+    what: str,
+) -> np.ndarray:
+    """What `forward`, (B, 3, H, W) -> (B, dim), makes of every picture, normalised for the model: (N, dim) float32.
+
+    Shared between the processes, in evaluation mode, as in `embed`.
+
+    Raises:
+        ValueError: for a batch size below 1, or if something is NaN or Inf; the message names the pictures.
+    """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    images = _image_dataset(split, model.config, progress)
     rank, processes = _place()
     share = -(-len(images) // processes)
     indices = range(len(images))[rank * share : (rank + 1) * share]
     transform = BatchTransform(None, model.config.image_mean, model.config.image_std)
-    vectors = torch.zeros(share, model.embedding_dim)
+    vectors = torch.zeros(share, dim)
     with (
         evaluation_mode(model),
         torch.inference_mode(),
-        tqdm(total=len(indices), desc="embed", unit="img", disable=not progress or rank > 0) as bar,
+        tqdm(total=len(indices), desc=what, unit="img", disable=not progress or rank > 0) as bar,
     ):
         for start in range(0, len(indices), batch_size):
             batch = images.__getitems__(indices[start : start + batch_size])
             pixels = transform(batch["pixel_values"].to(model.device)).to(model.dtype)
-            embeddings = model.embed(pixels, flip, quantized)
-            vectors[start : start + len(embeddings)] = embeddings
-            bar.update(len(embeddings))
+            vectors[start : start + len(pixels)] = forward(pixels)
+            bar.update(len(pixels))
     # Only the last shares can be short, so what they lack lies behind the last picture.
     embeddings = _gather(vectors)[: len(images)].numpy()
     _refuse_non_finite(embeddings, images)
-    return Embedded(embeddings, images.pids, images.camids)
+    return embeddings
 
 
-def _image_dataset(split, config, progress: bool) -> ImageDataset:
-    size = tuple(config.image_size)
+def open_images(split, config: ReIDConfig, progress: bool = True) -> ImageDataset:
+    """A split, or an `ImageDataset`, as the pictures that a model of this configuration wants.
+
+    Raises:
+        ValueError: for an `ImageDataset` of another size.
+    """
+    size, resize = tuple(config.image_size), {"resize_shortest": config.resize_shortest}
     if not isinstance(split, ImageDataset):
-        return ImageDataset(split, size, interpolation=config.interpolation, progress=progress)
-    if (tuple(split.image_size), split.interpolation) != (size, config.interpolation):
+        return ImageDataset(split, size, interpolation=config.interpolation, progress=progress, **resize)
+    got = (tuple(split.image_size), split.interpolation, split.resize_shortest)
+    if got != (size, config.interpolation, config.resize_shortest):
         raise ValueError(
             f"the model wants images of {size} pixels (height, width), {config.interpolation}; the ImageDataset gives "
             f"{split.image_size}, {split.interpolation}: pass the split itself, or an ImageDataset of that size"

@@ -135,7 +135,7 @@ def plot_cmc(path: str | Path, results: Mapping[str, RetrievalResults]) -> Path:
     """
     if not 1 <= len(results) <= len(COLOURS):
         raise ValueError(f"between 1 and {len(COLOURS)} curves fit into a picture, got {len(results)}")
-    with _figure(path, (5.2, 3.6)) as figure:
+    with saved_figure(path, (5.2, 3.6)) as figure:
         axes = figure.add_subplot()
         for number, (name, result) in enumerate(results.items()):
             ranks = np.arange(1, len(result.cmc) + 1)
@@ -191,7 +191,7 @@ def plot_embedding_map(
     points, pids, camids = project(unit[shown], seed), pids[shown], camids[shown]
     cameras = np.unique(camids)
 
-    with _figure(path, (6.4, 4.8)) as figure:
+    with saved_figure(path, (6.4, 4.8)) as figure:
         axes = figure.add_subplot()
         for number, pid in enumerate(ids):
             for camera, camid in enumerate(cameras):
@@ -225,7 +225,7 @@ METHOD_TITLES = {"tsne": "t-SNE of the embeddings", "pca": "Principal components
 
 
 @contextmanager
-def _figure(path: str | Path, size: tuple[float, float]) -> Iterator:
+def saved_figure(path: str | Path, size: tuple[float, float]) -> Iterator:
     """A matplotlib figure that is written to `path` when the block ends well; no global state of pyplot is touched."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -242,7 +242,7 @@ def _draw_rows(path: str | Path, rows: Sequence[tuple], k: int) -> Path:
     first = _image(rows[0][0][0])
     aspect, gap = first.height / first.width, 0.3
     size = (CELL_WIDTH * (k + 1 + gap), (CELL_WIDTH * aspect + 0.55) * len(rows) + 0.4)
-    with _figure(path, size) as figure:
+    with saved_figure(path, size) as figure:
         widths = [1, gap, *[1] * k]
         grid = figure.add_gridspec(len(rows), k + 2, width_ratios=widths, wspace=0.12, hspace=0.44 / aspect)
         for row, (query, answers) in enumerate(rows):

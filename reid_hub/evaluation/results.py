@@ -13,14 +13,18 @@ from typing import Any
 
 from reid_hub.evaluation.metrics import RetrievalResults
 from reid_hub.files import atomic_file
+from reid_hub.registry import lookup
 
 METRICS = ("mAP", "rank1", "rank5", "rank10", "mINP")
+# What results of a "task" other than retrieval hold: accuracies of the last epoch, and what the best was and when.
+CLASSIFICATION_METRICS = ("top1", "top5", "top1_best", "best_epoch")
+TASKS = {"retrieval": METRICS, "classification": CLASSIFICATION_METRICS, "pretraining": ()}
 SCHEMA: dict[str, tuple[str, ...] | type] = {
     "model": str,
     "dataset": ("name", "split", "data_dir_counts"),
     "protocol": (),
-    "metrics": METRICS,
-    "cost": ("parameters", "macs", "bytes_per_vector", "latency_ms"),
+    "metrics": (),
+    "cost": ("parameters", "macs", "latency_ms"),
     "training": ("method", "recipe", "epochs", "seed"),
     "command": str,
     "versions": ("python", "torch", "transformers", "reid_hub"),
@@ -58,16 +62,58 @@ def build_results(
         ValueError: if a key is missing or a value is not what it must be.
     """
     counts = {name: getattr(results, name) for name in ("num_queries", "num_valid_queries", "num_gallery")}
-    content = {
-        "model": model,
-        "dataset": dict(dataset),
-        "protocol": {**results.protocol, **counts},
-        "metrics": {name: getattr(results, name) for name in METRICS},
-        "cost": dict(cost),
-        "training": dict(training),
-        "command": public_command(sys.argv if command is None else command),
-        "versions": versions(),
-    }
+    return _checked(
+        {
+            "model": model,
+            "dataset": dict(dataset),
+            "protocol": {**results.protocol, **counts},
+            "metrics": {name: getattr(results, name) for name in METRICS},
+            "cost": dict(cost),
+            "training": dict(training),
+        },
+        command,
+    )
+
+
+def build_classification_results(
+    *,
+    model: str,
+    dataset: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    protocol: Mapping[str, Any],
+    cost: Mapping[str, Any],
+    training: Mapping[str, Any],
+    command: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """The same of a classifier: "task" is "classification", `metrics` are those of `CLASSIFICATION_METRICS`.
+
+    Raises:
+        ValueError: as `build_results`.
+    """
+    content = {"model": model, "task": "classification", "dataset": dict(dataset), "protocol": dict(protocol)}
+    return _checked({**content, "metrics": dict(metrics), "cost": dict(cost), "training": dict(training)}, command)
+
+
+def build_pretraining_results(
+    *,
+    model: str,
+    dataset: Mapping[str, Any],
+    cost: Mapping[str, Any],
+    training: Mapping[str, Any],
+    command: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """The same of a trunk that nothing was measured with: "task" is "pretraining", without metrics and protocol.
+
+    Raises:
+        ValueError: as `build_results`.
+    """
+    content = {"model": model, "task": "pretraining", "dataset": dict(dataset), "protocol": {}, "metrics": {}}
+    return _checked({**content, "cost": dict(cost), "training": dict(training)}, command)
+
+
+def _checked(content: dict[str, Any], command: Sequence[str] | None) -> dict[str, Any]:
+    content["command"] = public_command(sys.argv if command is None else command)
+    content["versions"] = versions()
     check_results(content)
     return content
 
@@ -109,12 +155,18 @@ def read_results(path: str | Path) -> dict[str, Any]:
 def check_results(results: Mapping[str, Any]) -> None:
     """Check against `SCHEMA`: every key present, metrics fractions in [0, 1], costs finite and not negative.
 
+    Metrics are those of the "task", by default retrieval, which also says what a vector costs.
+
     Raises:
         ValueError: naming the key, what it must be and what it is.
     """
     if not isinstance(results, Mapping):
         raise ValueError(f"results must be a mapping, got {type(results).__name__}; make them with build_results")
-    for key, wanted in SCHEMA.items():
+    metrics = lookup(TASKS, results.get("task", "retrieval"), "task")
+    schema = {**SCHEMA, "metrics": metrics}
+    if metrics is METRICS:
+        schema["cost"] += ("bytes_per_vector",)
+    for key, wanted in schema.items():
         if key not in results:
             raise ValueError(f"results lack {key!r}: they need {', '.join(SCHEMA)}; make them with build_results")
         kind = wanted if isinstance(wanted, type) else Mapping
@@ -123,11 +175,13 @@ def check_results(results: Mapping[str, Any]) -> None:
         missing = [] if isinstance(wanted, type) else [name for name in wanted if name not in results[key]]
         if missing:
             raise ValueError(f"{key!r} lacks {', '.join(missing)}: it needs {', '.join(wanted)}")
-    for name in METRICS:
+    for name in metrics:
         value = results["metrics"][name]
-        if not _is_number(value) or not 0 <= value <= 1:
+        # The only one that is none: it counts epochs.
+        highest = math.inf if name == "best_epoch" else 1
+        if not _is_number(value) or not 0 <= value <= highest:
             raise ValueError(f"metric {name} must be a fraction between 0 and 1 (not percent), got {value!r}")
-    for name in SCHEMA["cost"]:
+    for name in schema["cost"]:
         value = results["cost"][name]
         if not _is_number(value) or value < 0:
             raise ValueError(f"cost {name} must be a finite number, at least 0, got {value!r}")

@@ -12,7 +12,7 @@ from reid_hub.evaluation.results import check_results
 from reid_hub.files import atomic_file
 from reid_hub.hub.citations import cite
 from reid_hub.hub.folder import read_json
-from reid_hub.models import ReIDConfig, ReIDModel, WeightChain, WeightChainConfig
+from reid_hub.models import ReIDConfig, ReIDForImageClassification, ReIDModel, WeightChain, WeightChainConfig
 from reid_hub.models.width_scale import width_of
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
@@ -25,7 +25,9 @@ TAGS = [
     "metric-learning",
     "reid-hub",
 ]
+CLASSIFIER_TAGS = ["image-classification", "reid-hub"]
 METRICS = {"mAP": "mAP", "rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "mINP": "mINP"}
+ACCURACIES = {"top1": "Top-1", "top5": "Top-5", "top1_best": "Best top-1 of the training"}
 LABELS = {
     "macs": "MACs per picture", "attention_macs": "MACs of attention", "latency_ms": "Latency, one picture",
     "data_dir_counts": "Data found", "rerank": "Re-ranked", "flip": "Flip-averaged",
@@ -70,12 +72,17 @@ def render_card(
             `check_results` asks for.
     """
     is_chain = config.get("model_type") == WeightChainConfig.model_type
+    is_classifier = ReIDForImageClassification.__name__ in (config.get("architectures") or ())
+    metrics, tags = (ACCURACIES, CLASSIFIER_TAGS) if is_classifier else (METRICS, TAGS)
     config = (WeightChainConfig if is_chain else ReIDConfig).from_dict(dict(config))
-    facts = _chain_facts(config) if is_chain else _facts(config)
+    facts = _chain_facts(config) if is_chain else _facts(config, is_classifier)
     config = config.teacher_config if is_chain else config
     results = [results] if isinstance(results, Mapping) else list(results or [])
     for result in results:
         check_results(result)
+        if (result.get("task") == "classification") != is_classifier:
+            raise ValueError("the results are of another kind of model than config.json: evaluate this one again")
+    measured = [result for result in results if result["metrics"]]
     unnamed = config.variant or "person-reid"
     model_name = results[0]["model"] if results else f"{unnamed}.chain" if is_chain else unnamed
     training = results[0]["training"] if results else {}
@@ -85,12 +92,12 @@ def render_card(
         license=license,
         license_name="training-data-terms" if license == "other" else None,
         library_name="transformers",
-        pipeline_tag=None if is_chain else "image-feature-extraction",
-        tags=[*TAGS, "weight-chain"] if is_chain else TAGS,
+        pipeline_tag=None if is_chain else "image-classification" if is_classifier else "image-feature-extraction",
+        tags=[*tags, "weight-chain"] if is_chain else tags,
         datasets=trained_on or None,
         base_model=training.get("base_model"),
         model_name=model_name,
-        eval_results=list(_eval_results(results)) or None,
+        eval_results=list(_eval_results(measured, metrics)) or None,
     )
     used = [*trained_on, *(r["dataset"]["name"] for r in results)]
     names = [config.backbone_config.model_type, config.variant, training.get("method"), training.get("recipe")]
@@ -103,10 +110,11 @@ def render_card(
         model_name=model_name,
         facts=facts,
         is_chain=is_chain,
+        is_classifier=is_classifier,
         is_int8=config.quantization == "int8",
         scale=", scale=model.int8_scale(None)" if config.quantization_granularity == "dimension" else "",
-        metric_labels=METRICS.values(),
-        evaluations=[_evaluation(result) for result in results],
+        metric_labels=metrics.values(),
+        evaluations=[_evaluation(result, metrics) for result in measured],
         cost=_table(results[0]["cost"]) if results else {},
         training=_table(training),
         data_terms=_data_terms(trained_on, used),
@@ -117,12 +125,12 @@ def render_card(
     return str(card)
 
 
-def _eval_results(results: Sequence[Mapping[str, Any]]) -> Iterator[EvalResult]:
+def _eval_results(results: Sequence[Mapping[str, Any]], metrics: Mapping[str, str]) -> Iterator[EvalResult]:
     for result in results:
-        for metric, label in METRICS.items():
+        for metric, label in metrics.items():
             yield EvalResult(
-                task_type="image-retrieval",
-                task_name="Person re-identification",
+                task_type="image-classification" if metrics is ACCURACIES else "image-retrieval",
+                task_name="Image classification" if metrics is ACCURACIES else "Person re-identification",
                 dataset_type=result["dataset"]["name"],
                 dataset_name=_title(result["dataset"]["name"]),
                 dataset_split=result["dataset"]["split"],
@@ -133,19 +141,23 @@ def _eval_results(results: Sequence[Mapping[str, Any]]) -> Iterator[EvalResult]:
             )
 
 
-def _facts(config: ReIDConfig) -> dict[str, str]:
+def _facts(config: ReIDConfig, is_classifier: bool) -> dict[str, str]:
     """What the configuration alone says; sizes come from the model itself, built without memory."""
     with torch.device("meta"):
-        model = ReIDModel(config)
+        whole = ReIDForImageClassification(config) if is_classifier else ReIDModel(config)
+    model = whole.reid if is_classifier else whole
     height, width = config.image_size
     facts = {
         "Variant": config.variant or "not a named one",
         "Backbone": config.backbone_config.model_type,
-        "Parameters": f"{sum(p.numel() for p in model.parameters()):,}",
+        "Parameters": f"{sum(p.numel() for p in whole.parameters()):,}",
         "Input": f"{height} x {width} pixels (height x width)",
         "Embedding": f"{model.embedding_dim} numbers",
         "Pooling, head, neck": f"{config.pooling}, {config.head}, {config.neck}",
     }
+    if is_classifier:
+        names = [config.id2label[number] for number in range(config.num_labels)]
+        facts["Classes"] = f"{len(names)}: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"
     if config.compression is not None:
         kind = {"low_rank": "by a learned linear map", "pruned": "by pruning"}.get(config.compression, "by slicing")
         facts["Compressed"] = f"from {model.compression.in_features} numbers {kind}"
@@ -153,6 +165,9 @@ def _facts(config: ReIDConfig) -> dict[str, str]:
         facts["Stored as"] = f"{model.embedding_dim} bytes ({config.quantization}, one scale per " + (
             f"{config.quantization_granularity})"
         )
+    if config.side is not None:
+        memory = "with" if config.side["memory"] else "without"
+        facts["Side network"] = f"cells {config.side['cell']}, trained {memory} a memory of earlier batches"
     if config.decision is not None:
         facts["Same person"] = (
             f"{config.decision['metric']} distance up to {config.decision['threshold']:.4f}: false matches "
@@ -179,14 +194,17 @@ def _chain_facts(config: WeightChainConfig) -> dict[str, str]:
     }
 
 
-def _evaluation(result: Mapping[str, Any]) -> dict[str, Any]:
+def _evaluation(result: Mapping[str, Any], metrics: Mapping[str, str]) -> dict[str, Any]:
     dataset, protocol = result["dataset"], result["protocol"]
-    details = {"data_dir_counts": dataset["data_dir_counts"], **protocol, "rerank": protocol.get("rerank") or False}
+    details = {"data_dir_counts": dataset["data_dir_counts"], **protocol}
+    if metrics is METRICS:
+        details["rerank"] = protocol.get("rerank") or False
     return {
         "title": _title(dataset["name"]),
         "split": dataset["split"],
-        "metrics": [f"{100 * result['metrics'][name]:.1f}" for name in METRICS],
-        "wrong_first": f"{100 * (1 - result['metrics']['rank1']):.1f}",
+        "metrics": [f"{100 * result['metrics'][name]:.1f}" for name in metrics],
+        "wrong_first": f"{100 * (1 - result['metrics'][next(n for n in ('rank1', 'top1') if n in metrics)]):.1f}",
+        "best_epoch": result["metrics"].get("best_epoch"),
         "setting": _setting(result) or "-",
         "camera_note": dataset.get("camera_note"),
         "details": _table({**details, "versions": result["versions"]}),

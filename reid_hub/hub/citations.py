@@ -38,6 +38,16 @@ CITATIONS: dict[str, str] = {
              Keutzer, Kurt},
   journal = {arXiv:1602.07360}, year = {2016}
 }""",
+    "reid_densenet": """@inproceedings{huang2017densely,
+  title     = {Densely Connected Convolutional Networks},
+  author    = {Huang, Gao and Liu, Zhuang and van der Maaten, Laurens and Weinberger, Kilian Q.},
+  booktitle = {CVPR}, year = {2017}
+}""",
+    "reid_mgn": """@inproceedings{wang2018mgn,
+  title     = {Learning Discriminative Features with Multiple Granularities for Person Re-Identification},
+  author    = {Wang, Guanshuo and Yuan, Yufeng and Chen, Xiong and Li, Jiwei and Zhou, Xi},
+  booktitle = {ACM Multimedia}, year = {2018}
+}""",
     "vit": """@inproceedings{dosovitskiy2021image,
   title     = {An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale},
   author    = {Dosovitskiy, Alexey and Beyer, Lucas and Kolesnikov, Alexander and Weissenborn, Dirk and Zhai, Xiaohua
@@ -55,18 +65,6 @@ CITATIONS: dict[str, str] = {
   title     = {{TransReID}: Transformer-Based Object Re-Identification},
   author    = {He, Shuting and Luo, Hao and Wang, Pichao and Wang, Fan and Li, Hao and Jiang, Wei},
   booktitle = {ICCV}, year = {2021}
-}""",
-    "ptl": """@inproceedings{yu2019progressive,
-  title     = {Progressive Transfer Learning for Person Re-identification},
-  author    = {Yu, Zhengxu and Jin, Zhongming and Wei, Long and Guo, Jishun and Huang, Jianqiang and Cai, Deng and
-               He, Xiaofei and Hua, Xian-Sheng},
-  booktitle = {IJCAI}, year = {2019}
-}""",
-    "kdep": """@inproceedings{he2022kdep,
-  title     = {Knowledge Distillation as Efficient Pre-training: Faster Convergence, Higher Data-efficiency, and Better
-               Transferability},
-  author    = {He, Ruifei and Sun, Shuyang and Yang, Jihan and Bai, Song and Qi, Xiaojuan},
-  booktitle = {CVPR}, year = {2022}
 }""",
     # evaluation
     "rerank": """@inproceedings{zhong2017rerank,

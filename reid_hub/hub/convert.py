@@ -1,4 +1,4 @@
-"""Foreign checkpoints into ours: OSNet, MSINet, SqueezeNet, ResNet (torchvision, timm, LUPerson), ViT (PASS, DeiT).
+"""Foreign checkpoints into ours: OSNet, MSINet, MGN, SqueezeNet, DenseNet, ResNet (also LUPerson), ViT (PASS, DeiT).
 
 A foreign file is never unpickled beyond tensors and plain containers. Every tensor of it is either used or named as
 ignored, and every tensor of the trunk must be found.
@@ -137,6 +137,52 @@ def _squeezenet_name(name: str) -> str | None:
     return f"backbone.{name}" if name.startswith("features.") else None
 
 
+def _densenet_name(name: str) -> str | None:
+    """torchvision's names; its published files call a layer's `norm1` `norm.1`."""
+    if not name.startswith("features."):
+        return None
+    return "backbone." + re.sub(r"\.(norm|conv)\.([12])\.", r".\1\2.", name)
+
+
+# How the public reproduction of MGN calls the parts of a ResNet.
+_MGN_TRUNK = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3.0"}
+
+# The blocks of a ResNet that each of its branches has for itself.
+_TAIL = re.compile(r"layer(?:(3)\.([1-9]\d*)|(4)\.(\d+))\.(.+)")
+
+
+def _in_branch(branch: int, block: re.Match) -> str:
+    """The reproduction's name of a tensor that torchvision's ResNet has in such a block."""
+    third, third_block, _, fourth_block, rest = block.groups()
+    return f"p{branch}.0.{int(third_block) - 1}.{rest}" if third else f"p{branch}.1.{fourth_block}.{rest}"
+
+
+def _mgn_name(name: str) -> str | None:
+    """The reproduction's names, and torchvision's ResNet, whose end is the first branch's (see `_to_branches`)."""
+    if match := re.fullmatch(r"reduction\.([01])\.(\w+)", name):
+        return f"head.{('fc', 'bn')[int(match[1])]}.{match[2]}"
+    if match := re.fullmatch(r"(?:backbone\.)?([01456])\.(.+)", name):
+        name = f"{_MGN_TRUNK[match[1]]}.{match[2]}"
+    if match := _TAIL.fullmatch(name):
+        name = _in_branch(1, match)
+    if match := re.fullmatch(r"p([123])\.(\d+\.\d+)\.(.+)", name):
+        inside = (_resnet_name(f"layer1.0.{match[3]}") or "").partition(".layers.0.")[2]
+        return f"backbone.tails.{int(match[1]) - 1}.{match[2]}.{inside}"
+    ours = _resnet_name(name) or ""
+    return ours.replace("backbone.", "backbone.trunk.", 1) if ours.startswith("backbone.") else None
+
+
+def _to_branches(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict with everything that MGN's branches have: those of a ResNet's end are its copies."""
+    tensors = dict(tensors)
+    for name, tensor in list(tensors.items()):
+        if match := _TAIL.fullmatch(name):
+            tensors |= {_in_branch(branch, match): tensor for branch in (2, 3)}
+        elif name == "reduction.0.weight":
+            tensors[name] = tensor.flatten(1)  # a 1x1 convolution there
+    return tensors
+
+
 def _timm_name(name: str) -> str | None:
     if match := re.fullmatch(r"bottleneck\.(weight|running_mean|running_var|num_batches_tracked)", name):
         return f"neck.{match[1]}"  # TransReID's BNNeck
@@ -149,12 +195,14 @@ NAMES: dict[str, Callable[[str], str | None]] = {
     "reid_msinet": _msinet_name,
     "reid_part_vit": part_vit_name,
     "reid_squeezenet": _squeezenet_name,
+    "reid_densenet": _densenet_name,
+    "reid_mgn": _mgn_name,
     "timm_wrapper": _timm_name,
 }
 # What a foreign checkpoint may hold beside the network we build: classifiers (a distilled DeiT's second class token as
 # well), projections, MSINet's second vector and spatial alignment, and batch norm's dead bias.
 IGNORABLE = re.compile(
-    r"((f_)?(fc|classifier|head)|f_conv|align_module|heads|head_dist|dist_token|pre_logits|last_linear|projector"
+    r"((f_)?(fc|classifier|head)|fc_id_\w+|f_conv|align_module|heads|head_dist|dist_token|pre_logits|last_linear|projector"
     r"|bottleneck(_\d)?\.bias)(\.|$)"
 )
 
@@ -169,6 +217,8 @@ def load_foreign(model: ReIDModel, tensors: dict[str, Tensor]) -> Conversion:
     ours, held = model.state_dict(), set(tensors)
     if model.config.backbone_config.model_type == "reid_part_vit":
         tensors = to_part_tokens(tensors, model.config.backbone_config)
+    if model.config.backbone_config.model_type == "reid_mgn":
+        tensors = _to_branches(tensors)
     if model.config.backbone_config.model_type == "timm_wrapper":
         tensors = to_grid(tensors, model.backbone.model.timm_model)
     named = {name: (rename(name) or "", tensor) for name, tensor in tensors.items()}
@@ -229,6 +279,7 @@ def load_weights(model: ReIDModel, source: str) -> Conversion:
         import timm
 
         return load_foreign(model, timm.create_model(name, pretrained=True, num_classes=0).state_dict())
+    # A classifier of general pictures has a trunk like any other; what is on top of it stays behind.
     other, ours = ReIDModel.from_pretrained(source).state_dict(), model.state_dict()
     used = {key: value for key, value in other.items() if key in ours and value.shape == ours[key].shape}
     missing = [key for key in ours if key.startswith("backbone.") and key not in used]

@@ -12,9 +12,10 @@ from torch import Tensor
 from reid_hub.evaluation import embed, read_results
 from reid_hub.hub.push import push_folder
 from reid_hub.jobs.evaluate import evaluate
-from reid_hub.jobs.models import new_model, on_accelerator
+from reid_hub.jobs.models import model_to_train, new_model, on_accelerator
 from reid_hub.jobs.processes import is_main_process, wait_for_everyone
-from reid_hub.jobs.train import TrainSettings, is_done, load_splits, public_source, train
+from reid_hub.jobs.provenance import is_done, public_source
+from reid_hub.jobs.train import TrainSettings, load_splits, train
 from reid_hub.methods import CompressionMethod
 from reid_hub.methods.compression import (
     compress_model,
@@ -94,7 +95,7 @@ def compress(settings: CompressSettings) -> Made:
             "compressing needs a recipe of the method 'compression' (compress, compress-bot, compress-demo), got "
             f"{settings.recipe!r}"
         )
-    model = new_model(settings.model, settings.image_size, recipe.config)
+    model = model_to_train(settings, recipe)
     if settings.head == "none":
         if settings.dims:
             raise ValueError(f"the head 'none' keeps all dimensions: leave dims out, got {list(settings.dims)}")

@@ -7,8 +7,9 @@ from typing import Any
 
 from reid_hub.data.views import View, choose_views, view_split
 from reid_hub.evaluation import read_results
-from reid_hub.jobs.models import new_model, on_accelerator, open_model
-from reid_hub.jobs.train import TrainSettings, is_done, load_splits, start_heads, train
+from reid_hub.jobs.models import is_checkpoint, new_model, on_accelerator, open_model
+from reid_hub.jobs.provenance import is_done
+from reid_hub.jobs.train import TrainSettings, load_splits, start_heads, train
 from reid_hub.methods import FDMethod
 from reid_hub.methods.fd import (
     CachedRepresentations,
@@ -130,7 +131,8 @@ def train_initial(settings: FDSettings) -> Path:
 def train_teachers(settings: FDSettings) -> dict[str, str]:
     """Train a teacher for each view that has none; returns the folders, or repositories, of all by view.
 
-    Each is FD's network of the view's length: stabilised max pooling, FC and BN.
+    Each is FD's network of the view's length: stabilised max pooling, FC and BN; a trained model as
+    backbone goes on with what it has.
 
     Raises:
         ValueError: for a teacher of a view that is not among the settings'.
@@ -143,6 +145,7 @@ def train_teachers(settings: FDSettings) -> dict[str, str]:
         if teachers[view.name] is not None:
             continue
         head = {"pooling": "stabilised_max", "head": "linear", "neck": "none", "embedding_dim": view.dim}
+        head = {} if is_checkpoint(settings.backbone) else head
         changes = {**settings.teacher_changes, **{f"config.{name}": value for name, value in head.items()}}
         stage = settings.earlier(
             f"teachers/{view.name}",

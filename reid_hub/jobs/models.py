@@ -1,15 +1,20 @@
 """A model by name: a variant, a folder, or a repository of the Hub."""
 
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoConfig
 
 from reid_hub.models import ReIDConfig, ReIDModel, WeightChain, WeightChainConfig
+from reid_hub.training import Recipe
+
+if TYPE_CHECKING:
+    from reid_hub.jobs.train import TrainSettings
 
 
 def open_model(name: str | Path, revision: str | None = None) -> ReIDModel:
@@ -61,16 +66,84 @@ def new_model(
             a position for each patch of another picture size.
     """
     size = {} if image_size is None else {"image_size": tuple(image_size)}
-    if Path(name).is_dir() or ("/" in name and not name.startswith("timm/")):
+    if is_checkpoint(name):
         model = open_model(name)
         if image_size is not None and list(image_size) != model.config.image_size:
-            _check_free_size(model.config, image_size)
+            check_free_size(model.config, image_size)
+            model.config.resize_shortest = shortest_in(
+                image_size, model.config.image_size, model.config.resize_shortest
+            )
             model.config.image_size = list(image_size)
         return model
     return ReIDModel(ReIDConfig.from_variant(name, **{**(defaults or {}), **size}))
 
 
-def _check_free_size(config: ReIDConfig, image_size: Sequence[int]) -> None:
+def model_to_train(settings: "TrainSettings", recipe: Recipe) -> ReIDModel:
+    """The model that a training starts from, without the initial weights that the settings may name.
+
+    Raises:
+        ValueError: see `new_model` and `check_changes`.
+    """
+    if is_checkpoint(settings.model):
+        model = new_model(settings.model, settings.image_size)
+        check_changes(model.config, settings.changes)
+        return model
+    return new_model(settings.model, settings.image_size, recipe_config(settings, recipe))
+
+
+def check_changes(config: ReIDConfig, changes: Mapping[str, Any]) -> None:
+    """Refuse changes of a trained model's configuration, which come too late; what it is already may be said again.
+
+    Raises:
+        ValueError: naming the first that differs.
+    """
+    found = json.loads(config.to_json_string(use_diff=False))
+    for name, value in changes.items():
+        field, value = name.removeprefix("config."), json.loads(json.dumps(value))
+        if field == name or _agrees(found.get(field), value):
+            continue
+        raise ValueError(
+            f"{name}={value!r} comes too late for a trained model, whose {field} is {found.get(field)!r}: leave it "
+            "out, or start a variant with it"
+        )
+
+
+def _agrees(found: Any, asked: Any) -> bool:
+    """Whether nothing is asked that is not so; of options by name, those that are named."""
+    if isinstance(found, dict) and isinstance(asked, dict):
+        return asked.items() <= found.items()
+    return found == asked
+
+
+def recipe_config(settings: "TrainSettings", recipe: Recipe) -> dict[str, Any]:
+    """What a recipe prescribes of a model's configuration, for pictures of the settings' size."""
+    config, size = recipe.config, settings.image_size
+    if size is None or "resize_shortest" not in config or "config.resize_shortest" in settings.changes:
+        return dict(config)
+    return {**config, "resize_shortest": shortest_in(size, config["image_size"], config["resize_shortest"])}
+
+
+def shortest_in(image_size: Sequence[int], before: Sequence[int], shortest: int | None) -> int | None:
+    """The `resize_shortest` that cuts away as much of pictures of another size; None for one of other proportions.
+
+    Left as it is, a small picture would be the middle of a large one, and nothing of what it shows.
+    """
+    if shortest is None or image_size[0] * before[1] != image_size[1] * before[0]:
+        return None
+    return round(shortest * image_size[0] / before[0])
+
+
+def is_checkpoint(name: str) -> bool:
+    """Whether a name is that of a folder or repository, not of a variant."""
+    return Path(name).is_dir() or ("/" in name and not name.startswith("timm/"))
+
+
+def check_free_size(config: ReIDConfig, image_size: Sequence[int]) -> None:
+    """Refuse another picture size for a trained model that has a position for each patch.
+
+    Raises:
+        ValueError: saying what to do instead.
+    """
     backbone = config.backbone_config
     if backbone.model_type == "reid_part_vit" or "img_size" in (getattr(backbone, "model_args", None) or {}):
         sizes = ["x".join(map(str, size)) for size in (config.image_size, image_size)]

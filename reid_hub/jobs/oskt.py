@@ -7,8 +7,9 @@ from typing import Any
 
 from reid_hub.jobs.models import open_chain
 from reid_hub.jobs.processes import is_main_process, wait_for_everyone
+from reid_hub.jobs.provenance import is_done
 from reid_hub.jobs.refine import RefineSettings, refine
-from reid_hub.jobs.train import TrainSettings, is_done, train
+from reid_hub.jobs.train import TrainSettings, train
 from reid_hub.registry import lookup
 
 

@@ -12,7 +12,8 @@ import torch
 from reid_hub.jobs.evaluate import evaluate
 from reid_hub.jobs.models import new_model
 from reid_hub.jobs.processes import is_main_process, wait_for_everyone
-from reid_hub.jobs.train import TrainSettings, build_trainer, load_splits, provenance, publish, run, start_heads
+from reid_hub.jobs.provenance import provenance
+from reid_hub.jobs.train import TrainSettings, build_trainer, load_splits, publish, run, start_heads
 from reid_hub.methods import RefineMethod
 from reid_hub.models import ReIDModel, WeightChain
 from reid_hub.models.weight_chain import default_distance

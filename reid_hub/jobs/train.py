@@ -12,13 +12,14 @@ from transformers import PreTrainedModel, TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from reid_hub.data import describe_splits, load_reid_dataset
-from reid_hub.data.images import ImageDataset
-from reid_hub.evaluation import embed, evaluate_embedded, read_results
+from reid_hub.data.stored import training_images
+from reid_hub.evaluation import embed, evaluate_embedded
 from reid_hub.hub.convert import load_weights
 from reid_hub.hub.push import push_folder
 from reid_hub.jobs.evaluate import evaluate
-from reid_hub.jobs.models import new_model
+from reid_hub.jobs.models import model_to_train
 from reid_hub.jobs.processes import wait_for_everyone
+from reid_hub.jobs.provenance import provenance
 from reid_hub.methods import METHODS, Method, SupervisedMethod
 from reid_hub.models import ReIDModel
 from reid_hub.registry import lookup
@@ -132,12 +133,17 @@ def load_splits(settings: TrainSettings) -> Mapping[str, Any]:
     return splits
 
 
-def run(trainer: ReIDTrainer, settings: TrainSettings, splits: Mapping[str, Any]) -> None:
-    """Train, from the last checkpoint where the settings say so, and write the exported model."""
+def run(
+    trainer: ReIDTrainer,
+    settings: TrainSettings,
+    splits: Mapping[str, Any],
+    report: Callable[[Mapping[str, Any]], None] | None = None,
+) -> None:
+    """Train, from the last checkpoint where the settings say so, and write the exported model; `report` of the data."""
     output_dir = Path(settings.output_dir)
     last = get_last_checkpoint(str(output_dir)) if settings.resume and output_dir.is_dir() else None
     if trainer.is_world_process_zero():
-        report_splits(splits)
+        (report or report_splits)(splits)
     trainer.train(resume_from_checkpoint=last)
     trainer.save_model()
     wait_for_everyone()
@@ -166,10 +172,10 @@ def build_trainer(
         make_callbacks: further callbacks of the trainer.
     """
     set_seed(settings.seed)
-    model = new_model(settings.model, settings.image_size, recipe.config)
-    if settings.init is not None:
-        print(f"initial weights from {settings.init}: {load_weights(model, settings.init)}")
-    images = ImageDataset(train_split, tuple(model.config.image_size), interpolation=recipe.interpolation)
+    model = model_to_train(settings, recipe)
+    start_weights(model, settings)
+    resize = {"interpolation": recipe.interpolation, "resize_shortest": model.config.resize_shortest}
+    images = training_images(train_split, tuple(model.config.image_size), recipe.augmentation, **resize)
     rows, evaluator = np.flatnonzero(images.pids >= 0), None
     if settings.validation:
         holdout = split_identities(images.pids, images.camids, settings.validation, settings.seed)
@@ -178,25 +184,46 @@ def build_trainer(
     if settings.keep_ids != 1:
         rows = rows[np.isin(images.pids[rows], draw_identities(images.pids[rows], settings.keep_ids, settings.seed))]
     subset = TrainingSubset(images, rows)
-    method = (make_method or partial(_make_method, recipe))(model, subset)
-    arguments = {
+    method = (make_method or partial(method_of, recipe))(model, subset)
+    return new_trainer(settings, recipe, method, subset, evaluator=evaluator, callbacks=make_callbacks(method))
+
+
+def start_weights(model: ReIDModel, settings: TrainSettings) -> None:
+    """Give a model the initial weights that the settings name, if they name some."""
+    if settings.init is not None:
+        print(f"initial weights from {settings.init}: {load_weights(model, settings.init)}")
+
+
+def new_trainer(
+    settings: TrainSettings,
+    recipe: Recipe,
+    method: Method,
+    subset: TrainingSubset,
+    *,
+    evaluator: Callable[[Any], Mapping[str, float]] | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> ReIDTrainer:
+    """The trainer that the settings describe, of a method on a training set.
+
+    Args:
+        arguments: defaults for the settings' arguments.
+        options: further ones of `ReIDTrainer`.
+    """
+    values = {
         "seed": settings.seed,
         "eval_strategy": "epoch" if evaluator else "no",
         **({} if settings.epochs is None else {"num_train_epochs": settings.epochs}),
+        **(arguments or {}),
         **settings.arguments,
     }
-    return ReIDTrainer(
-        method,
-        recipe,
-        training_arguments(recipe, settings.output_dir, **arguments),
-        subset,
-        evaluator=evaluator,
-        channels_last=settings.channels_last,
-        callbacks=make_callbacks(method),
-    )
+    args = training_arguments(recipe, settings.output_dir, **values)
+    options = {"evaluator": evaluator, "channels_last": settings.channels_last, **options}
+    return ReIDTrainer(method, recipe, args, subset, **options)
 
 
-def _make_method(recipe: Recipe, model: ReIDModel, subset: TrainingSubset) -> Method:
+def method_of(recipe: Recipe, model: ReIDModel, subset: TrainingSubset) -> Method:
+    """The recipe's method with its options; a ValueError if it needs more than a data set."""
     make = lookup(METHODS, recipe.method, "method")
     needs = [p.name for p in signature(make).parameters.values() if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
     if needs:
@@ -224,32 +251,10 @@ def start_heads(method: SupervisedMethod, folder: str | Path, subset: TrainingSu
         print(f"this recipe has another classifier than {folder}: {', '.join(left)} of it are not used")
 
 
-def is_done(settings: TrainSettings) -> bool:
-    """Whether a folder holds the result of these settings.
-
-    Raises:
-        ValueError: if it holds the result of others, naming them.
-    """
-    path = Path(settings.output_dir) / "results.json"
-    if not path.is_file():
-        return False
-    results = read_results(path)
-    found, epochs = results["training"], settings.epochs or override(RECIPES[settings.recipe], settings.changes).epochs
-    asked = {"recipe": settings.recipe, "epochs": epochs, "seed": settings.seed, "changes": dict(settings.changes)}
-    found = {key: found.get(key) for key in asked}
-    if settings.image_size is not None:
-        asked["image_size"], found["image_size"] = list(settings.image_size), results["cost"]["image_size"]
-    differing = [f"{key} {found[key]} instead of {asked[key]}" for key in asked if found[key] != asked[key]]
-    if differing:
-        raise ValueError(f"{settings.output_dir} was made with {', '.join(differing)}: give another output folder")
-    return True
-
-
 def validate(model: ReIDModel, *, train_split: Any, holdout: Holdout) -> dict[str, float]:
     """Metrics on the identities that were held out of the training split."""
-    query, gallery = (
-        embed(model, train_split.select(rows), progress=False) for rows in (holdout.query, holdout.gallery)
-    )
+    parts = [holdout.query, holdout.gallery]
+    query, gallery = (embed(model, train_split.select(rows), progress=False) for rows in parts)
     results = evaluate_embedded(query, gallery, flip=False, progress=False)
     return {name: getattr(results, name) for name in ("mAP", "rank1", "rank5", "rank10", "mINP")}
 
@@ -266,28 +271,3 @@ def report_splits(splits: Mapping[str, Any], show: Callable[[str], None] = print
         show(f"{report['queries_without_true_match']} queries have no true match and are left out of the evaluation")
     if report["camera_note"]:
         show(report["camera_note"])
-
-
-def provenance(settings: TrainSettings, recipe: Recipe, trainer: ReIDTrainer) -> dict[str, Any]:
-    """What results.json says of the training."""
-    args = trainer.args
-    return {
-        "method": settings.origin or recipe.method,
-        "recipe": settings.recipe,
-        "changes": dict(settings.changes),
-        "dataset": settings.dataset_name or settings.data,
-        "epochs": args.num_train_epochs,
-        "seed": settings.seed,
-        "batch_size": args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
-        "precision": "bfloat16 autocast" if args.bf16 else "float16 autocast" if args.fp16 else "float32",
-        "identities": int(trainer.train_dataset.pids.max()) + 1,
-        "images": len(trainer.train_dataset),
-        "init": public_source(
-            settings.init or ("random" if trainer.model.model.name_or_path == "" else settings.model)
-        ),
-    }
-
-
-def public_source(source: str | Path) -> str:
-    """Where weights came from, without the folders of this machine."""
-    return Path(source).name if Path(source).exists() else str(source)

@@ -6,12 +6,18 @@ from torch import Tensor
 
 from reid_hub.losses.center import center_loss, move_centers
 from reid_hub.losses.circle import circle_loss
-from reid_hub.losses.distillation import distillation_loss, norm_direction_loss, representation_loss
+from reid_hub.losses.distillation import (
+    absolute_feature_loss,
+    distillation_loss,
+    norm_direction_loss,
+    representation_loss,
+)
 from reid_hub.losses.identity import identity_loss
 from reid_hub.losses.triplet import batch_hard_triplet_loss
 
 __all__ = [
     "METRIC_LOSSES",
+    "absolute_feature_loss",
     "batch_hard_triplet_loss",
     "center_loss",
     "circle_loss",

@@ -29,6 +29,15 @@ def norm_direction_loss(features: Tensor, teacher_features: Tensor, directions: 
     return (1 - (features * directions).sum(1) / norm).mean()
 
 
+def absolute_feature_loss(features: Tensor, teacher_features: Tensor) -> Tensor:
+    """Mean absolute difference to a teacher's features over images and numbers, (B, C) twice -> scalar.
+
+    Student-teacher distillation of PTL (arXiv:1908.02492), eq. 4. Nothing flows back to the teacher.
+    """
+    features = at_least_float32(features)
+    return F.l1_loss(features, teacher_features.detach().to(features))
+
+
 def representation_loss(vectors: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
     """Half the squared distance to a teacher's vectors, (B, D) twice -> scalar: 1 / (2 B) sum_i w_i |t_i - v_i|^2.
 

@@ -2,18 +2,28 @@
 
 from reid_hub.methods.base import Method
 from reid_hub.methods.baselines import KDPPMethod
+from reid_hub.methods.classification import ClassificationMethod
 from reid_hub.methods.compression import CompressionMethod
 from reid_hub.methods.fd import FDMethod
+from reid_hub.methods.kdep import KDEPMethod
 from reid_hub.methods.oskt import RefineMethod
+from reid_hub.methods.ptl import PTLMethod, STDMethod
 from reid_hub.methods.supervised import SupervisedMethod
 
-__all__ = ["METHODS", "CompressionMethod", "FDMethod", "KDPPMethod", "Method", "RefineMethod", "SupervisedMethod"]
+__all__ = [
+    "METHODS", "ClassificationMethod", "CompressionMethod", "FDMethod", "KDEPMethod", "KDPPMethod", "Method",
+    "PTLMethod", "RefineMethod", "STDMethod", "SupervisedMethod",
+]  # fmt: skip
 
 # Method(model, num_ids, **options); the options are checked against the constructor's signature.
 METHODS: dict[str, type[Method]] = {
+    "classification": ClassificationMethod,
     "compression": CompressionMethod,
     "fd": FDMethod,
+    "kdep": KDEPMethod,
     "kdpp": KDPPMethod,
     "oskt": RefineMethod,
+    "ptl": PTLMethod,
+    "std": STDMethod,
     "supervised": SupervisedMethod,
 }

@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from reid_hub.models import ReIDModel
+from reid_hub.models.bconv import all_memory, set_memory
 
 
 class Method(nn.Module):
@@ -20,10 +21,13 @@ class Method(nn.Module):
         citation: BibTeX of the method, for the model card.
         takes_erased_boxes: the trainer hands `forward` what Random Erasing erased, as `erased_boxes`: int64 (B, 4), y0,
             x0, y1, x1 in pixels of the input before its flip, ends exclusive, rows of -1 where nothing was erased.
+        fixed_crops: 0 augments every visit to a picture anew; with R, epoch e shows it as its crop number e mod R,
+            which is a function of the seed and the picture alone.
     """
 
     citation: str = ""
     takes_erased_boxes: bool = False
+    fixed_crops: int = 0
 
     def __init__(self, model: ReIDModel):
         super().__init__()
@@ -48,6 +52,21 @@ class Method(nn.Module):
 
         A method whose weights depend on time overrides it; this one does nothing.
         """
+
+    def start_epoch(self, epoch: int) -> None:
+        """Called before the first batch of every epoch, counted from 0, and before the first one of a resumed run.
+
+        A memory of earlier batches (PTL, arXiv:1908.02492) is of one epoch: the model forgets it here.
+        """
+        set_memory(self.model, [])
+
+    def carried(self) -> dict[str, Tensor]:
+        """What one batch leaves to the next in this process, besides weights; for checkpoints, not for the model."""
+        return {f"memory.{number}": tensor for number, tensor in enumerate(all_memory(self.model))}
+
+    def restore_carried(self, state: dict[str, Tensor]) -> None:
+        """Go on in the middle of an epoch from what `carried` gave there, after `start_epoch`."""
+        set_memory(self.model, [state[f"memory.{number}"] for number in range(len(state))])
 
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
         """What the Trainer calls for `activation_checkpointing=True`; only transformer backbones have it."""

@@ -1,7 +1,8 @@
 """Models: flat files that travel with every checkpoint (see `trust_remote_code` in transformers)."""
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel
+from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
+from reid_hub.models.classification_reid import ReIDBackbone, ReIDBackboneConfig, ReIDForImageClassification
 from reid_hub.models.configuration_reid import ReIDConfig
 from reid_hub.models.image_processing_reid import ReIDImageProcessor
 from reid_hub.models.modeling_reid import ReIDModel, ReIDOutput
@@ -9,7 +10,10 @@ from reid_hub.models.variants_reid import list_variants
 from reid_hub.models.weight_chain import WeightChain, WeightChainConfig
 
 __all__ = [
+    "ReIDBackbone",
+    "ReIDBackboneConfig",
     "ReIDConfig",
+    "ReIDForImageClassification",
     "ReIDImageProcessor",
     "ReIDModel",
     "ReIDOutput",
@@ -24,6 +28,9 @@ def register() -> None:
     """Make the Auto classes of transformers know our classes, and our checkpoints carry their code."""
     AutoConfig.register(ReIDConfig.model_type, ReIDConfig, exist_ok=True)
     AutoModel.register(ReIDConfig, ReIDModel, exist_ok=True)
+    AutoModelForImageClassification.register(ReIDConfig, ReIDForImageClassification, exist_ok=True)
+    AutoConfig.register(ReIDBackboneConfig.model_type, ReIDBackboneConfig, exist_ok=True)
+    AutoBackbone.register(ReIDBackboneConfig, ReIDBackbone, exist_ok=True)
     AutoConfig.register(WeightChainConfig.model_type, WeightChainConfig, exist_ok=True)
     AutoModel.register(WeightChainConfig, WeightChain, exist_ok=True)
     AutoImageProcessor.register(
@@ -31,8 +38,10 @@ def register() -> None:
         image_processor_classes={"pil": ReIDImageProcessor, "torchvision": ReIDImageProcessor},
         exist_ok=True,
     )
-    for config in (ReIDConfig, WeightChainConfig):
+    for config in (ReIDConfig, ReIDBackboneConfig, WeightChainConfig):
         config.register_for_auto_class()
     for model in (ReIDModel, WeightChain):
         model.register_for_auto_class("AutoModel")
+    ReIDForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+    ReIDBackbone.register_for_auto_class("AutoBackbone")
     ReIDImageProcessor.register_for_auto_class()

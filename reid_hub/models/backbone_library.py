@@ -12,6 +12,9 @@ from .width_groups import WidthGroups
 class LibraryBackbone(nn.Module):
     """A library's model as a map from pictures to features, (B, 3, H, W) -> (B, C, h, w) or tokens (B, N, C).
 
+    Attributes:
+        stage_channels, stage_reductions: of the maps that `stages` returns; empty for a model without them.
+
     Raises:
         ValueError: if `last_stride` is given for a trunk that has no strided last stage, or the width is unknown.
     """
@@ -27,12 +30,32 @@ class LibraryBackbone(nn.Module):
             self.model = _without_pooler(config)
             self.out_channels = _width(config)
         self.channels_last = getattr(getattr(self.model, "timm_model", None), "output_fmt", None) == "NHWC"
+        self.stage_channels, self.stage_reductions = _stages(self.model, config)
         if last_stride is not None:
             set_last_stride(self.model, last_stride)
+            if self.stage_reductions:
+                *rest, before, _ = self.stage_reductions
+                self.stage_reductions = (*rest, before, before * last_stride)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         feature_map = self.model(pixel_values).last_hidden_state
         return feature_map.permute(0, 3, 1, 2) if self.channels_last else feature_map
+
+    def stages(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        """The stem's map and those of the stages, if it has `stage_channels`; the last one is `forward`'s.
+
+        Raises:
+            ValueError: for a model without them, such as a ViT.
+        """
+        if not self.stage_channels:
+            raise ValueError(f"a {self.model.config.model_type!r} backbone has no stages of maps: take a ResNet")
+        if hasattr(self.model, "timm_model"):
+            final, maps = self.model.timm_model.forward_intermediates(pixel_values)
+            return *maps[:-1], final.permute(0, 3, 1, 2) if self.channels_last else final
+        maps = [self.model.embedder(pixel_values)]
+        for stage in self.model.encoder.stages:
+            maps.append(stage(maps[-1]))
+        return tuple(maps)
 
     def width_groups(self, groups: WidthGroups) -> tuple[str, ...]:
         """Declare the channels of a ResNet (basic or bottleneck); returns the group of the last map.
@@ -82,15 +105,34 @@ def _width(config) -> int:
     raise ValueError(f"cannot tell the feature width of a {config.model_type!r} backbone: it has no hidden_size(s)")
 
 
+def _stages(model: nn.Module, config) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Channels of a model's stages, and how much smaller than the picture they are; nothing where it has none."""
+    if config.model_type == "resnet":
+        first = 8 if config.downsample_in_first_stage else 4
+        reductions = (4, *(first * 2**stage for stage in range(len(config.hidden_sizes))))
+        return (config.embedding_size, *config.hidden_sizes), reductions
+    timm_model = getattr(model, "timm_model", None)
+    taps = list(getattr(timm_model, "feature_info", ())) if hasattr(timm_model, "forward_intermediates") else []
+    reductions = tuple(tap["reduction"] for tap in taps)
+    if len(set(reductions)) < 2:  # a transformer's blocks all have the size of its patches
+        return (), ()
+    return (*(tap["num_chs"] for tap in taps[:-1]), timm_model.num_features), reductions
+
+
 def set_last_stride(model: nn.Module, stride: int) -> None:
     """Give the strided layers of a ResNet's last stage the stride `stride`, on the 3x3 and on the shortcut."""
     encoder = getattr(model, "encoder", None)
     timm_model = getattr(model, "timm_model", None)
     stage = encoder.stages[-1] if hasattr(encoder, "stages") else getattr(timm_model, "layer4", None)
-    strided = [m for m in stage.modules() if getattr(m, "stride", None) in (2, (2, 2))] if stage is not None else []
-    if not strided:
+    if stage is None or not set_stride(stage, stride):
         raise ValueError(f"last_stride={stride} needs a trunk with a strided last stage (a ResNet); leave it at None")
+
+
+def set_stride(stage: nn.Module, stride: int) -> bool:
+    """Give all layers of stride 2 in a ResNet's stage another; returns whether there are any."""
+    strided = [module for module in stage.modules() if getattr(module, "stride", None) in (2, (2, 2))]
     for module in strided:
         module.stride = (stride, stride) if isinstance(module, nn.Conv2d) else stride
         if isinstance(module, nn.AvgPool2d):  # ResNet-D halves its shortcut by averaging
             module.kernel_size = stride
+    return bool(strided)

@@ -129,13 +129,15 @@ class MSINet(nn.Module):
     """MSINet trunk, (B, 3, H, W) -> (B, C, H/16, W/16): OSNet's stem, then three stages of two cells.
 
     Attributes:
-        stage_channels: of the maps that `stages` returns.
+        stage_channels, stage_reductions: of the maps that `stages` returns.
     """
+
+    stage_reductions = (4, 8, 16, 16)
 
     def __init__(self, config):
         super().__init__()
         stem, *stages = config.channels
-        self.stage_channels = (stages[-2], stages[-1])
+        self.stage_channels = tuple(config.channels)
         self.out_channels = stages[-1]
         self.conv1 = ConvLayer(3, stem, kernel=7, stride=2)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
@@ -151,15 +153,18 @@ class MSINet(nn.Module):
     def forward(self, pixel_values: Tensor) -> Tensor:
         return self.stages(pixel_values)[-1]
 
-    def stages(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        """The map in front of the last stage and the last map, both with stride 16."""
+    def stages(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        """The stem's map, those of the first two stages behind their transitions, and the last."""
         x = self.maxpool(self.conv1(pixel_values))
-        for cell in self.cells[:-2]:
+        maps = [x]
+        for cell in self.cells:
             x = cell(x)
-        return x, self.cells[-1](self.cells[-2](x))
+            if not isinstance(cell, Cell):
+                maps.append(x)
+        return *maps, x
 
     def width_groups(self, groups: WidthGroups) -> tuple[str, str]:
-        """Declare the channels; returns the groups of the maps that `stages` returns."""
+        """Declare the channels; returns the groups of the last two maps that `stages` returns."""
         self.conv1.width_groups(groups.inside("conv1"), "stem")
         outputs = declare_stages(groups, [f"cells.{number}" for number in range(len(self.cells))], "stem")
         return outputs[-3], outputs[-1]

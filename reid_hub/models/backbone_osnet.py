@@ -134,12 +134,19 @@ def declare_stages(groups: WidthGroups, paths: list[str], stream: str) -> list[s
 
 
 class OSNet(nn.Module):
-    """OSNet trunk up to conv5, (B, 3, H, W) -> (B, C, H/16, W/16); the 512-d FC behind it is the model's head."""
+    """OSNet trunk up to conv5, (B, 3, H, W) -> (B, C, H/16, W/16); the 512-d FC behind it is the model's head.
+
+    Attributes:
+        stage_channels, stage_reductions: of the maps that `stages` returns.
+    """
+
+    stage_reductions = (4, 8, 16, 16)
 
     def __init__(self, config):
         super().__init__()
         stem, *stages = config.channels
         self.out_channels = stages[-1]
+        self.stage_channels = tuple(config.channels)
         self.conv1 = ConvLayer(3, stem, kernel=7, stride=2, instance_norm=config.ibn)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         width = stem
@@ -154,8 +161,14 @@ class OSNet(nn.Module):
         self.conv5 = ConvLayer(width, width)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        x = self.maxpool(self.conv1(pixel_values))
-        return self.conv5(self.conv4(self.conv3(self.conv2(x))))
+        return self.stages(pixel_values)[-1]
+
+    def stages(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        """The stem's map, those of the first two stages behind their transitions, and the last."""
+        stem = self.maxpool(self.conv1(pixel_values))
+        second = self.conv2(stem)
+        third = self.conv3(second)
+        return stem, second, third, self.conv5(self.conv4(third))
 
     def width_groups(self, groups: WidthGroups) -> tuple[str, ...]:
         """Declare the channels; returns the group of the last map."""

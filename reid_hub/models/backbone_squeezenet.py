@@ -23,7 +23,14 @@ class Fire(nn.Module):
 
 
 class SqueezeNet(nn.Module):
-    """SqueezeNet trunk, (B, 3, H, W) -> (B, 512, h, w) with stride 16; 256x128 gives 15x7."""
+    """SqueezeNet trunk, (B, 3, H, W) -> (B, 512, h, w) with stride 16; 256x128 gives 15x7.
+
+    Attributes:
+        stage_channels, stage_reductions: of the maps that `stages` returns.
+    """
+
+    stage_channels = (96, *(2 * stage[-1][1] for stage in STAGES))
+    stage_reductions = (4, 4, 8, 16)
 
     def __init__(self, config):
         super().__init__()
@@ -38,3 +45,15 @@ class SqueezeNet(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         return self.features(pixel_values)
+
+    def stages(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        """The map behind the first pool, then that in front of each further pool, and the last."""
+        x, maps = pixel_values, []
+        for layer in self.features:
+            pooled = isinstance(layer, nn.MaxPool2d)
+            if pooled and maps:
+                maps.append(x)
+            x = layer(x)
+            if pooled and not maps:
+                maps.append(x)
+        return *maps, x

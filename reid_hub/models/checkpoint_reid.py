@@ -19,6 +19,8 @@ VECTOR_FIELDS = (
     "compressed_dim", "compression", "head_relu", "image_mean", "image_size", "image_std", "interpolation",
     "last_stride", "neck", "pooling", "pooling_window", "quantization", "quantization_granularity", "retrieve",
 )  # fmt: skip
+# The same; these count only where they are set, so that the digests of older models stay what they were.
+LATER_VECTOR_FIELDS = ("resize_shortest", "side")
 # The same, of the backbone's configuration.
 BACKBONE_VECTOR_FIELDS = ("heads", "layer_norm_eps", "num_attention_heads", "stride")
 
@@ -45,7 +47,9 @@ class CheckpointMixin:
     def fingerprint(self) -> str:
         """A digest of what decides the embeddings, weights and configuration; stored with an index of them."""
         digest = hashlib.sha256()
-        config = {key: value for key, value in self.config.to_dict().items() if key in VECTOR_FIELDS}
+        config = self.config.to_dict()
+        later = {key: config[key] for key in LATER_VECTOR_FIELDS if config.get(key)}
+        config = {key: value for key, value in config.items() if key in VECTOR_FIELDS} | later
         backbone = getattr(self.config, "backbone_config", None)
         config |= {
             f"backbone.{key}": getattr(backbone, key) for key in BACKBONE_VECTOR_FIELDS if hasattr(backbone, key)
@@ -55,6 +59,10 @@ class CheckpointMixin:
             digest.update(name.encode())
             digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+    def fresh_prefixes(self) -> tuple[str, ...]:
+        """How the names of tensors begin that the checkpoint read need not have: they start anew."""
+        return ()
 
     def save_pretrained(self, save_directory, *, results: dict | list | None = None, **kwargs) -> None:
         """Write weights, configuration, code, companions and card; `results` go beside them as results.json.
@@ -121,7 +129,8 @@ class CheckpointMixin:
         if output_loading_info:
             return model, info
         misshaped = [f"{name} {tuple(got)} not {tuple(due)}" for name, got, due in sorted(info["mismatched_keys"])]
-        missing, extra = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+        missing = sorted(name for name in info["missing_keys"] if not name.startswith(model.fresh_prefixes()))
+        extra = sorted(info["unexpected_keys"])
         if missing or extra or misshaped:
             raise ValueError(
                 f"{pretrained_model_name_or_path} does not fit its configuration: missing {_some(missing)}; not used "

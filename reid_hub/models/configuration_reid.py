@@ -6,140 +6,29 @@ from dataclasses import fields
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
+from .configuration_backbones import OWN_BACKBONES, MGNConfig, PartViTConfig
 from .variants_reid import find_variant
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-POOLINGS = ("avg", "max", "gem", "stabilised_max", "cls", "global_stripes", "part_tokens")
-HEADS = ("none", "linear")
+POOLINGS = ("avg", "max", "gem", "stabilised_max", "cls", "global_stripes", "part_tokens", "branch_stripes")
+HEADS = ("none", "linear", "shared_linear")
 NECKS = ("bnneck", "linear_bnneck", "part_bnneck", "none")
 RETRIEVALS = ("neck", "features")
 INTERPOLATIONS = ("bilinear", "bicubic")
 COMPRESSIONS = (None, "slice", "low_rank", "pruned")
 QUANTIZATIONS = (None, "int8")
 GRANULARITIES = ("tensor", "dimension", "vector")
-MSINET_INTERACTIONS = ("none", "exchange", "gate", "cross_attention")
+SIDE_CELLS = ("v1", "v2", "plain")
+SIDE_AGGREGATES = ("mean", "last", "conv")
+SIDE_OPTIONS = ("cell", "memory", "stem", "pairs", "bias", "batch_mean", "aggregate")
+# The others read a certain map, or tokens, and there is none of the side network's for them.
+SIDE_POOLINGS = ("avg", "max", "gem", "stabilised_max", "branch_stripes")
 
 # What transformers itself hands to a configuration besides the declared fields.
 _LIBRARY_KEYS = {
     "attn_implementation", "experts_implementation", "model_type", "name_or_path", "num_labels", "output_attentions",
     "torch_dtype", "transformers_version", "trust_remote_code", "auto_map", "tie_word_embeddings", "code_revision",
 }  # fmt: skip
-
-
-@strict
-class OSNetConfig(PreTrainedConfig):
-    """OSNet (arXiv:1905.00953) trunk: `channels` of the stem and the three stages; `ibn` adds instance norms."""
-
-    model_type = "reid_osnet"
-    channels: list[int] | tuple[int, ...] = (64, 256, 384, 512)
-    blocks: int = 2
-    ibn: bool = False
-
-    def __post_init__(self, **kwargs):
-        self.channels = list(self.channels)
-        super().__post_init__(**kwargs)
-
-
-@strict
-class MSINetConfig(PreTrainedConfig):
-    """MSINet (arXiv:2303.07065) trunk.
-
-    Args:
-        channels: of the stem and the three stages.
-        genotype: of each of the six cells, the interactions of its two branches in its middle and at its tail: "none",
-            "exchange", "gate" or "cross_attention". The default is the released one, found on MSMT17.
-
-    Raises:
-        ValueError: for another number of cells, or an unknown interaction.
-    """
-
-    model_type = "reid_msinet"
-    channels: list[int] | tuple[int, ...] = (64, 256, 384, 512)
-    genotype: list | tuple = (
-        ("gate", "gate"), ("exchange", "gate"), ("cross_attention", "gate"), ("gate", "none"),
-        ("gate", "cross_attention"), ("exchange", "cross_attention"),
-    )  # fmt: skip
-
-    def __post_init__(self, **kwargs):
-        self.channels = list(self.channels)
-        self.genotype = [list(cell) for cell in self.genotype]
-        if [len(cell) for cell in self.genotype] != [2] * 6:
-            raise ValueError(f"genotype must be six pairs of interactions, got {self.genotype}")
-        unknown = {name for cell in self.genotype for name in cell} - set(MSINET_INTERACTIONS)
-        if unknown:
-            raise ValueError(f"genotype must be made of {', '.join(MSINET_INTERACTIONS)}, got {sorted(unknown)}")
-        super().__post_init__(**kwargs)
-
-
-@strict
-class SqueezeNetConfig(PreTrainedConfig):
-    """SqueezeNet 1.0 (arXiv:1602.07360) trunk without its classifier."""
-
-    model_type = "reid_squeezenet"
-
-
-@strict
-class PartViTConfig(PreTrainedConfig):
-    """ViT with part tokens (PASS, arXiv:2203.03931) and a free width (OSKT, arXiv:2511.06016).
-
-    Args:
-        embed_dim: width E of the patch embedding, the tokens and the positions.
-        width: width D of the blocks and of the output.
-        depth, heads, mlp_ratio: of the blocks.
-        patch_size, stride: of the square patches, in pixels.
-        drop_path: probability that the last block's branches are skipped in training, rising from 0 linearly.
-        image_size: (height, width); a `ReIDConfig` sets its own here.
-
-    Raises:
-        ValueError: if the heads do not divide the width, `drop_path` is no probability below 1, or the picture is
-            smaller than a patch.
-    """
-
-    model_type = "reid_part_vit"
-    embed_dim: int = 384
-    width: int = 384
-    depth: int = 12
-    heads: int = 6
-    mlp_ratio: float = 4.0
-    patch_size: int = 16
-    stride: int = 16
-    drop_path: float = 0.1
-    layer_norm_eps: float = 1e-6
-    image_size: list[int] | tuple[int, ...] = (256, 128)
-
-    def __post_init__(self, **kwargs):
-        self.image_size = list(self.image_size)
-        self.validate_blocks()
-        self.validate_grid()
-        super().__post_init__(**kwargs)
-
-    @property
-    def mlp_width(self) -> int:
-        """Channels between the two layers of an MLP."""
-        return int(self.width * self.mlp_ratio)
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Patches along (height, width)."""
-        rows, columns = ((size - self.patch_size) // self.stride + 1 for size in self.image_size)
-        return rows, columns
-
-    def validate_blocks(self):
-        if self.width % self.heads or self.width < self.heads:
-            below = max(self.width // self.heads, 1) * self.heads
-            raise ValueError(
-                f"width must be a multiple of the {self.heads} heads, got {self.width}: the nearest are {below} and "
-                f"{below + self.heads}"
-            )
-        if not 0 <= self.drop_path < 1:
-            raise ValueError(f"drop_path must be a probability below 1, got {self.drop_path}")
-
-    def validate_grid(self):
-        if min(self.image_size) < self.patch_size:
-            raise ValueError(f"image_size {self.image_size} is smaller than a patch of {self.patch_size} pixels")
-
-
-OWN_BACKBONES = {config.model_type: config for config in (OSNetConfig, MSINetConfig, PartViTConfig, SqueezeNetConfig)}
 
 
 @strict
@@ -152,12 +41,19 @@ class ReIDConfig(PreTrainedConfig):
 
     Args:
         backbone_config: configuration of the trunk: one of ours (`model_type` "reid_osnet", "reid_msinet",
-            "reid_part_vit", "reid_squeezenet"), "timm_wrapper", or any image model of transformers.
+            "reid_part_vit", "reid_squeezenet", "reid_densenet", "reid_mgn"), "timm_wrapper", or any image model of
+            transformers.
         last_stride: stride of the last stage of a ResNet (1 is ReID's habit); None leaves the trunk as it is.
         pooling: "avg", "max", "gem", "stabilised_max" (FD, eq. 5: max over `pooling_window` averages), "cls" (first
-            token), "global_stripes" (MSINet: mean of the last map, and of two stripes of an earlier one), or
-            "part_tokens" (PASS: the class token beside the mean of three part tokens).
-        head: "none" or "linear" (FC to `embedding_dim` and BN; `head_bias`, `head_relu` as in OSNet).
+            token), "global_stripes" (MSINet: mean of the last map, and of two stripes of an earlier one),
+            "part_tokens" (PASS: the class token beside the mean of three part tokens), or "branch_stripes" (MGN: the
+            largest values of three branches and of their stripes).
+        side: None, or a side network of Progressive Transfer Learning, whose vector stands beside the backbone's:
+            "cell" ("v1", "v2", or the control "plain"), "memory" (False forgets before every batch), "stem" and "pairs"
+            (channels, see `SideNetwork`; the published ones scaled to the backbone's), "bias", "batch_mean", and for v2
+            "aggregate" (see `BConvCell2`).
+        head: "none", "linear" (FC to `embedding_dim` and BN unless `head_norm` is off; `head_bias`, `head_relu` as in
+            OSNet) or "shared_linear" (MGN: one for all parts, each of which it takes to `embedding_dim`).
         head_init_std: standard deviation of the head's FC at the start; None is Kaiming fan-out.
         neck: "bnneck" (batch norm without bias, arXiv:1903.07071), "linear_bnneck" (MSINet: an FC in front of it, both
             for each part of the vector), "part_bnneck" (PASS: one for each of the four tokens) or "none".
@@ -168,7 +64,10 @@ class ReIDConfig(PreTrainedConfig):
             is that of the scale: "tensor", "dimension" or "vector".
         decision: a threshold of the distance below which two pictures show one person, see `calibrate`.
         image_size: (height, width) in pixels.
+        resize_shortest: resize the shorter side to this and cut `image_size` from the centre, as general classification
+            does; None resizes both sides to `image_size`.
         interpolation: of the resize, "bilinear" or "bicubic".
+        classifier_hidden: widths of the layers in front of the last, of the classifier of general pictures.
         variant: the name this configuration was made from.
 
     Raises:
@@ -181,9 +80,11 @@ class ReIDConfig(PreTrainedConfig):
     pooling: str = "avg"
     gem_p: float = 3.0
     pooling_window: int = 4
+    side: dict | None = None
     head: str = "none"
     embedding_dim: int | None = None
     head_bias: bool = False
+    head_norm: bool = True
     head_relu: bool = False
     head_init_std: float | None = None
     neck: str = "bnneck"
@@ -196,7 +97,9 @@ class ReIDConfig(PreTrainedConfig):
     image_size: list[int] | tuple[int, ...] = (256, 128)
     image_mean: list[float] | tuple[float, ...] = IMAGENET_MEAN
     image_std: list[float] | tuple[float, ...] = IMAGENET_STD
+    resize_shortest: int | None = None
     interpolation: str = "bilinear"
+    classifier_hidden: list[int] | tuple[int, ...] = ()
     variant: str | None = None
 
     def __post_init__(self, **kwargs):
@@ -205,13 +108,16 @@ class ReIDConfig(PreTrainedConfig):
             known = sorted(field.name for field in fields(ReIDConfig) if field.name not in _base_fields())
             raise ValueError(f"unknown configuration keys {sorted(unknown)}; a ReIDConfig has {', '.join(known)}")
         self.backbone_config = _backbone_config(self.backbone_config or find_variant("res50")["backbone_config"])
-        for name in ("image_size", "image_mean", "image_std"):
+        for name in ("image_size", "image_mean", "image_std", "classifier_hidden"):
             setattr(self, name, list(getattr(self, name)))
         # @strict would run these too, but wraps what they raise in an error that is no ValueError.
         self.validate_choices()
         self.validate_input()
         self.validate_head()
         self.validate_parts()
+        self.validate_side()
+        if self.side is not None:
+            self.side = {"cell": "v1", "memory": True, **self.side}
         self.validate_compression()
         if self.backbone_config.model_type == PartViTConfig.model_type:
             # A ViT has a position for each patch, and the size of the picture is said in one place.
@@ -239,11 +145,16 @@ class ReIDConfig(PreTrainedConfig):
             raise ValueError(
                 f"image_mean and image_std need 3 values, std above 0; got {self.image_mean}, {self.image_std}"
             )
+        if self.resize_shortest is not None and self.resize_shortest < max(self.image_size):
+            raise ValueError(f"resize_shortest must leave {self.image_size} to cut out, got {self.resize_shortest}")
+        if min(self.classifier_hidden, default=1) < 1:
+            raise ValueError(f"classifier_hidden must be widths, at least 1, got {self.classifier_hidden}")
 
     def validate_head(self):
-        if (self.head == "linear") != (self.embedding_dim is not None):
+        if (self.head != "none") != (self.embedding_dim is not None):
             raise ValueError(
-                f"embedding_dim belongs to head='linear', got head={self.head!r} and embedding_dim={self.embedding_dim}"
+                "embedding_dim belongs to head='linear' or 'shared_linear', got "
+                f"head={self.head!r} and embedding_dim={self.embedding_dim}"
             )
 
     def validate_parts(self):
@@ -256,6 +167,43 @@ class ReIDConfig(PreTrainedConfig):
             raise ValueError(
                 "neck='part_bnneck' normalises the tokens themselves, so it needs pooling='part_tokens' and "
                 f"head='none', got pooling={self.pooling!r} and head={self.head!r}; behind a head take neck='bnneck'"
+            )
+
+        branches = self.backbone_config.model_type == MGNConfig.model_type
+        if (self.pooling == "branch_stripes") != branches or (self.head == "shared_linear") != branches:
+            raise ValueError(
+                "pooling='branch_stripes' and head='shared_linear' belong to a backbone with branches "
+                f"({MGNConfig.model_type!r}) and it to them, got pooling={self.pooling!r} and head={self.head!r} for "
+                f"{self.backbone_config.model_type!r}"
+            )
+
+    def validate_side(self):
+        if self.side is None:
+            return
+        unknown = sorted(set(self.side) - set(SIDE_OPTIONS))
+        if unknown:
+            raise ValueError(f"unknown options {unknown} of a side network; it has {', '.join(SIDE_OPTIONS)}")
+        cell = self.side.get("cell", "v1")
+        if cell not in SIDE_CELLS:
+            raise ValueError(f"the side network's cell must be one of {', '.join(SIDE_CELLS)}, got {cell!r}")
+        if "aggregate" in self.side and (cell != "v2" or self.side["aggregate"] not in SIDE_AGGREGATES):
+            raise ValueError(
+                f"aggregate belongs to a side network of cell 'v2' and is one of {', '.join(SIDE_AGGREGATES)}; got "
+                f"{self.side['aggregate']!r} for {cell!r}"
+            )
+        flags = [name for name in ("memory", "bias", "batch_mean") if not isinstance(self.side.get(name, True), bool)]
+        if flags:
+            raise ValueError(f"{', '.join(flags)} of a side network must be true or false, got {self.side}")
+        stem, pairs = self.side.get("stem"), self.side.get("pairs")
+        listed = pairs if isinstance(pairs, list | tuple) else [[1, 1] if pairs is None or type(pairs) is int else []]
+        if not (stem is None or _are_widths(stem)) or not all(_are_widths(pair) and len(pair) == 2 for pair in listed):
+            raise ValueError(
+                "stem of a side network must be channels of its first cells, and pairs a number or pairs of channels, "
+                f"all at least 1; got {stem} and {pairs}"
+            )
+        if self.pooling not in SIDE_POOLINGS:
+            raise ValueError(
+                f"beside a side network pooling must be one of {', '.join(SIDE_POOLINGS)}, got {self.pooling!r}"
             )
 
     def validate_compression(self):
@@ -277,7 +225,7 @@ class ReIDConfig(PreTrainedConfig):
 
     @classmethod
     def from_variant(cls, name: str, **overrides) -> "ReIDConfig":
-        """Configuration of a named variant; `overrides` replace its fields.
+        """Configuration of a named variant; `overrides` replace its fields, of `side` only the options they name.
 
         Raises:
             ValueError: for an unknown variant or field; the nearest name is offered.
@@ -289,7 +237,13 @@ class ReIDConfig(PreTrainedConfig):
             base = timm_variant(name.removeprefix("timm/"), tuple(overrides.get("image_size", cls.image_size)))
         else:
             base = copy.deepcopy(find_variant(name))
+        if base.get("side") is not None and isinstance(overrides.get("side"), dict):
+            overrides["side"] = {**base["side"], **overrides["side"]}
         return cls(**{"variant": name, **base, **overrides})
+
+
+def _are_widths(value) -> bool:
+    return isinstance(value, list | tuple) and len(value) > 0 and all(type(n) is int and n > 0 for n in value)
 
 
 def _base_fields() -> set[str]:

@@ -1,4 +1,4 @@
-"""Pictures to model input: convert to RGB, resize to (height, width), scale to [0, 1], normalise."""
+"""Pictures to model input: convert to RGB, resize (and cut from the centre), scale to [0, 1], normalise."""
 
 from typing import ClassVar
 
@@ -36,12 +36,21 @@ class ReIDImageProcessor(PilBackend):
             output["auto_map"] = {"AutoImageProcessor": {"pil": reference, "torchvision": reference}}
         return output
 
+    def center_crop(self, image, size, **kwargs):
+        """Cut (C, H, W) where torchvision does: half a pixel is rounded to even, by transformers down."""
+        wanted = (size.height, size.width)
+        top, left = (round((side - crop) / 2) for side, crop in zip(image.shape[1:], wanted, strict=True))
+        return image[:, top : top + size.height, left : left + size.width]
+
     @classmethod
     def from_config(cls, config) -> "ReIDImageProcessor":
         """The processor that a `ReIDConfig` describes."""
-        height, width = config.image_size
+        size = dict(zip(("height", "width"), config.image_size, strict=True))
+        shortest = getattr(config, "resize_shortest", None)
+        crop = {} if shortest is None else {"do_center_crop": True, "crop_size": size}
         return cls(
-            size={"height": height, "width": width},
+            size=size if shortest is None else {"shortest_edge": shortest},
+            **crop,
             image_mean=list(config.image_mean),
             image_std=list(config.image_std),
             resample=PILImageResampling[config.interpolation.upper()],

@@ -171,11 +171,11 @@ class GlobalStripesPool(nn.Module):
 
     def __init__(self, stage_channels: Sequence[int], stripe_dim: int = 128):
         super().__init__()
-        self.f_conv = nn.Conv2d(stage_channels[0], stripe_dim, 1)
+        self.f_conv = nn.Conv2d(stage_channels[-2], stripe_dim, 1)
         self.part_dims = (stage_channels[-1], 2 * stripe_dim)
 
     def forward(self, stages: Sequence[Tensor]) -> Tensor:
-        striped = self.f_conv(stages[0])
+        striped = self.f_conv(stages[-2])
         middle = striped.shape[2] // 2
         if not middle:
             raise ValueError("two stripes need a map of at least 2 rows, got 1: use larger images")
@@ -184,8 +184,33 @@ class GlobalStripesPool(nn.Module):
 
     def width_groups(self, groups, stages: tuple[str, ...]) -> tuple[str, ...]:
         """Declare the convolution; returns the groups of the vector, the halves' twice the same."""
-        groups.layer("f_conv", reads=stages[0], writes="f_conv")
+        groups.layer("f_conv", reads=stages[-2], writes="f_conv")
         return (stages[-1], "f_conv", "f_conv")
+
+
+class BranchStripesPool(nn.Module):
+    """Largest values of the branches and of their stripes, three maps (B, C, h, w) -> (B, 8, C).
+
+    In the order of the published retrieval vector: each branch whole, the second's two stripes, the third's three. Rows
+    that do not divide evenly belong to both their stripes.
+
+    Attributes:
+        takes_stages: the pooling is called with several maps, of which the last three count.
+        part_dims: lengths of the eight vectors.
+        global_parts: how many of them, the first ones, see the whole person.
+    """
+
+    takes_stages = True
+    global_parts = 3
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.part_dims = (channels,) * 8
+
+    def forward(self, stages: Sequence[Tensor]) -> Tensor:
+        whole = [branch.amax((2, 3), keepdim=True).squeeze(3) for branch in stages[-3:]]
+        halves, thirds = F.adaptive_max_pool2d(stages[-2], (2, 1)), F.adaptive_max_pool2d(stages[-1], (3, 1))
+        return torch.cat([*whole, halves.squeeze(3), thirds.squeeze(3)], 2).mT
 
 
 def build_pooling(config, backbone: nn.Module) -> nn.Module:
@@ -195,12 +220,14 @@ def build_pooling(config, backbone: nn.Module) -> nn.Module:
         ValueError: if it needs stages that the backbone does not have.
     """
     if config.pooling == "global_stripes":
-        if not hasattr(backbone, "stage_channels"):
+        if not getattr(backbone, "stage_channels", None):
             raise ValueError(
-                f"pooling 'global_stripes' needs a backbone with stages, MSINet; {config.backbone_config.model_type!r} "
-                "has none: choose another pooling"
+                f"pooling 'global_stripes' needs a backbone with stages, such as MSINet; "
+                f"{config.backbone_config.model_type!r} has none: choose another pooling"
             )
         return GlobalStripesPool(backbone.stage_channels)
+    if config.pooling == "branch_stripes":
+        return BranchStripesPool(backbone.out_channels)
     if config.pooling == "part_tokens":
         return PartTokens(backbone.out_channels)
     if config.pooling == "gem":

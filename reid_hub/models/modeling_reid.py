@@ -1,34 +1,34 @@
 """The re-identification model: a backbone, a pooling, a head and a neck, as a `PreTrainedModel`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.image_utils import load_image
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
+from .backbone_densenet import DenseNet
 from .backbone_library import LibraryBackbone
+from .backbone_mgn import MGN
 from .backbone_msinet import CrossAttention, MSINet
 from .backbone_osnet import OSNet
 from .backbone_part_vit import PartViT
 from .backbone_squeezenet import SqueezeNet
+from .bconv import all_memory, set_memory
 from .checkpoint_reid import CheckpointMixin
 from .configuration_reid import ReIDConfig
-from .head_linear import LinearHead
+from .encoding_reid import EncodingMixin
+from .head_linear import LinearHead, SharedLinearHead
 from .head_low_rank import LowRank
 from .head_pruned import Pruned
 from .head_slice import Slice
-from .image_processing_reid import ReIDImageProcessor
-from .layers import BNNeck, GeMPool, PartBNNeck, build_neck, build_pooling, fuse_parts
-from .quantization import Quantizer, binary_codes, int8_codes, vector_scale
+from .layers import BNNeck, GeMPool, PartBNNeck, PartTokens, build_neck, build_pooling, fuse_parts
+from .quantization import Quantizer
+from .side_network import build_side
 from .width_groups import WidthGroups
 
 # Backbones of our own by the model_type of their configuration; everything else is a library's.
@@ -37,11 +37,12 @@ BACKBONES: dict[str, Callable[[Any], nn.Module]] = {
     "reid_msinet": MSINet,
     "reid_part_vit": PartViT,
     "reid_squeezenet": SqueezeNet,
+    "reid_densenet": DenseNet,
+    "reid_mgn": MGN,
 }
 
 # What shortens an embedding, by `config.compression`: (in_features, dim) -> module.
 COMPRESSIONS: dict[str, Callable[[int, int], nn.Module]] = {"slice": Slice, "low_rank": LowRank, "pruned": Pruned}
-PRECISIONS = ("float32", "int8", "binary")
 
 
 @dataclass
@@ -61,14 +62,16 @@ class ReIDOutput(ModelOutput):
     pooler_output: Tensor = None
 
 
-class ReIDModel(CheckpointMixin, PreTrainedModel):
+class ReIDModel(CheckpointMixin, EncodingMixin, PreTrainedModel):
     """Pictures to vectors for person re-identification, (B, 3, H, W) -> `ReIDOutput`.
 
     Attributes:
         backbone, pooling, head, neck: what a picture goes through, in this order.
+        side: a side network beside the backbone, whose maps are pooled like its own; None in most models.
         compression, quantizer: what follows in a compressed model; None in others.
         feature_dim, embedding_dim: lengths of the features and of the embeddings.
         part_dims: lengths of the vectors that features and embeddings are made of, for losses of their own; mostly one.
+        global_parts: how many of these parts, the first ones, see the whole person.
     """
 
     config: ReIDConfig
@@ -78,6 +81,8 @@ class ReIDModel(CheckpointMixin, PreTrainedModel):
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
     model_tags = ("person-reid",)
+    # A folder of a ReIDForImageClassification is loaded without its classifier.
+    _keys_to_ignore_on_load_unexpected = (r"^classifier\.",)
 
     def __init__(self, config: ReIDConfig):
         super().__init__(config)
@@ -87,16 +92,28 @@ class ReIDModel(CheckpointMixin, PreTrainedModel):
         else:
             self.backbone = LibraryBackbone(backbone, config.last_stride)
         self.pooling = build_pooling(config, self.backbone)
+        self.side = build_side(config, self.backbone)
         self.part_dims = getattr(self.pooling, "part_dims", (self.backbone.out_channels,))
-        self.head = nn.Identity()
-        if config.head == "linear":
-            options = {"bias": config.head_bias, "relu": config.head_relu, "init_std": config.head_init_std}
-            self.head = LinearHead(sum(self.part_dims), config.embedding_dim, **options)
-            self.part_dims = (config.embedding_dim,)
+        self.global_parts = getattr(self.pooling, "global_parts", len(self.part_dims))
+        if self.side is not None:
+            self.part_dims = tuple(dim + self.side.out_channels for dim in self.part_dims)
+        self.head = self._build_head(config)
         self.neck = build_neck(config, self.part_dims)
         self.compression, self.quantizer = self._build_compression(config)
         self.feature_dim = self.embedding_dim = sum(self.part_dims)
         self.post_init()
+
+    def _build_head(self, config: ReIDConfig) -> nn.Module:
+        options = {"bias": config.head_bias, "norm": config.head_norm, "relu": config.head_relu}
+        options["init_std"] = config.head_init_std
+        dims, dim = self.part_dims, config.embedding_dim
+        if config.head == "shared_linear":
+            self.part_dims = (dim,) * len(dims)
+            return SharedLinearHead(dims[0], dim, **options)
+        if config.head == "linear":
+            self.part_dims, self.global_parts = (dim,), 1
+            return LinearHead(sum(dims), dim, **options)
+        return nn.Identity()
 
     def _build_compression(self, config: ReIDConfig) -> tuple[nn.Module | None, nn.Module | None]:
         if config.compression is None:
@@ -104,7 +121,7 @@ class ReIDModel(CheckpointMixin, PreTrainedModel):
         full, dim = sum(self.part_dims), config.compressed_dim
         if dim > full:
             raise ValueError(f"compressed_dim must be between 1 and {full}, the length of the embedding, got {dim}")
-        self.part_dims = (dim,)
+        self.part_dims, self.global_parts = (dim,), 1
         quantizer = Quantizer(dim, config.quantization, config.quantization_granularity)
         return COMPRESSIONS[config.compression](full, dim), quantizer
 
@@ -120,11 +137,12 @@ class ReIDModel(CheckpointMixin, PreTrainedModel):
         """
         if pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
             raise ValueError(f"pixel_values must be (B, 3, H, W), got {tuple(pixel_values.shape)}")
-        takes_stages = getattr(self.pooling, "takes_stages", False)
+        takes_stages = self.side is not None or getattr(self.pooling, "takes_stages", False)
         stages = self.backbone.stages(pixel_values) if takes_stages else (self.backbone(pixel_values),)
-        feature_map = stages[-1]
-        pooled = self.pooling(stages if takes_stages else feature_map)
-        features = self.head(fuse_parts(pooled) if pooled.ndim == 3 else pooled)
+        pooled = self._pool(stages)
+        if self.side is not None:
+            pooled = torch.cat([pooled, self._pool(self.side(pixel_values, stages))], -1)
+        features = self.head(fuse_parts(pooled) if isinstance(self.pooling, PartTokens) else pooled)
         embeddings = features
         if self.training or self.config.retrieve == "neck":
             embeddings = self.neck(pooled if isinstance(self.neck, PartBNNeck) else features)
@@ -132,7 +150,26 @@ class ReIDModel(CheckpointMixin, PreTrainedModel):
             features = embeddings = self.compression(embeddings)
             if quantized:
                 features = embeddings = self.quantizer(embeddings)
-        return ReIDOutput(embeddings, features, feature_map, embeddings)
+        return ReIDOutput(embeddings, features, stages[-1], embeddings)
+
+    def _pool(self, maps: tuple[Tensor, ...]) -> Tensor:
+        return self.pooling(maps if getattr(self.pooling, "takes_stages", False) else maps[-1])
+
+    def memory(self) -> list[Tensor]:
+        """What the side network's cells remember, for `restore_memory`; nothing without a side network."""
+        return all_memory(self)
+
+    def restore_memory(self, memory: list[Tensor]) -> None:
+        """Let the side network go on from what `memory` returned.
+
+        Raises:
+            ValueError: if it is another network's.
+        """
+        set_memory(self, memory)
+
+    def reset_memory(self) -> None:
+        """Let the side network forget: the next training batch starts from zeros, as every epoch does."""
+        set_memory(self, [])
 
     def width_groups(self) -> WidthGroups:
         """Which axes of which tensors are numbered by the same channels, from the trunk to the neck.
@@ -145,6 +182,8 @@ class ReIDModel(CheckpointMixin, PreTrainedModel):
                 f"the channels of a {self.config.backbone_config.model_type!r} backbone are not declared; width groups "
                 "exist for ResNet, OSNet, MSINet and the part-token ViT"
             )
+        if self.side is not None:
+            raise ValueError("the channels of a side network are not declared: models with one have no width groups")
         if self.compression is not None:
             raise ValueError("a compressed embedding has no width groups: expand the model first, then compress it")
         groups = WidthGroups(self)
@@ -162,16 +201,17 @@ class ReIDModel(CheckpointMixin, PreTrainedModel):
     def _init_weights(self, module):
         """Initialise one leaf of ours; nested library models and modules with `initialise` answer for their own.
 
-        Convolutions: Kaiming normal, fan-out. FC: N(0, init_std^2) where it has an `init_std`, or Kaiming fan-out.
-        Norms: 1 and 0.
+        Convolutions: Kaiming normal, fan-out, or as their `init_mode` says. FC: the same, or N(0, init_std^2) where it
+        has an `init_std`. Norms: 1, or N(1, gain_std^2) where it has a `gain_std`, and 0.
         """
         if hasattr(module, "initialise"):
             module.initialise()
             return
         if isinstance(module, nn.Linear) and getattr(module, "init_std", None) is not None:
             init.normal_(module.weight, std=module.init_std)
-        elif isinstance(module, (nn.Conv2d, nn.Linear)):
-            init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+            # What torch calls fan-out is a transposed convolution's fan-in.
+            init.kaiming_normal_(module.weight, mode=getattr(module, "init_mode", "fan_out"), nonlinearity="relu")
         elif isinstance(module, (BNNeck, nn.BatchNorm1d, nn.BatchNorm2d)):
             init.zeros_(module.running_mean)
             init.ones_(module.running_var)
@@ -182,6 +222,8 @@ class ReIDModel(CheckpointMixin, PreTrainedModel):
             init.zeros_(module.gamma)
         if isinstance(module, (BNNeck, nn.BatchNorm1d, nn.BatchNorm2d, nn.InstanceNorm2d, nn.LayerNorm)):
             init.ones_(module.weight)
+            if hasattr(module, "gain_std"):
+                init.normal_(module.weight, mean=1.0, std=module.gain_std)
         if isinstance(getattr(module, "bias", None), Tensor):
             init.zeros_(module.bias)
 
@@ -208,98 +250,8 @@ class ReIDModel(CheckpointMixin, PreTrainedModel):
         """The same under its former name, which older versions of transformers call."""
         self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
 
-    def embed(self, pixel_values: Tensor, flip: bool = False, quantized: bool = True) -> Tensor:
-        """Embeddings as they are searched with, (B, 3, H, W) -> (B, D); for evaluation mode.
-
-        Args:
-            flip: average the vectors of a picture and of its mirror image; a quantiser follows the average.
-            quantized: see `forward`.
-        """
-        vectors = self(pixel_values, quantized=False).embeddings
-        if flip:
-            vectors = (vectors + self(pixel_values.flip(3), quantized=False).embeddings) / 2
-        return self.quantizer(vectors) if quantized and self.quantizer is not None else vectors
-
-    def codes(self, vectors: Tensor, precision: str) -> np.ndarray:
-        """Vectors in front of the quantiser as codes: (N, D) -> (N, D) int8, or (N, ceil(D / 8)) uint8 for "binary".
-
-        Codes of int8 are multiples of `int8_scale`. Bits say which coordinates are above `center`.
-        """
-        if precision == "binary":
-            return binary_codes(vectors, self.center.to(vectors.device))
-        return int8_codes(vectors, self.int8_scale(vectors)).cpu().numpy()
-
-    def int8_scale(self, vectors: Tensor) -> Tensor:
-        """What an int8 code of 1 stands for: the model's own scale, () or (D,), or without one each vector's, (N, 1).
-
-        That of a vector is max |v| / 127, and cancels under cosine.
-
-        Raises:
-            ValueError: for a model that is to have a scale of its own, before it was trained or fitted.
-        """
-        if self.quantizer is not None and self.quantizer.kind == "int8":
-            if not self.quantizer.num_batches_tracked:
-                raise ValueError("this model has no int8 scale yet: train it, or fit its quantizer, before it encodes")
-            return self.quantizer.scale(vectors)
-        return vector_scale(vectors)
-
-    @property
-    def center(self) -> Tensor:
-        """(D,) mean of the embeddings over the training, as far as the model knows it, else zeros."""
-        if self.quantizer is not None:
-            return self.quantizer.center
-        if self.config.retrieve == "features" and isinstance(self.neck, BNNeck):
-            return self.neck.running_mean
-        return torch.zeros(self.embedding_dim, device=self.device)
-
-    @torch.inference_mode()
-    def encode(
-        self,
-        images: Sequence,
-        precision: str = "float32",
-        flip: bool = True,
-        batch_size: int = 64,
-        progress: bool = False,
-    ) -> np.ndarray:
-        """Embed pictures, each a PIL image, an array (H, W, 3) of uint8, a path or a URL: -> (N, D).
-
-        The vectors are what `embed` gives in evaluation, not normalised. The model is left in the mode it was found in.
-
-        Args:
-            precision: "float32", or the codes that a gallery stores, see `codes`: "int8" (int8), or "binary" (uint8,
-                eight coordinates to a byte).
-            flip: average the vectors of a picture and of its mirror image.
-
-        Raises:
-            ValueError: for an unknown precision.
-        """
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-        if isinstance(images, (str, Path)) or not isinstance(images, Sequence):
-            images = [images]
-        processor, was_training = ReIDImageProcessor.from_config(self.config), self.training
-        self.eval()
-        try:
-            encoded = [self._encoded(torch.empty(0, self.embedding_dim, device=self.device), precision)]
-            for start in tqdm(range(0, len(images), batch_size), desc="encode", disable=not progress):
-                batch = [_open(image) for image in images[start : start + batch_size]]
-                pixels = processor(batch, return_tensors="pt")["pixel_values"].to(self.device, self.dtype)
-                encoded.append(self._encoded(self.embed(pixels, flip, quantized=False), precision))
-        finally:
-            self.train(was_training)
-        return np.concatenate(encoded)
-
-    def _encoded(self, vectors: Tensor, precision: str) -> np.ndarray:
-        if precision != "float32":
-            return self.codes(vectors, precision)
-        return (vectors if self.quantizer is None else self.quantizer(vectors)).float().cpu().numpy()
-
 
 def _checkpointing(model: nn.Module, action: str) -> Callable | None:
     """A model's method, under the name it has had since transformers 5.20 or under the one before."""
     names = (f"activation_checkpointing_{action}", f"gradient_checkpointing_{action}")
     return next((getattr(model, name) for name in names if hasattr(model, name)), None)
-
-
-def _open(image):
-    return load_image(str(image)) if isinstance(image, (str, Path)) else image

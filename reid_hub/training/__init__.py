@@ -2,10 +2,11 @@
 
 from reid_hub.training.arguments import training_arguments
 from reid_hub.training.heads import HEADS_FILE, known_identities, read_heads, write_heads
-from reid_hub.training.holdout import Holdout, TrainingSubset, draw_identities, split_identities
+from reid_hub.training.holdout import Holdout, TrainingSubset, draw_identities, draw_images, split_identities
 from reid_hub.training.optimizers import OPTIMIZERS, build_optimizer, build_scheduler
 from reid_hub.training.overrides import override, parse_override
-from reid_hub.training.recipes import RECIPES, Recipe
+from reid_hub.training.recipe import Recipe
+from reid_hub.training.recipes import RECIPES
 from reid_hub.training.sampling import build_sampler
 from reid_hub.training.schedules import Schedule
 from reid_hub.training.trainer import ReIDTrainer
@@ -23,6 +24,7 @@ __all__ = [
     "build_sampler",
     "build_scheduler",
     "draw_identities",
+    "draw_images",
     "known_identities",
     "override",
     "parse_override",

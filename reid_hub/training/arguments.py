@@ -6,9 +6,12 @@ from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy, IntervalStrategy
 
 from reid_hub.registry import lookup
-from reid_hub.training.recipes import Recipe
+from reid_hub.training.recipe import Recipe
+
+BEST = "best"  # folder of the model of the best evaluation
 
 
 def training_arguments(recipe: Recipe, output_dir: str | Path, **overrides: Any) -> TrainingArguments:
@@ -52,3 +55,24 @@ def training_arguments(recipe: Recipe, output_dir: str | Path, **overrides: Any)
         **overrides,
     }
     return TrainingArguments(**values)
+
+
+def check_arguments(args: TrainingArguments, evaluator: Any, publisher: Any) -> None:
+    """Refuse arguments that ask the trainer for what it does not offer, or nobody can do.
+
+    Raises:
+        ValueError: naming what is missing.
+    """
+    if args.eval_strategy != IntervalStrategy.NO and evaluator is None:
+        raise ValueError(
+            f"eval_strategy={args.eval_strategy.value!r} needs an evaluator, a callable (ReIDModel) -> metrics"
+        )
+    if args.load_best_model_at_end:
+        raise ValueError(f"load_best_model_at_end is not offered: the best model is exported to output_dir/{BEST}")
+    if args.push_to_hub and publisher is None:
+        raise ValueError("push_to_hub needs a publisher, a callable (ReIDModel) -> commit")
+    if args.push_to_hub and args.hub_strategy != HubStrategy.END:
+        raise ValueError(
+            f"hub_strategy must be 'end', got {args.hub_strategy.value!r}: a push in mid-training would leave out the "
+            "model's code"
+        )

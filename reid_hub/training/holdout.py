@@ -39,9 +39,7 @@ def split_identities(pids: Sequence[int], camids: Sequence[int], fraction: float
         raise ValueError(f"the held-out fraction must be between 0 and 1, got {fraction}")
     pids, camids = np.asarray(pids), np.asarray(camids)
     rng = np.random.default_rng([seed, len(pids)])
-    order = np.argsort(pids, kind="stable")
-    ids, starts = np.unique(pids[order], return_index=True)
-    rows_of = np.split(order, starts[1:])
+    ids, rows_of = np.unique(pids), _rows_by_pid(pids)
     wanted = max(1, round(fraction * len(ids)))
     held, queries, skipped = [], [], 0
     for i in rng.permutation(len(ids)):
@@ -64,6 +62,11 @@ def split_identities(pids: Sequence[int], camids: Sequence[int], fraction: float
     query = np.sort(np.array(queries))
     train = np.setdiff1d(np.arange(len(pids)), rows, assume_unique=True)
     return Holdout(train, query, np.setdiff1d(rows, query, assume_unique=True), skipped)
+
+
+def _rows_by_pid(pids: np.ndarray) -> list[np.ndarray]:
+    order = np.argsort(pids, kind="stable")
+    return np.split(order, np.unique(pids[order], return_index=True)[1][1:])
 
 
 def _queries(rows: np.ndarray, camids: np.ndarray, rng: np.random.Generator) -> list[int]:
@@ -93,6 +96,20 @@ def draw_identities(pids: Sequence[int], share: float, seed: int) -> np.ndarray:
     if not 0 < share <= 1 or count < 2:
         raise ValueError(f"the kept share must be in (0, 1] and leave two identities, got {share} of {len(ids)}")
     return np.sort(np.random.default_rng([seed, count]).permutation(ids)[:count])
+
+
+def draw_images(pids: Sequence[int], share: float, seed: int) -> np.ndarray:
+    """Rows of a share of each identity's images, rounded down but at least one, drawn at random; sorted.
+
+    Raises:
+        ValueError: for a share outside of (0, 1].
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"the kept share of each class must be in (0, 1], got {share}")
+    pids = np.asarray(pids)
+    rng = np.random.default_rng([seed, len(pids)])
+    kept = [rng.permutation(rows)[: max(1, int(share * len(rows) + 1e-9))] for rows in _rows_by_pid(pids)]
+    return np.sort(np.concatenate(kept))
 
 
 class TrainingSubset:

@@ -9,7 +9,7 @@ from typing import Any
 from reid_hub.methods import METHODS
 from reid_hub.registry import lookup
 from reid_hub.training.optimizers import OPTIMIZERS
-from reid_hub.training.recipes import Recipe
+from reid_hub.training.recipe import Recipe
 
 VAR_KEYWORD = Parameter.VAR_KEYWORD
 

@@ -1,58 +1,9 @@
 """Published training recipes as data."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
-
-from reid_hub.data.augmentation import Augmentation
+from reid_hub.data.augmentation_options import Augmentation
+from reid_hub.training.recipe import Recipe
+from reid_hub.training.recipes_kdep import KDEP
 from reid_hub.training.schedules import Schedule
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a model is trained: plain values only, so that a recipe can be printed, changed and stored with a result.
-
-    Attributes:
-        source: where the values come from.
-        method, options: which entry of METHODS and its keyword arguments.
-        sampler: "identity" draws batches of `num_instances` images per identity, "shuffle" draws images.
-        batch_size: images per process and step.
-        optimizer, optimizer_options: an entry of OPTIMIZERS and its keyword arguments.
-        weight_decay: coupled L2 on all trainable parameters, as in the sources.
-        bias_lr_factor: rate of the biases relative to that of the weights.
-        config: fields of the model's `ReIDConfig` that the recipe prescribes.
-        interpolation: of the training images; the test images follow the model's own configuration.
-    """
-
-    source: str
-    learning_rate: float
-    schedule: Schedule
-    method: str = "supervised"
-    options: Mapping[str, Any] = field(default_factory=dict)
-    sampler: str = "identity"
-    batch_size: int = 64
-    num_instances: int = 4
-    optimizer: str = "adam"
-    optimizer_options: Mapping[str, Any] = field(default_factory=dict)
-    weight_decay: float = 5e-4
-    bias_lr_factor: float = 1.0
-    augmentation: Augmentation = Augmentation()  # noqa: RUF009 - frozen
-    config: Mapping[str, Any] = field(default_factory=dict)
-    interpolation: str = "bilinear"
-
-    def __post_init__(self):
-        if self.sampler not in ("identity", "shuffle"):
-            raise ValueError(f"a recipe's sampler must be 'identity' or 'shuffle', got {self.sampler!r}")
-        if self.sampler == "identity" and self.batch_size % self.num_instances:
-            raise ValueError(
-                f"identity batches need batch_size divisible by num_instances, got {self.batch_size} and "
-                f"{self.num_instances}"
-            )
-
-    @property
-    def epochs(self) -> int:
-        return self.schedule.epochs
-
 
 _BOT = {
     "options": {
@@ -88,6 +39,29 @@ _FD = {
 }
 _FD_ERASING = {"pad": 0, "erasing_aspect": (0.3, 3.33), "erasing_fill": "zero"}
 _FD_TEACHER = Schedule("step", epochs=80, first_epoch=0, milestones=(20, 40, 60), gamma=0.5)
+
+_PTL = {
+    "method": "ptl",
+    "options": {"hidden": (256, 256), "label_smoothing": 0.0},
+    "sampler": "shuffle",
+    "batch_size": 32,
+    "learning_rate": 0.01,
+    "optimizer": "sgd",
+    "optimizer_options": {"momentum": 0.9},
+    "schedule": Schedule("step", epochs=50, first_epoch=0, milestones=(10, 20, 30, 40)),
+    "augmentation": Augmentation(pad=0, crop_scale=9 / 8, erasing=0.0),
+}
+_STD = {"method": "std", "options": {**_PTL["options"], "lam": 0.8}}
+_PTL_DEMO = {
+    "learning_rate": 2e-3,
+    "optimizer": "adam",  # from random weights and within minutes
+    "optimizer_options": {},
+    "schedule": Schedule("cosine", epochs=4, first_epoch=0, final_factor=0.01),
+    "augmentation": Augmentation(pad=4, erasing=0.0),
+}
+
+# Of the training pictures, as everybody uses them.
+_CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 RECIPES: dict[str, Recipe] = {
     "bot": Recipe(
@@ -184,6 +158,73 @@ RECIPES: dict[str, Recipe] = {
         learning_rate=3.5e-4,
         schedule=Schedule("step", epochs=60, milestones=(30, 50), **_WARMUP),
     ),
+    "ptl": Recipe(
+        source="Progressive Transfer Learning (arXiv:1908.02492), fine-tuning of ResNet and DenseNet", **_PTL
+    ),
+    "ptl-mgn": Recipe(
+        source="PTL (arXiv:1908.02492), released code of MGN and MGN+PTL; identity_weight 2 is MGN's reproduction",
+        method="ptl",
+        options={
+            "hidden": (),
+            "label_smoothing": 0.0,
+            "per_part": True,
+            "metric": "triplet",
+            "metric_options": {"margin": 1.2},
+            "metric_parts": 3,
+            "identity_weight": 1.0,
+        },
+        sampler="identity_once",
+        batch_size=16,
+        learning_rate=2e-4,
+        optimizer_options={"amsgrad": True},
+        schedule=Schedule("step", epochs=450, first_epoch=0, milestones=(320, 360, 400)),
+        augmentation=Augmentation(pad=0, erasing_fill="zero"),
+        interpolation="bicubic",
+        config={"interpolation": "bicubic"},
+    ),
+    "std": Recipe(source="PTL (arXiv:1908.02492), student-teacher distillation", **{**_PTL, **_STD}),
+    "cifar": Recipe(
+        source="PTL's CIFAR experiments (arXiv:1908.02492) by the recipe of DenseNet (arXiv:1608.06993)",
+        method="classification",
+        sampler="shuffle",
+        learning_rate=0.1,
+        optimizer="sgd",
+        optimizer_options={"momentum": 0.9, "nesterov": True},
+        weight_decay=1e-4,
+        schedule=Schedule("step", epochs=300, first_epoch=0, milestones=(150, 225)),
+        # DenseNet's "+"; without it set augmentation.flip and augmentation.pad to 0, and the network's dropout to 0.2.
+        augmentation=Augmentation(pad=4, erasing=0.0),
+        config={"neck": "none", "image_size": (32, 32), "image_mean": _CIFAR_MEAN, "image_std": _CIFAR_STD},
+    ),
+    "transfer": Recipe(
+        source="KDEP (arXiv:2203.05180), transfer of a pre-trained trunk to Caltech-256, DTD, CUB-200 and CIFAR-100",
+        method="classification",
+        sampler="shuffle",
+        # Or 0.001, by the data set.
+        learning_rate=0.01,
+        optimizer="sgd",
+        optimizer_options={"momentum": 0.9},
+        schedule=Schedule("step", epochs=150, first_epoch=0, milestones=(50, 100)),
+        augmentation=Augmentation(resized_area=(0.08, 1.0), pad=0, erasing=0.0),
+        # The published code does not normalise its input, except for CIFAR-100.
+        config={
+            "neck": "none",
+            "image_size": (224, 224),
+            "resize_shortest": 256,
+            "image_mean": (0.0, 0.0, 0.0),
+            "image_std": (1.0, 1.0, 1.0),
+        },
+    ),
+    "classify-demo": Recipe(
+        source="reid_hub: a narrow ResNet-18 on the synthetic shapes, seconds on two CPU cores",
+        method="classification",
+        sampler="shuffle",
+        batch_size=32,
+        learning_rate=3e-3,
+        schedule=Schedule("cosine", epochs=10, first_epoch=0, warmup_epochs=1, final_factor=0.01),
+        augmentation=Augmentation(pad=4, erasing=0.0),
+        config={"neck": "none", "image_size": (64, 64)},
+    ),
     "demo": Recipe(
         source="reid_hub: a narrow ResNet-18 on the synthetic people, minutes on two CPU cores",
         # No triplet: from random weights and within minutes it draws all features together.
@@ -202,6 +243,8 @@ RECIPES: dict[str, Recipe] = {
         schedule=Schedule("cosine", epochs=8, first_epoch=0, warmup_epochs=1, final_factor=0.01),
         augmentation=Augmentation(pad=4),
     ),
+    "ptl-demo": Recipe(source="reid_hub: PTL on the synthetic people, as short", **{**_PTL, **_PTL_DEMO}),
+    "std-demo": Recipe(source="reid_hub: distillation of PTL, as short", **{**_PTL, **_STD, **_PTL_DEMO}),
     "oskt-demo": Recipe(
         source="reid_hub: refinement of the demo's model, as short",
         method="oskt",
@@ -220,4 +263,5 @@ RECIPES: dict[str, Recipe] = {
         schedule=Schedule("cosine", epochs=8, first_epoch=0, warmup_epochs=1, final_factor=0.01),
         augmentation=Augmentation(pad=0, erasing_fill="zero"),
     ),
+    **KDEP,
 }

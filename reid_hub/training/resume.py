@@ -5,10 +5,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from reid_hub.training.recipes import Recipe
+from reid_hub.data.augmentation_options import Augmentation
+from reid_hub.files import atomic_file
+from reid_hub.training.recipe import Recipe
 
 RUN_FILE = "run.json"
 _ARGUMENTS = (
@@ -19,7 +23,7 @@ _ARGUMENTS = (
 
 def describe_run(recipe: Recipe, args: TrainingArguments, num_images: int) -> dict[str, Any]:
     """All that decides the weights of a run, besides the data and the model themselves, as JSON reads it back."""
-    arguments = {name: getattr(args, name) for name in _ARGUMENTS}
+    arguments = {**{name: getattr(args, name) for name in _ARGUMENTS}, "num_processes": args.world_size}
     return json.loads(json.dumps({**asdict(recipe), **arguments, "num_images": num_images}))
 
 
@@ -30,12 +34,39 @@ def check_same_run(checkpoint: str | Path, run: dict[str, Any]) -> None:
         ValueError: naming what differs.
     """
     before = json.loads(Path(checkpoint, RUN_FILE).read_text())
+    # What an augmentation can do now and could not do when the run began, it does not do.
+    before["augmentation"] = {**json.loads(json.dumps(asdict(Augmentation()))), **before.get("augmentation", {})}
+    before.setdefault("num_processes", run["num_processes"])  # runs before it was written down
     changed = [f"{key} was {before.get(key)!r} and is {run[key]!r}" for key in run if before.get(key) != run[key]]
     if changed:
         raise ValueError(
             f"{checkpoint} belongs to another run: {'; '.join(changed)}. Resume with the settings it was started with, "
             "or train into another folder"
         )
+
+
+def write_carried(checkpoint: str | Path, process: int, state: dict[str, Tensor]) -> None:
+    """Write what a process's last batch left for its next (`Method.carried`) beside the weights of a checkpoint."""
+    if state:
+        with atomic_file(Path(checkpoint, f"carried-{process}.safetensors")) as temporary:
+            save_file({name: tensor.contiguous() for name, tensor in state.items()}, temporary)
+
+
+def read_carried(checkpoint: str | Path, process: int) -> dict[str, Tensor]:
+    """What `write_carried` wrote for a process; nothing where no process had anything.
+
+    Raises:
+        ValueError: if other processes had something, so that the run was of fewer.
+    """
+    path, others = Path(checkpoint, f"carried-{process}.safetensors"), list(Path(checkpoint).glob("carried-*"))
+    if path.is_file():
+        return load_file(path)
+    if others:
+        raise ValueError(
+            f"{checkpoint} holds the memory of {len(others)} process(es), and this is number {process + 1}: resume "
+            "with as many as the run had"
+        )
+    return {}
 
 
 def check_fresh(output_dir: str | Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch.utils.data import Sampler
 
 from reid_hub.data.samplers import IdentitySampler, ShuffleSampler
-from reid_hub.training.recipes import Recipe
+from reid_hub.training.recipe import Recipe
 
 
 def build_sampler(
@@ -24,4 +24,5 @@ def build_sampler(
             f"the batch size must be divisible by the recipe's {recipe.num_instances} images per identity, got "
             f"{batch_size}"
         )
-    return IdentitySampler(pids, num_ids, recipe.num_instances, seed=seed, num_processes=num_processes)
+    counters = {"seed": seed, "num_processes": num_processes}
+    return IdentitySampler(pids, num_ids, recipe.num_instances, once=recipe.sampler == "identity_once", **counters)

@@ -16,19 +16,25 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, IntervalStrategy, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from reid_hub.data.augmentation import BatchTransform
 from reid_hub.methods import Method
 from reid_hub.models import ReIDModel
+from reid_hub.training.arguments import BEST, check_arguments
 from reid_hub.training.heads import write_heads
 from reid_hub.training.optimizers import build_optimizer, build_scheduler
-from reid_hub.training.recipes import Recipe
-from reid_hub.training.resume import RUN_FILE, check_fresh, check_same_run, describe_run
+from reid_hub.training.recipe import Recipe
+from reid_hub.training.resume import (
+    RUN_FILE,
+    check_fresh,
+    check_same_run,
+    describe_run,
+    read_carried,
+    write_carried,
+)
 from reid_hub.training.sampling import build_sampler
-
-BEST = "best"
 
 
 class ReIDTrainer(Trainer):
@@ -67,17 +73,20 @@ class ReIDTrainer(Trainer):
         channels_last: bool = False,
         callbacks: Sequence[TrainerCallback] = (),
     ):
-        _check(args, evaluator, publisher)
+        check_arguments(args, evaluator, publisher)
         if args.n_gpu > 1:
             args._n_gpu = 1  # else torch's DataParallel would cut every batch; several GPUs need accelerate launch
         config = method.model.config
         self.recipe, self.evaluator, self.publisher = recipe, evaluator, publisher
-        self.transform = BatchTransform(recipe.augmentation, config.image_mean, config.image_std)
+        self.transform = BatchTransform(
+            recipe.augmentation, config.image_mean, config.image_std, tuple(config.image_size)
+        )
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.sampler: Sampler | None = None
         self._parts: dict[str, Tensor] = {}
         self._parts_count = 0
         self._run_dir: Path | None = None
+        self._resumed: str | None = None
         super().__init__(
             model=method.to(memory_format=self.memory_format),
             args=args,
@@ -97,6 +106,16 @@ class ReIDTrainer(Trainer):
             check_fresh(self.args.output_dir)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
+    def _start_epoch(self, epoch: float) -> None:
+        """Tell sampler and method that an epoch begins, or goes on where a checkpoint was made in its middle."""
+        # The Trainer's sum of whole epochs and a fraction is exact at the whole ones, and between two of them nowhere.
+        whole = int(epoch)
+        self.sampler.set_epoch(whole)
+        self.model.start_epoch(whole)
+        if self._resumed and epoch > whole:
+            self.model.restore_carried(read_carried(self._resumed, self.args.process_index))
+        self._resumed = None
+
     # Batches
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
@@ -107,9 +126,12 @@ class ReIDTrainer(Trainer):
 
     def _prepare_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Move the bytes to the device and augment them there, as a function of the seed and the step alone."""
-        self.model.set_progress(self.state.global_step, self.state.max_steps, self.state.epoch or 0.0)
+        epoch, rounds = self.state.epoch or 0.0, self.model.fixed_crops
+        self.model.set_progress(self.state.global_step, self.state.max_steps, epoch)
         inputs = super()._prepare_inputs(inputs)
-        drawn = {"seed": self.args.seed, "step": self.state.global_step, "return_boxes": True, "unflip_boxes": True}
+        step = int(epoch) % rounds if rounds else self.state.global_step
+        drawn = {"seed": self.args.seed, "step": step, "by_position": not rounds, "sizes": inputs.pop("sizes", None)}
+        drawn |= {"return_boxes": True, "unflip_boxes": True}
         pixel_values, boxes = self.transform(inputs["pixel_values"], inputs["indices"], **drawn)
         pixel_values = pixel_values.contiguous(memory_format=self.memory_format)
         erased = {"erased_boxes": boxes} if self.model.takes_erased_boxes else {}
@@ -225,6 +247,7 @@ class ReIDTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         check_same_run(resume_from_checkpoint, self._run())
+        self._resumed = resume_from_checkpoint
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -240,6 +263,7 @@ class ReIDTrainer(Trainer):
         self._run_dir = output_dir / ".incomplete"
         try:
             super()._save_checkpoint(model, trial)
+            write_carried(self._run_dir / final.name, self.args.process_index, self.model.carried())
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 shutil.rmtree(final, ignore_errors=True)
@@ -270,7 +294,7 @@ class ReIDTrainer(Trainer):
 
 
 class _Epochs(TrainerCallback):
-    """What the Trainer does not do by the epoch: reach the sampler for certain, and evaluate only every so often.
+    """What the Trainer does not do by the epoch: tell sampler and method for certain, and evaluate every so often.
 
     On several processes accelerate does not tell the sampler which epoch it is when an epoch is resumed in its middle.
     """
@@ -279,24 +303,8 @@ class _Epochs(TrainerCallback):
         self.trainer, self.evaluate_every = trainer, evaluate_every
 
     def on_epoch_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.sampler.set_epoch(int(state.epoch or 0))
+        self.trainer._start_epoch(state.epoch or 0.0)
 
     def on_epoch_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         if round(state.epoch) % self.evaluate_every and state.global_step < state.max_steps:
             control.should_evaluate = False
-
-
-def _check(args: TrainingArguments, evaluator: Any, publisher: Any) -> None:
-    if args.eval_strategy != IntervalStrategy.NO and evaluator is None:
-        raise ValueError(
-            f"eval_strategy={args.eval_strategy.value!r} needs an evaluator, a callable (ReIDModel) -> metrics"
-        )
-    if args.load_best_model_at_end:
-        raise ValueError(f"load_best_model_at_end is not offered: the best model is exported to output_dir/{BEST}")
-    if args.push_to_hub and publisher is None:
-        raise ValueError("push_to_hub needs a publisher, a callable (ReIDModel) -> commit")
-    if args.push_to_hub and args.hub_strategy != HubStrategy.END:
-        raise ValueError(
-            f"hub_strategy must be 'end', got {args.hub_strategy.value!r}: a push in mid-training would leave out the "
-            "model's code"
-        )

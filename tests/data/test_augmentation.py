@@ -6,15 +6,22 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 from scipy import stats
+from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as TF
 
 from reid_hub.data.augmentation import Augmentation, BatchTransform
 from reid_hub.data.draws import Draws
+from reid_hub.data.resized_crop import draw_crops
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OFF = Augmentation(flip=0, pad=0, erasing=0)
 FLIP, TOP, LEFT, ANGLE, BRIGHTNESS, CONTRAST, SATURATION, ORDER, ERASE, ERASE_TOP, ERASE_LEFT, NOISE = range(12)
 AREAS, ASPECTS, TRIES = 16, 116, 100
+CROP_TOP, CROP_LEFT, CROP_AREAS, CROP_ASPECTS, LIGHTS = 12, 13, 216, 226, 236
+# (colour, eigenvalue), from fb.resnet.torch.
+PRINCIPAL_COLOURS = [
+    ((-0.5675, -0.5808, -0.5836), 0.2175), ((0.7192, -0.0045, -0.6948), 0.0188), ((0.4009, -0.8140, 0.4203), 0.0045),
+]  # fmt: skip
 
 
 def photos(count, size, seed=0):
@@ -56,6 +63,24 @@ def box_by_hand(drawn, options, height, width):
     return None
 
 
+def crop_by_hand(drawn, options, height, width):
+    """torchvision's loop over ten candidates: top, left, height, width."""
+    low, high = options.resized_aspect
+    for attempt in range(10):
+        area = drawn.uniform(CROP_AREAS + attempt, *options.resized_area) * height * width
+        share = (drawn.below(CROP_ASPECTS + attempt, 4096) + 0.5) / 4096
+        aspect = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return drawn.below(CROP_TOP, height - h + 1), drawn.below(CROP_LEFT, width - w + 1), h, w
+    w, h = width, height
+    if width / height < low:
+        h = round(width / low)
+    elif width / height > high:
+        w = round(height * high)
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
 def one_image_by_hand(pixels, drawn, options):
     """One image through Pillow and torchvision: uint8 (3, H, W) -> float32 (3, H, W) and its box."""
     height, width = pixels.shape[1:]
@@ -65,6 +90,9 @@ def one_image_by_hand(pixels, drawn, options):
     if options.crop_scale > 1:
         size = round(width * options.crop_scale), round(height * options.crop_scale)
         image = image.resize(size, Image.Resampling.BILINEAR)
+    if options.resized_area:
+        top, left, h, w = crop_by_hand(drawn, options, height, width)
+        image = image.crop((left, top, left + w, top + h)).resize((width, height), Image.Resampling.BILINEAR)
     image = ImageOps.expand(image, options.pad, fill=0)
     top, left = drawn.below(TOP, image.height - height + 1), drawn.below(LEFT, image.width - width + 1)
     x = TF.to_tensor(image.crop((left, top, left + width, top + height)))
@@ -76,6 +104,9 @@ def one_image_by_hand(pixels, drawn, options):
     for operation in orders[drawn.below(ORDER, 6)]:
         strength = (options.brightness, options.contrast, options.saturation)[operation]
         x = adjust[operation](x, drawn.uniform(BRIGHTNESS + operation, max(0, 1 - strength), 1 + strength))
+    for component, (colour, eigenvalue) in enumerate(PRINCIPAL_COLOURS):
+        alpha = options.lighting * stats.norm.ppf(drawn.uniform(LIGHTS + component) + 2**-25)
+        x = x + torch.tensor([alpha * eigenvalue * channel for channel in colour]).view(3, 1, 1)
     x = TF.normalize(x, MEAN, STD)
     box = box_by_hand(drawn, options, height, width)
     if box and options.erasing_fill != "noise":
@@ -96,6 +127,8 @@ RECIPES = {
     ),
     "colour": replace(OFF, brightness=0.9, contrast=2, saturation=1.5),
     "rotation": replace(OFF, rotation=180),
+    "transfer": replace(OFF, flip=0.5, resized_area=(0.08, 1)),
+    "lighting": replace(OFF, lighting=0.5),
     "flip": replace(OFF, flip=0.5),
     "crop": replace(OFF, pad=3),
     "erase": replace(OFF, erasing=1, erasing_fill=(-1, 0, 2.5), erasing_area=(0.3, 1), erasing_aspect=(0.1, 9)),
@@ -110,7 +143,7 @@ def test_a_batch_equals_its_images_one_by_one(recipe, size):
     transform = BatchTransform(options, MEAN, STD)
     before = pixels.clone()
     tolerance = 2e-5  # float32 of values up to 2.6
-    if options.crop_scale > 1:
+    if options.crop_scale > 1 or options.resized_area:
         tolerance += 1.01 / 255 / min(STD)  # Pillow rounds after each of two passes
     if options.rotation:
         tolerance += 0.01  # float32 positions in the image
@@ -253,6 +286,10 @@ def test_options_survive_json():
         ({"pad": 2.5}, "pad must be a whole number"),
         ({"crop_scale": 0.9}, "crop_scale must be at least 1"),
         ({"rotation": 200}, "rotation must be degrees"),
+        ({"resized_area": (0.08, 1)}, r"resized_area must be \(low, high\) in .*, pad 0, crop_scale 1"),
+        ({"resized_area": (0, 1), "pad": 0}, "resized_area must be"),
+        ({"resized_aspect": (2, 1)}, "resized_aspect must be"),
+        ({"lighting": -1}, "lighting must be at least 0"),
         ({"contrast": float("nan")}, "contrast must be at least 0"),
         ({"erasing_area": (0.4, 0.02)}, "erasing_area must be .*low <= high"),
         ({"erasing_aspect": (0, 1)}, "erasing_aspect must be"),
@@ -280,6 +317,52 @@ def test_illegal_batches_are_refused():
         BatchTransform(None, MEAN, (1, 0, 1))
     with pytest.raises(ValueError, match="erasing_fill must have 1 values"):
         BatchTransform(Augmentation(), [0.5], [0.5])
+
+
+@pytest.mark.parametrize("size", [(40, 60), (9, 100), (100, 9), (3, 4)])
+def test_crops_are_distributed_as_torchvisions(size):
+    """Also of pictures so long that mostly no candidate fits."""
+    options, count = replace(OFF, resized_area=(0.08, 1)), 4000
+    sizes = torch.tensor(size).expand(count, 2)
+    draws = Draws(torch.arange(count), 0, 0, 300)
+    table = torch.tensor(np.exp(np.linspace(math.log(3 / 4), math.log(4 / 3), 4096)))
+    numbers = (slice(CROP_AREAS, CROP_AREAS + 10), slice(CROP_ASPECTS, CROP_ASPECTS + 10), CROP_TOP, CROP_LEFT)
+    ours = draw_crops(draws, sizes, options, table, numbers).numpy()
+    torch.manual_seed(0)
+    picture = torch.empty(3, *size)
+    theirs = np.array([RandomResizedCrop.get_params(picture, (0.08, 1), (3 / 4, 4 / 3)) for _ in range(count)])
+    for column in range(4):
+        values = np.union1d(ours[:, column], theirs[:, column])
+        counts = np.array([[(boxes[:, column] == v).sum() for v in values] for boxes in (ours, theirs)])
+        counts = counts[:, counts.sum(0) > 20]
+        assert counts.shape[1] == 1 or stats.chi2_contingency(counts).pvalue > 1e-4
+
+
+def test_squeezed_pictures_are_cropped_by_the_proportions_of_the_originals():
+    """A linear ramp survives any resizing away from its ends, so positions can be read off the crop."""
+    ramp = torch.linspace(0, 255, 200)
+    wide = Image.fromarray(ramp.byte().numpy()[None].repeat(50, 0)).convert("RGB")  # 50 x 200
+    squeezed = TF.pil_to_tensor(wide.resize((64, 64), Image.Resampling.BILINEAR))
+    options = replace(OFF, resized_area=(0.08, 0.3))
+    indices = torch.arange(6)
+    transform = BatchTransform(options, (0, 0, 0), (1, 1, 1), (32, 24))
+    x = transform(squeezed.expand(6, -1, -1, -1), indices, seed=3, step=1, sizes=torch.tensor([[50, 200]] * 6))
+    assert x.shape == (6, 3, 32, 24)
+    for position in range(6):
+        top, left, h, w = crop_by_hand(Drawn(indices, 3, 1, position), options, 50, 200)
+        direct = TF.to_tensor(wide.crop((left, top, left + w, top + h)).resize((24, 32), Image.Resampling.BILINEAR))
+        assert (x[position] - direct)[:, :, 2:-2].abs().max() < 0.012  # three grey levels, of 60 to 100 in a crop
+        assert direct.max() - direct.min() > 0.1
+
+
+def test_a_picture_of_one_colour_keeps_it():
+    pixels = torch.full((8, 3, 5, 7), 100, dtype=torch.uint8)
+    options = replace(OFF, resized_area=(0.08, 1))
+    x = BatchTransform(options, (0, 0, 0), (1, 1, 1), (19, 13))(pixels, torch.arange(8), seed=0, step=0)
+    torch.testing.assert_close(x, torch.full((8, 3, 19, 13), 100 / 255))
+    sizes = torch.tensor([[1000, 3], [3, 1000]] * 4)  # boxes thinner than a pixel of what is kept
+    thin = BatchTransform(options, (0, 0, 0), (1, 1, 1), (19, 13))(pixels, torch.arange(8), seed=0, step=0, sizes=sizes)
+    torch.testing.assert_close(thin, x)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")

@@ -347,21 +347,6 @@ def test_market_duke(tmp_path, load):
     assert [row[1:] for row in rows(both["gallery"])] == [(0, 3), (3, 4), (5, 0), (10_003, 13)]
 
 
-@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_cifar(tmp_path, load, name):
-    files = ["train/cat/1.jpg", "train/ape/0.jpg", "train/dog/2.jpg", "test/dog/00.jpg", "test/ape/01.jpg"]
-    write_all(tmp_path, files)
-    splits = load(name, tmp_path)
-    assert splits["train"].features["label"].names == ["ape", "cat", "dog"]
-    assert set(splits["train"].features) == {"image", "label"}
-    assert list(splits["train"]["label"]) == [0, 1, 2]
-    assert list(splits["test"]["label"]) == [0, 2]
-    assert splits["test"][1]["image"].getpixel((0, 0)) == colour(3)
-    write_all(tmp_path, ["test/cow/1.jpg"])
-    with pytest.raises(ValueError, match=r"classes that .*train lacks: \['cow'\]"):
-        load(name, tmp_path)
-
-
 def test_image_folder_with_splits_and_cameras(tmp_path, load):
     names = [
         "train/anna/cam_left_1.jpg",

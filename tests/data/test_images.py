@@ -17,8 +17,10 @@ from PIL import Image
 from torch.utils.data import BatchSampler, DataLoader
 from torchvision import transforms
 
+from reid_hub.data.augmentation_options import Augmentation
 from reid_hub.data.images import ImageDataset
 from reid_hub.data.samplers import IdentitySampler
+from reid_hub.data.stored import picture_sizes, training_images
 
 SIZE = (24, 12)
 
@@ -264,3 +266,30 @@ def test_wrong_arguments_are_refused(make, tmp_path):
     for size in (24, (24, 12, 3), (24, 0), (24.0, 12)):
         with pytest.raises(ValueError, match=r"image_size must be \(height, width\)"):
             make(dataset, image_size=size)
+
+
+def test_shorter_side_and_centre_as_torchvision(tmp_path, monkeypatch):
+    """And pictures kept for crops: their sizes as they are shown, and no larger than the largest of them."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    pictures = [Image.effect_noise(size, 90).convert("RGB") for size in ((31, 45), (45, 30), (64, 17))]
+    for number, picture in enumerate(pictures):
+        exif = Image.Exif()
+        exif[0x0112] = 6 if number == 2 else 1  # the last one is shown turned, 17 wide and 64 high
+        picture.save(tmp_path / f"{number}.png", exif=exif)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    paths = [str(tmp_path / f"{number}.png") for number in range(3)]
+    split = datasets.Dataset.from_dict({"image": paths, "label": [1, 0, 1]}, features=features)
+    images = ImageDataset(split, (16, 12), resize_shortest=17)
+    assert images.pids.tolist() == [1, 0, 1]
+    assert images.camids.tolist() == [-1, -1, -1]
+    transform = transforms.Compose([transforms.Resize(17), transforms.CenterCrop((16, 12)), transforms.PILToTensor()])
+    shown = [pictures[0], pictures[1], pictures[2].transpose(Image.Transpose.ROTATE_270)]
+    for row, picture in enumerate(shown):
+        assert torch.equal(images[row]["pixel_values"], transform(picture))
+    assert picture_sizes(split).tolist() == [[45, 31], [30, 45], [64, 17]]
+    options = Augmentation(resized_area=(0.08, 1), pad=0)
+    for size, kept in (((28, 28), (32, 32)), ((224, 35), (64, 40))):
+        crops = training_images(split, size, options)
+        assert crops.image_size == kept
+        assert crops.__getitems__([2, 0])["sizes"].tolist() == [[64, 17], [45, 31]]
+    assert "sizes" not in training_images(split, (16, 12), Augmentation())[0]

@@ -36,7 +36,7 @@ def test_every_data_set_says_what_it_is():
         assert spec.name == name
         assert spec.title
         assert spec.licence
-        own = name in ("synthetic", "image_folder", "csv", "market_layout")
+        own = name in ("synthetic", "shapes", "class_folder", "image_folder", "pictures", "csv", "market_layout")
         assert own or (spec.homepage.startswith("https://") and spec.citation.startswith("@"))
         assert own or all(isinstance(counts, Counts) for counts in spec.counts.values())
         for option, _ in spec.variant_counts:

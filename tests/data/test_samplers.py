@@ -200,3 +200,26 @@ def test_samplers_have_no_attribute_that_accelerate_replaces():
 def test_what_cannot_be_sampled_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_once_an_epoch_shows_every_identity_in_one_group_and_others_of_its_images_in_the_next():
+    sizes = [9, 4, 30, 2, 5, 6]
+    pids = shuffled_pids(sizes, junk=2)
+    sampler = IdentitySampler(pids, 2, 4, seed=3, once=True)
+    assert len(sampler) == 6 * 4
+    epochs = []
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        drawn = np.array(list(sampler)).reshape(3, 8)
+        for batch in drawn:
+            assert sorted(Counter(pids[batch].tolist()).values()) == [4, 4]
+        assert Counter(pids[drawn.ravel()].tolist()) == {3 * number + 2: 4 for number in range(6)}
+        for number, size in enumerate(sizes):
+            mine = drawn[pids[drawn] == 3 * number + 2]
+            assert (
+                len(set(mine.tolist())) == 4
+                if size >= 4
+                else set(mine.tolist()) <= set(np.flatnonzero(pids == 3 * number + 2))
+            )
+        epochs.append(set(drawn[pids[drawn] == 3 * 2 + 2].tolist()))
+    assert len(set.union(*epochs)) > 8  # of thirty, not always the same four

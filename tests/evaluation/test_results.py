@@ -8,7 +8,14 @@ import transformers
 
 import reid_hub
 from reid_hub.evaluation.metrics import evaluate_retrieval
-from reid_hub.evaluation.results import build_results, public_command, read_results, write_results
+from reid_hub.evaluation.results import (
+    build_classification_results,
+    build_results,
+    check_results,
+    public_command,
+    read_results,
+    write_results,
+)
 
 
 @pytest.fixture
@@ -165,3 +172,23 @@ def test_reading_names_the_file_that_is_wrong(results, tmp_path):
     path.write_text("[]")
     with pytest.raises(ValueError, match=r"results\.json: results must be a mapping, got list"):
         read_results(path)
+
+
+def test_a_classifier_has_metrics_and_costs_of_its_own(results, tmp_path):
+    parts = {name: results[name] for name in ("model", "dataset", "training")}
+    cost = {name: value for name, value in results["cost"].items() if name != "bytes_per_vector"}
+    metrics = {"top1": 0.91, "top5": 0.99, "top1_best": 0.92, "best_epoch": 150.0}
+    classified = build_classification_results(**parts, metrics=metrics, protocol={"num_images": 9}, cost=cost)
+    assert read_results(write_results(tmp_path / "results.json", classified)) == classified
+    for changes, message in (
+        ({"metrics": {**metrics, "top1": 91.0}}, "metric top1 must be a fraction"),
+        ({"metrics": {"top1": 0.9}}, "'metrics' lacks top5, top1_best, best_epoch"),
+        ({"metrics": {**metrics, "best_epoch": -1}}, "metric best_epoch must be"),
+        ({"task": "classifying"}, "unknown task 'classifying'"),
+        ({"task": "retrieval"}, "'metrics' lacks mAP"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_results({**classified, **changes})
+    without = {key: value for key, value in results["cost"].items() if key != "bytes_per_vector"}
+    with pytest.raises(ValueError, match="'cost' lacks bytes_per_vector"):
+        check_results({**results, "cost": without})

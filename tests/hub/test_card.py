@@ -140,7 +140,7 @@ def test_every_data_set_brings_its_terms(config, name):
     assert spec.notice in card
     for entry in re.findall(r"@\w+\{[^,]+,", spec.citation):
         assert card.count(entry) == 1
-    license = {"synthetic": "apache-2.0"}.get(name, None if spec.redistributable else "other")
+    license = {"synthetic": "apache-2.0", "shapes": "apache-2.0"}.get(name, None if spec.redistributable else "other")
     assert ModelCard(card).data.license == license
     assert card_errors(card) == []
 

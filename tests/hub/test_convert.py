@@ -1,7 +1,9 @@
 """Foreign checkpoints: torchvision's own networks; OSNet and MSINet written a second time from their tensor names."""
 
+import copy
 import io
 import pickle
+import re
 import zipfile
 
 import pytest
@@ -222,6 +224,91 @@ def test_torchvision_squeezenet_gives_the_same_map():
     x = torch.randn(1, 3, 96, 64)
     with torch.no_grad():
         torch.testing.assert_close(model.backbone(x), reference.features(x))
+
+
+@pytest.mark.parametrize("dotted", [False, True], ids=["norm1", "norm.1"])
+def test_torchvision_densenet_gives_the_same_map(dotted):
+    shape = {"growth_rate": 4, "block_config": (2, 3, 1, 2), "num_init_features": 8}
+    reference = torchvision.models.DenseNet(**shape).eval()
+    state = {name: with_statistics(name, t, torch.Generator()) for name, t in reference.state_dict().items()}
+    reference.load_state_dict(state)
+    config = {"model_type": "reid_densenet", "growth": 4, "blocks": [2, 3, 1, 2], "stem": 8}
+    model = ReIDModel(ReIDConfig.from_variant("densenet161", backbone_config=config, embedding_dim=8)).eval()
+    if dotted:  # as in the published files
+        state = {re.sub(r"(layer\d+\.(?:norm|conv))(\d)", r"\1.\2", name): t for name, t in state.items()}
+        assert "features.denseblock1.denselayer1.norm.1.weight" in state
+    conversion = load_foreign(model, state)
+    assert conversion.ignored == ["classifier.bias", "classifier.weight"]
+    assert conversion.fresh == ["head.fc.bias", "head.fc.weight"]
+    x = torch.randn(2, 3, 70, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(model.backbone(x), reference.features(x).relu())
+
+
+MGN = {"model_type": "reid_mgn", "depths": [1, 1, 2, 1]}
+
+
+def small_resnet() -> nn.Module:
+    """torchvision's bottleneck ResNet with few blocks, and with statistics."""
+    reference = torchvision.models.ResNet(torchvision.models.resnet.Bottleneck, MGN["depths"]).eval()
+    generator = torch.Generator().manual_seed(0)
+    reference.load_state_dict({name: with_statistics(name, t, generator) for name, t in reference.state_dict().items()})
+    return reference
+
+
+def mgn_branches(resnet: nn.Module) -> tuple[nn.Module, list[nn.Module]]:
+    """Trunk and branches as the public reproduction of MGN cuts and copies a ResNet."""
+    layers = [resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool, resnet.layer1, resnet.layer2, resnet.layer3[0]]
+    branches = []
+    for number in range(3):
+        branches.append(copy.deepcopy(nn.Sequential(nn.Sequential(*resnet.layer3[1:]), resnet.layer4)))
+        if number:
+            first = branches[-1][1][0]
+            first.conv2.stride = first.downsample[0].stride = (1, 1)
+    return nn.Sequential(*layers), branches
+
+
+def test_resnet_starts_all_branches_of_mgn():
+    reference = small_resnet()
+    model = ReIDModel(ReIDConfig.from_variant("mgn", backbone_config=MGN, image_size=(96, 32))).eval()
+    conversion = load_foreign(model, reference.state_dict())
+    assert conversion.ignored == ["fc.bias", "fc.weight"]
+    assert {name.partition(".")[0] for name in conversion.fresh} == {"head"}
+    assert all(name.startswith(("backbone.tails.1.", "backbone.tails.2.")) for name in conversion.made)
+    trunk, branches = mgn_branches(reference)
+    x = torch.randn(2, 3, 96, 32)
+    with torch.no_grad():
+        stages = model.backbone.stages(x)
+        for got, branch in zip(stages[-3:], branches, strict=True):
+            torch.testing.assert_close(got, branch(trunk(x)), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match=r"unknown \d+ \(layer"):
+        load_foreign(ReIDModel(ReIDConfig.from_variant("mgn")), {**reference.state_dict(), "layer5.0.x": x})
+
+
+def test_mgn_written_twice_agrees(tmp_path):
+    """With the names of the public reproduction, behind DataParallel."""
+    trunk, branches = mgn_branches(small_resnet())
+    reduction = nn.Sequential(nn.Conv2d(2048, 256, 1, bias=False), nn.BatchNorm2d(256), nn.ReLU()).eval()
+    network = nn.ModuleDict({"backbone": trunk, **{f"p{n + 1}": branch for n, branch in enumerate(branches)}})
+    network["reduction"], generator = reduction, torch.Generator().manual_seed(3)
+    for name in ("fc_id_2048_0", "fc_id_256_1_1", "fc_id_256_2_2"):
+        network[name] = nn.Linear(256, 9)
+    network.load_state_dict({n: with_statistics(n, t, generator) for n, t in network.state_dict().items()})
+    torch.save({f"module.{name}": tensor for name, tensor in network.state_dict().items()}, tmp_path / "mgn.pt")
+    options = {"backbone_config": MGN, "image_size": (192, 64)}
+    _, conversion = convert_checkpoint(tmp_path / "mgn.pt", "mgn", tmp_path / "out", **options)
+    assert conversion.fresh == conversion.made == []
+    assert len(conversion.ignored) == 6
+    x = torch.randn(2, 3, 192, 64)
+    with torch.no_grad():
+        shared = trunk(x)
+        p1, p2, p3 = (branch(shared) for branch in branches)
+        windows = [F.max_pool2d(p1, (6, 2)), F.max_pool2d(p2, (12, 4)), F.max_pool2d(p3, (12, 4))]
+        halves, thirds = F.max_pool2d(p2, (6, 4)), F.max_pool2d(p3, (4, 4))
+        windows += [halves[:, :, :1], halves[:, :, 1:], thirds[:, :, :1], thirds[:, :, 1:2], thirds[:, :, 2:]]
+        expected = torch.cat([reduction(window).flatten(1) for window in windows], 1)
+        embeddings = AutoModel.from_pretrained(tmp_path / "out")(x).embeddings
+    torch.testing.assert_close(embeddings, expected, rtol=1e-3, atol=1e-5 * expected.max().item())
 
 
 def test_timm_checkpoint_loads_into_timm_and_into_resnet():

@@ -47,6 +47,15 @@ attempt("folder", lambda: load_reid_dataset("alice/market", root))
 attempt("columns", lambda: push_reid_dataset(splits.remove_columns("camid"), "alice/other"))
 attempt("split", lambda: push_reid_dataset({"dev": splits["query"]}, "alice/other"))
 
+import datasets
+from PIL import Image
+colours = {"img": datasets.Image(), "hue": datasets.ClassLabel(names=["red", "blue"])}
+made = [{"img": Image.new("RGB", (4, 4), (0, 0, 9)), "hue": 1}, {"img": Image.new("RGB", (4, 4), (9, 0, 0)), "hue": 0}]
+made = datasets.Dataset.from_list(made, features=datasets.Features(colours))
+datasets.DatasetDict({"train": made, "validation": made.select([1])}).push_to_hub("alice/colours")
+classes = load_reid_dataset("alice/colours", label="hue")
+said["classes"] = {name: [[r["label"], r["image"].getpixel((0, 0))] for r in split] for name, split in classes.items()}
+
 own = load_reid_dataset("image_folder", root / "own")
 push_reid_dataset(own, "alice/own", private=False)
 attempt("private into public", lambda: push_reid_dataset(splits, "alice/own"))
@@ -68,6 +77,7 @@ def test_a_private_data_set_goes_to_the_hub_and_comes_back(hub, said):
     assert said["local"]["query"][0] == ["query/0003_c1s1_000001_00.jpg", 3, 0, list(colour(4))]
     assert said["loaded"] == said["streamed"] == said["local"]
     assert "'camid': Value('int64')" in said["features"]
+    assert said["classes"] == {"train": [[1, [0, 0, 9]], [0, [9, 0, 0]]], "test": [[0, [9, 0, 0]]]}
 
     repo = hub.repo("alice/market", "datasets")
     assert repo.private
@@ -93,7 +103,7 @@ def test_a_private_data_set_goes_to_the_hub_and_comes_back(hub, said):
     assert "Invalid credentials" in said["wrong"]
     assert "'v9'" in said["revision"]
     assert "'alice/nothing'" in said["none"]
-    assert "has no option boxes; its options are: revision, token" in said["option"]
+    assert "has no option boxes; its options are: label, revision, token" in said["option"]
     assert "takes no data_dir" in said["folder"]
     assert "the columns must be" in said["columns"]
     assert "camid" in said["columns"]

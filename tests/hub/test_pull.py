@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from transformers import AutoModel
 
-from reid_hub import ReIDImageProcessor, ReIDModel
+from reid_hub import ReIDConfig, ReIDImageProcessor, ReIDModel
 from reid_hub.hub.push import push_folder
 from reid_hub.methods.compression import compress_model
 
@@ -88,6 +88,15 @@ def compressed_model() -> ReIDModel:
     return model.eval()
 
 
+def model_with_memory() -> ReIDModel:
+    """A side network of version 2 beside a small ResNet, in the middle of a training."""
+    torch.manual_seed(0)
+    model = ReIDModel(ReIDConfig.from_variant("res18-x0.25-ptl", side={"cell": "v2"}, image_size=[64, 32])).train()
+    model(torch.randn(4, 3, 64, 32))
+    assert model.memory()
+    return model.eval()
+
+
 @pytest.fixture(scope="module")
 def published(tmp_path_factory) -> Iterator[SimpleNamespace]:
     """alice/m with two versions, the first tagged v1, and alice/hidden, which is private."""
@@ -102,6 +111,8 @@ def published(tmp_path_factory) -> Iterator[SimpleNamespace]:
         push_folder(folder, "alice/hidden", private=True, token="hf_alice")
         compressed_model().save_pretrained(folder)
         push_folder(folder, "alice/int8", token="hf_alice")
+        model_with_memory().save_pretrained(folder)
+        push_folder(folder, "alice/ptl", token="hf_alice")
         yield SimpleNamespace(hub=hub, first=first.oid)
 
 
@@ -164,6 +175,19 @@ def test_without_the_package_only_when_trusted(published, tmp_path):
     np.testing.assert_allclose(loaded["main"], embed(1), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(loaded["v1"], embed(0), rtol=1e-4, atol=1e-5)
     assert loaded["module"].startswith("transformers_modules.")
+
+
+def test_a_side_network_without_the_package(published, tmp_path):
+    code = """
+from transformers import AutoModel
+model = AutoModel.from_pretrained("alice/ptl", trust_remote_code=True)
+print()
+print(json.dumps([model.encode(pictures, flip=False).tolist(), len(model.memory())]))
+"""
+    environment = published.hub.environment(tmp_path, token=None)
+    vectors, remembered = json.loads(run_python(PREAMBLE + code, environment, package=False).splitlines()[-1])
+    np.testing.assert_allclose(vectors, model_with_memory().encode(PICTURES, flip=False), rtol=1e-4, atol=1e-5)
+    assert remembered == 0
 
 
 def error(name: str, tmp_path, **options) -> str:

@@ -1,5 +1,6 @@
 """DatabaseIndex against the real database: a server process on loopback, and the embedded one."""
 
+import os
 import signal
 import socket
 import subprocess
@@ -221,6 +222,7 @@ def test_what_was_stored_survives_a_kill_of_the_server(tmp_path):
         assert index.search([[3, 3]], 1)[1].tolist() == [["b"]]
         hasty = DatabaseIndex(server.uri, "kept", metric="euclidean", timeout=1)
         server.process.send_signal(signal.SIGSTOP)
+        os.waitpid(server.process.pid, os.WUNTRACED)  # a busy machine stops it later than the signal is sent
         with pytest.raises(ConnectionError, match="did not answer within 1 s"):
             hasty.search([[0, 0]], 3)
     finally:

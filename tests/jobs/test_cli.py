@@ -21,6 +21,7 @@ COMMANDS += [
     for group in app.registered_groups
     for command in group.typer_instance.registered_commands
 ]
+COMMANDS += [[group.name] for group in app.registered_groups if group.typer_instance.registered_callback]
 TINY = {"model_type": "resnet", "embedding_size": 4, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
 
 
@@ -156,6 +157,16 @@ def test_the_installed_command_stops_without_a_traceback():
     assert ran.returncode == 2
     assert "no checkpoint folder no/such/folder" in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+def test_a_trained_model_s_configuration_is_not_changed(complaint, model, pictures, tmp_path):
+    words = ["train", "--model", model, "--data", "image_folder", "--data-dir", pictures, "--out", tmp_path / "out"]
+    said = complaint([*words, "--set", "config.pooling=max"])
+    assert "config.pooling='max' comes too late for a trained model, whose pooling is 'avg'" in said
+    assert not (tmp_path / "out").exists()
+    same = ["--set", "config.pooling=avg", "--set", 'config.backbone_config={"depths": [1, 1]}', "--epochs", "1"]
+    run(*words, *same, "--set", "batch_size=8", "--set", "num_instances=2")
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["training"]["changes"]["config.pooling"] == "avg"
 
 
 def test_positions_of_a_checkpoint_do_not_fit_another_size(complaint, tmp_path):

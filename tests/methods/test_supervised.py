@@ -5,11 +5,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reid_hub import ReIDConfig, ReIDModel, WeightChain
+from reid_hub import ReIDConfig, ReIDForImageClassification, ReIDModel, WeightChain
 from reid_hub.data.views import VIEWS
 from reid_hub.losses import batch_hard_triplet_loss, circle_loss
 from reid_hub.methods import METHODS, SupervisedMethod
 from reid_hub.methods.compression import compress_model
+from reid_hub.methods.kdep import Teacher
 
 TINY = {
     "backbone_config": {
@@ -47,6 +48,10 @@ def needs(name: str, model: ReIDModel) -> dict:
     if name == "kdpp":
         teacher = ReIDModel(ReIDConfig(**TINY))
         return {"teacher": teacher, "teacher_classifier": torch.randn(4, 16), "class_means": torch.randn(4, 16)}
+    if name == "std":
+        return {"teacher": ReIDModel(ReIDConfig(**TINY))}
+    if name == "kdep":
+        return {"features": Teacher(ReIDModel(ReIDConfig(**TINY))), "align": "interp"}
     return {"representations": Drawn(), "alpha": 0.0} if name == "fd" else {}
 
 
@@ -54,13 +59,17 @@ def needs(name: str, model: ReIDModel) -> dict:
 def test_every_method_gives_a_loss_with_its_parts_and_exports_what_is_published_alone(name, model, pixels):
     if name == "compression":
         model = compress_model(model, "slice", 8)
+    if name == "classification":
+        model = ReIDForImageClassification(ReIDConfig(**TINY, neck="none", num_labels=4))
     method = METHODS[name](model, 4, **needs(name, model))
     outputs = method(pixels, PIDS, camids=PIDS, indices=PIDS)
     assert outputs["loss"].requires_grad
     assert all(value.ndim == 0 for value in outputs.values())
-    assert len(outputs) > 1
-    assert type(method.export()) is (WeightChain if name == "oskt" else ReIDModel)
-    assert "@" in method.citation
+    exported = {"oskt": WeightChain, "classification": ReIDForImageClassification}
+    assert type(method.export()) is exported.get(name, ReIDModel)
+    if name != "classification":  # plain cross-entropy has no parts, and is nobody's
+        assert len(outputs) > 1
+        assert "@" in method.citation
     assert not hasattr(method, "config")  # the Trainer would write its settings into it
 
 

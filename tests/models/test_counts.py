@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from reid_hub import ReIDConfig, ReIDModel
-from reid_hub.evaluation.cost import measure_cost
+from reid_hub.evaluation.cost import count_macs, measure_cost
 from reid_hub.models.variants_reid import VARIANTS
 
 
@@ -24,7 +24,8 @@ def count(module: torch.nn.Module) -> int:
         ("res50-s5", 5_892_640), ("res50-s6", 9_638_976), ("res50", 23_508_032),
         ("osnet-x1.0", 1_905_828), ("osnet-x0.75", 1_087_610), ("osnet-x0.5", 497_426), ("osnet-x0.25", 134_792),
         ("msinet-x1.0", 1_949_539), ("msinet-x0.75", 1_110_698), ("msinet-x0.5", 506_355), ("msinet-x0.25", 136_026),
-        ("squeezenet", 735_424),
+        ("squeezenet", 735_424), ("densenet161", 26_472_000), ("densenet-bc-100", 765_732),
+        ("mgn", 2_957_376 + 3 * (5_585_920 + 14_964_736)),
     ],
 )  # fmt: skip
 def test_trunk_has_the_published_number_of_parameters(variant, published):
@@ -54,6 +55,54 @@ def test_osnet_with_an_embedding_as_wide_as_its_trunk_has_the_size_that_oskt_com
     assert count(build_on_meta(variant, embedding_dim=width)) == published
 
 
+@pytest.mark.parametrize(
+    ("variant", "ids", "published"),
+    [
+        # Progressive Transfer Learning, table I: the feature's convolution and three fully connected layers.
+        ("res50-conv", 1041, 28_562_257), ("res50-ptl", 1041, 35_921_745),
+        ("densenet161", 1041, 32_248_305), ("densenet161-ptl", 1041, 42_630_129),
+        # MGN with its eight classifiers, and less what the release of MGN+PTL registers and never uses.
+        ("mgn", 751, 66_678_200), ("mgn", 702, 66_577_456), ("mgn", 1041, 67_274_440),
+        ("mgn-ptl", 751, 103_487_648 - 22_599_656),
+        # DenseNet-BC-100-12 with its classifier.
+        ("densenet-bc-100", 10, 769_162), ("densenet-bc-100", 100, 800_032),
+    ],
+)  # fmt: skip
+def test_network_with_its_classifier_has_the_published_number_of_parameters(variant, ids, published):
+    model = build_on_meta(variant)
+    classifier = sum((dim + 1) * ids for dim in model.part_dims)
+    if model.config.head == "linear":
+        classifier = (model.feature_dim + 1) * 256 + 257 * 256 + 257 * ids
+    assert count(model) + classifier == published
+
+
+@pytest.mark.parametrize("variant", ["res50-ptl", "densenet161-ptl", "mgn-ptl", "densenet-bc-100-ptl"])
+def test_cells_have_four_filters_of_nine_weights_for_each_pair_of_channels(variant):
+    cells = [module for module in build_on_meta(variant).side.modules() if hasattr(module, "gates")]
+    assert [count(cell) for cell in cells] == [4 * cell.c_out * cell.c_in * 9 for cell in cells]
+    widths = [(cell.c_in, cell.c_out, cell.stride) for cell in cells]
+    expected = [(3, 16, 2), (16, 32, 2), (64, 64, 1), (128, 256, 2), (256, 512, 2)]
+    ends = {"res50-ptl": [], "densenet161-ptl": [(512, 128, 2)], "mgn-ptl": [(512, 128, s) for s in (2, 1, 1)]}
+    if variant == "densenet-bc-100-ptl":
+        expected, ends = [(3, 16, 1), (32, 32, 1), (64, 64, 2), (128, 128, 2)], {variant: []}
+    assert widths == expected + ends[variant]
+
+
+def count_layers(variant: str, **overrides) -> int:
+    model = build_on_meta(variant, **overrides).eval()
+    return count_macs(model, torch.empty(1, 3, *model.config.image_size, device="meta"))[0]
+
+
+def test_mgn_multiplies_as_often_as_published():
+    """With eight classifiers of 751 identities, which this model does not have, at 384x128."""
+    assert count_layers("mgn") + 8 * 256 * 751 == 11_886_360_576
+
+
+def test_densenets_multiply_as_often_as_published():
+    assert count_layers("densenet161", head="none", embedding_dim=None) == 5_045_354_496
+    assert count_layers("densenet-bc-100") + 342 * 10 == 287_929_692
+
+
 MSINETS = {  # Parameters without classifiers, multiply-adds with both necks, both as published (x1.0) or computed.
     "msinet-x1.0": (2_328_035, 1_129_131_520),
     "msinet-x0.75": (1_361_962, 656_103_616),
@@ -70,7 +119,7 @@ def test_msinet_costs_what_is_published(variant):
     assert count(model) + model.feature_dim == published
     cost = measure_cost(model, repeats=1)
     # Of the two energies of a cross attention one is the other's transpose, and is not computed again.
-    c2, c3 = (width // 4 for width in model.backbone.stage_channels)
+    c2, c3 = (width // 4 for width in model.backbone.stage_channels[-2:])
     assert cost["macs"] + cost["attention_macs"] + c2**2 * 32 * 16 + 2 * c3**2 * 16 * 8 == macs
 
 
@@ -166,6 +215,7 @@ def test_every_variant_states_the_width_it_has(variant):
 @pytest.mark.parametrize(
     ("variant", "size", "expected"),
     [
+        ("mgn", (384, 128), (24, 8)),
         ("res50", (256, 128), (16, 8)), ("res50-s2", (256, 128), (16, 8)), ("res18", (224, 224), (14, 14)),
         ("squeezenet", (256, 128), (15, 7)), ("squeezenet", (224, 224), (13, 13)), ("osnet-x0.5", (256, 128), (16, 8)),
     ],

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from reid_hub import ReIDConfig, ReIDModel
 from reid_hub.methods import METHODS
 from reid_hub.models.backbone_msinet import INTERACTIONS, Cell
-from reid_hub.models.configuration_reid import MSINetConfig
+from reid_hub.models.configuration_backbones import MSINetConfig
 from reid_hub.training import RECIPES, build_optimizer
 
 TINY = {"backbone_config": {"model_type": "reid_msinet", "channels": [16, 64, 80, 96]}, "image_size": (64, 32)}
@@ -204,6 +204,6 @@ def test_wrong_configurations_are_refused():
     with pytest.raises(ValueError, match=r"must be made of none, .* got \['gates'\]"):
         MSINetConfig(genotype=[["gate", "gates"]] * 6)
     with pytest.raises(ValueError, match="needs a backbone with stages"):
-        ReIDModel(ReIDConfig.from_variant("osnet-x0.25", pooling="global_stripes"))
+        ReIDModel(ReIDConfig.from_variant("timm/vit_tiny_patch16_224", pooling="global_stripes"))
     with pytest.raises(ValueError, match="at least 2 rows"):
         tiny_model()(torch.randn(1, 3, 16, 16))

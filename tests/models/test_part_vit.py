@@ -13,7 +13,7 @@ from transformers import AutoModel, dynamic_module_utils
 from reid_hub import ReIDConfig, ReIDModel
 from reid_hub.methods import SupervisedMethod
 from reid_hub.models.backbone_part_vit import Block, PartViT
-from reid_hub.models.configuration_reid import PartViTConfig
+from reid_hub.models.configuration_backbones import PartViTConfig
 from reid_hub.training.optimizers import build_optimizer
 from reid_hub.training.recipes import RECIPES
 

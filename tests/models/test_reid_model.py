@@ -11,6 +11,8 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, ViTConfig, p
 from reid_hub import ReIDConfig, ReIDImageProcessor, ReIDModel, list_variants
 from reid_hub.models.layers import BNNeck
 
+DENSENET = {"model_type": "reid_densenet", "growth": 4, "blocks": [1, 2, 1], "stem": 8, "dropout": 0.1}
+MGN = {"model_type": "reid_mgn", "width": 4, "depths": [1, 1, 2, 1]}
 CONFIGS = {
     "resnet": lambda: ReIDConfig.from_variant("res50-s1", image_size=(128, 64)),
     "basic resnet": lambda: ReIDConfig.from_variant("res18", pooling="gem", image_size=(64, 32)),
@@ -26,6 +28,21 @@ CONFIGS = {
         "vit-s",
         backbone_config={"model_type": "reid_part_vit", "embed_dim": 24, "width": 16, "depth": 2, "heads": 2},
         image_size=(64, 32),
+    ),
+    "densenet": lambda: ReIDConfig.from_variant(
+        "densenet161", backbone_config=DENSENET, embedding_dim=12, image_size=(64, 32)
+    ),
+    "mgn": lambda: ReIDConfig.from_variant("mgn", backbone_config=MGN, embedding_dim=8, image_size=(96, 32)),
+    "ptl": lambda: ReIDConfig.from_variant("res18-x0.25-ptl", image_size=(61, 37)),
+    "ptl version 2": lambda: ReIDConfig.from_variant(
+        "densenet161-ptl",
+        backbone_config=DENSENET,
+        embedding_dim=12,
+        side={"cell": "v2", "aggregate": "conv", "bias": True, "stem": [4, 4], "pairs": [[4, 8], [8, 4]]},
+        image_size=(64, 32),
+    ),
+    "mgn ptl": lambda: ReIDConfig.from_variant(
+        "mgn-ptl", backbone_config=MGN, embedding_dim=8, side={"cell": "plain"}, image_size=(96, 32)
     ),
     "timm cnn": lambda: ReIDConfig.from_variant("timm/resnet10t", image_size=(64, 32)),
     "timm vit": lambda: ReIDConfig.from_variant("timm/vit_tiny_patch16_224", image_size=(64, 32), retrieve="features"),

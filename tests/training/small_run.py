@@ -47,10 +47,10 @@ def people(num_ids: int = 12, images_per_id: int = 4):
     return datasets.Dataset.from_list(rows, features=datasets.Features({**features, "path": datasets.Value("string")}))
 
 
-def small_model() -> ReIDModel:
+def small_model(side: dict | None = None) -> ReIDModel:
     set_seed(SEED)
     backbone = {"model_type": "resnet", "embedding_size": 4, "hidden_sizes": [8, 16], "depths": [1, 1]}
-    return ReIDModel(ReIDConfig(backbone_config={**backbone, "layer_type": "basic"}, image_size=(32, 16)))
+    return ReIDModel(ReIDConfig(backbone_config={**backbone, "layer_type": "basic"}, image_size=(32, 16), side=side))
 
 
 def small_trainer(output_dir, dataset, *, recipe=RECIPE, method=NoisyMethod, **options) -> ReIDTrainer:
@@ -58,8 +58,9 @@ def small_trainer(output_dir, dataset, *, recipe=RECIPE, method=NoisyMethod, **o
     for_trainer = ("evaluator", "evaluate_every", "publisher", "channels_last", "callbacks")
     trainer_options = {name: options.pop(name) for name in for_trainer if name in options}
     options = {"use_cpu": True, "seed": SEED, "disable_tqdm": True, "save_strategy": "no", **options}
+    model = small_model(options.pop("side", None))
     args = training_arguments(recipe, output_dir, **options)
-    return ReIDTrainer(method(small_model(), 12, **recipe.options), recipe, args, dataset, **trainer_options)
+    return ReIDTrainer(method(model, 12, **recipe.options), recipe, args, dataset, **trainer_options)
 
 
 class Recorder(TrainerCallback):
@@ -91,6 +92,7 @@ def main() -> None:
     parser.add_argument("--kill-at", type=int)
     parser.add_argument("--save-steps", type=int, default=4)
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--side", type=json.loads, help="a network beside the backbone, with a memory")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rank = int(os.environ.get("RANK", "0"))
@@ -98,7 +100,7 @@ def main() -> None:
     recorder = Recorder(options.output_dir / f"seen-{rank}.json", options.kill_at)
     dataset = ImageDataset(people(), (32, 16), cache_dir=options.output_dir / "cache")
     saving = {"save_strategy": "steps", "save_steps": options.save_steps}
-    trainer = small_trainer(options.output_dir, dataset, callbacks=[recorder], **saving)
+    trainer = small_trainer(options.output_dir, dataset, callbacks=[recorder], side=options.side, **saving)
     recorder.watch(trainer)
     trainer.train(resume_from_checkpoint=options.resume)
     save_file(trainer.model.state_dict(), options.output_dir / f"final-{rank}.safetensors")

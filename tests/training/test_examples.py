@@ -106,6 +106,34 @@ def test_heads_are_compressed_from_a_model_of_its_own(tmp_path, processes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
+def test_networks_with_a_memory_are_trained_distilled_and_taken_along(tmp_path, processes):
+    launcher = TWO_PROCESSES if processes == 2 else ()
+    shared = ["--epochs", "1", "--args", json.dumps({"use_cpu": True, "per_device_train_batch_size": 8})]
+    common = [*shared, "--validation", "0", "--image-size", "64", "32", "--data-options", json.dumps(SMALL)]
+    for arm in (["--cell", "v2"], ["--no-memory"]) if processes == 1 else (["--cell", "v1"],):
+        folder = tmp_path / "-".join(arm)
+        printed = launch("examples/ptl_finetune.py", "--output-dir", folder, *arm, *common, launcher=launcher)
+        assert json.loads(printed.strip().splitlines()[-1])["mAP"] > 0
+        assert json.loads((folder / "results.json").read_text())["training"]["batch_size"] == 8 * processes
+    printed = launch("examples/ptl_distill.py", "--output-dir", tmp_path / "std", *common, launcher=launcher)
+    made = [tmp_path / "std" / name for name in ("lam-0", "lam-0.8")]
+    assert list(json.loads(printed.strip().splitlines()[-1])) == list(map(str, made))
+    options = json.dumps({"synthetic": SMALL})
+    printed = launch(
+        "examples/ptl_transfer.py", "--output-dir", tmp_path / "transfer", *common[:-1], options, launcher=launcher
+    )
+    steps = [tmp_path / "transfer" / name for name in ("1-synthetic", "2-synthetic")]
+    assert list(json.loads(printed.strip().splitlines()[-1])) == list(map(str, steps))
+    small = json.dumps({"train_per_class": 6, "test_per_class": 2})
+    printed = launch(
+        "examples/ptl_cifar.py", "--output-dir", tmp_path / "shapes", *shared, "--data-options", small,
+        launcher=launcher,
+    )  # fmt: skip
+    assert json.loads(printed.strip().splitlines()[-1])["top5"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 def test_teachers_their_word_and_a_student_in_three_launches(tmp_path, processes):
     launcher = TWO_PROCESSES if processes == 2 else ()
     common = [
@@ -129,3 +157,43 @@ def test_teachers_their_word_and_a_student_in_three_launches(tmp_path, processes
     assert json.loads(printed.strip().splitlines()[-1])["mAP"] == results["metrics"]["mAP"] > 0
     assert results["training"]["views"] == ["Hol", "Up1"]
     assert results["training"]["batch_size"] == 8 * processes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_classifier_in_one_launch(tmp_path, processes):
+    printed = launch(
+        "examples/classify.py", "--output-dir", tmp_path / "model", "--epochs", "1", "--image-size", "32", "32",
+        "--data-options", json.dumps({"train_per_class": 8, "test_per_class": 3}),
+        "--args", json.dumps({"use_cpu": True, "per_device_train_batch_size": 8}),
+        launcher=TWO_PROCESSES if processes == 2 else (),
+    )  # fmt: skip
+    results = json.loads((tmp_path / "model" / "results.json").read_text())
+    assert results["training"]["batch_size"] == 8 * processes
+    assert json.loads(printed.strip().splitlines()[-1])["top1"] == results["metrics"]["top1"]
+    assert (tmp_path / "model" / "best" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_basis_a_pretrained_trunk_and_its_fine_tuning_in_three_launches(tmp_path, processes):
+    launcher, out = TWO_PROCESSES if processes == 2 else (), tmp_path / "kdep"
+    common = [
+        "--image-size", "64", "32", "--data-options", json.dumps({**SMALL, "num_train_ids": 40}),
+        "--args", json.dumps({"use_cpu": True, "per_device_train_batch_size": 16}),
+    ]  # fmt: skip
+    made = launch("examples/kdep_basis.py", "--output-dir", out, *common, launcher=launcher)
+    basis = out / "training" / "basis.safetensors"
+    assert json.loads(made.strip().splitlines()[-1]) == {"basis": str(basis)}
+    written = basis.stat().st_mtime_ns
+    printed = launch("examples/kdep_pretrain.py", "--output-dir", out, "--epochs", "1", *common, launcher=launcher)
+    assert basis.stat().st_mtime_ns == written
+    results = json.loads((out / "results.json").read_text())
+    assert json.loads(printed.strip().splitlines()[-1])["weight"] == results["training"]["weight"]
+    assert results["training"]["batch_size"] == 16 * processes
+    launch(
+        "examples/kdep_transfer.py", "--backbone", out, "--output-dir", tmp_path / "tuned", "--epochs", "1",
+        "--keep-ids", "0.5", *common, launcher=launcher,
+    )  # fmt: skip
+    tuned = json.loads((tmp_path / "tuned" / "results.json").read_text())["training"]
+    assert (tuned["identities"], tuned["init"]) == (20, "kdep")

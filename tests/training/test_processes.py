@@ -63,6 +63,21 @@ def test_two_processes_killed_and_resumed_give_the_same_bits(tmp_path):
     assert_same_bits(tmp_path / "whole" / "final-0.safetensors", tmp_path / "cut" / "final-0.safetensors")
 
 
+@pytest.mark.slow
+def test_every_process_has_its_own_memory_and_gets_it_back(tmp_path):
+    side = ["--side", '{"cell": "v1"}', "--save-steps", "2"]  # step 2 is in the middle of an epoch of three
+    assert_ran(run(tmp_path / "whole", *side, launcher=TWO))
+    assert run(tmp_path / "cut", *side, "--kill-at", "3", launcher=TWO).returncode != 0
+    carried = [load_file(tmp_path / "cut" / "checkpoint-2" / f"carried-{rank}.safetensors") for rank in range(2)]
+    assert carried[0].keys() == carried[1].keys() != set()
+    for name in carried[0]:
+        assert carried[0][name].shape == carried[1][name].shape
+        assert not torch.equal(carried[0][name], carried[1][name])  # of the pictures that each of them saw
+    assert_ran(run(tmp_path / "cut", *side, "--resume", launcher=TWO))
+    for rank in range(2):
+        assert_same_bits(*(tmp_path / name / f"final-{rank}.safetensors" for name in ("whole", "cut")))
+
+
 def test_two_processes_share_every_epoch_and_end_with_the_same_weights(tmp_path):
     assert_ran(run(tmp_path, launcher=TWO))
     seen = [json.loads((tmp_path / f"seen-{rank}.json").read_text()) for rank in range(2)]

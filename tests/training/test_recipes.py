@@ -87,6 +87,18 @@ def test_fd_augments_its_stages_as_table_2_says():
         assert (a.pad, a.erasing_area, a.erasing_aspect, a.erasing_fill) == (0, (0.02, 0.4), (0.3, 3.33), "zero")
 
 
+def test_ptl_divides_by_ten_every_ten_epochs_and_mgn_at_320_360_and_400():
+    for name, epochs, base, steps in (("ptl", 50, 0.01, (10, 20, 30, 40)), ("ptl-mgn", 450, 2e-4, (320, 360, 400))):
+        recipe = RECIPES[name]
+        assert recipe.epochs == epochs
+        for e in range(epochs):
+            expected = base * 0.1 ** len([step for step in steps if e >= step])
+            assert recipe.schedule.rate(e, recipe.learning_rate) == pytest.approx(expected)
+    assert replace(RECIPES["std"], source="", method="", options={}) == replace(
+        RECIPES["ptl"], source="", method="", options={}
+    )
+
+
 MSINET_VALUES = {0: 6.5e-4, 1: 7.085e-3, 5: 0.032825, 9: 0.058565, 10: 0.065, 149: 0.065, 150: 6.5e-3, 224: 6.5e-3,
                  225: 6.5e-4, 299: 6.5e-4, 300: 6.5e-5, 349: 6.5e-5}  # fmt: skip
 
@@ -165,7 +177,7 @@ def test_overrides_reach_every_depth_and_leave_the_table_alone():
         ("batch_size", 30, "divisible"),
         ("learning_rate.x", 1, "nothing below"),
         ("augmentation.flip", 7, "probability"),
-        ("sampler", "random", "'identity' or 'shuffle'"),
+        ("sampler", "random", "one of identity, identity_once, shuffle"),
     ],
 )
 def test_a_wrong_override_stops_with_a_hint(name, value, message):

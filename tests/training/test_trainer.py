@@ -1,3 +1,4 @@
+import json
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -5,13 +6,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import TrainingArguments, set_seed
+from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from reid_hub import ReIDConfig, ReIDModel
 from reid_hub.data.augmentation import BatchTransform
 from reid_hub.data.samplers import IdentitySampler, ShuffleSampler
 from reid_hub.methods import SupervisedMethod
 from reid_hub.training import RECIPES, ReIDTrainer, build_sampler, override, training_arguments
+from reid_hub.training.resume import check_same_run, describe_run, read_carried, write_carried
 
 from .small_run import RECIPE, SEED, STEPS_PER_EPOCH, Recorder, small_model, small_trainer
 
@@ -192,6 +194,20 @@ def test_only_the_run_that_made_a_checkpoint_goes_on_from_it(small_dataset, tmp_
         trainer.train(resume_from_checkpoint=True)
 
 
+def test_a_run_from_before_an_augmentation_was_known_goes_on(tmp_path):
+    """What the recipe does not do is no difference; what it does is one."""
+    args = training_arguments(RECIPE, tmp_path, use_cpu=True)
+    run = describe_run(RECIPE, args, 48)
+    old = {name: value for name, value in run["augmentation"].items() if name not in ("lighting", "resized_area")}
+    (tmp_path / "run.json").write_text(json.dumps({**run, "augmentation": old}))
+    with pytest.raises(ValueError, match="num_processes was 1 and is 2"):
+        check_same_run(tmp_path, {**run, "num_processes": 2})
+    check_same_run(tmp_path, run)
+    lit = override(RECIPE, {"augmentation.lighting": 0.1})
+    with pytest.raises(ValueError, match="augmentation was"):
+        check_same_run(tmp_path, describe_run(lit, args, 48))
+
+
 def test_a_run_that_diverges_stops_and_says_so(small_dataset, tmp_path):
     with pytest.raises(RuntimeError, match="lower the learning rate"):
         small_trainer(
@@ -370,3 +386,56 @@ def test_a_method_that_asks_gets_the_boxes_in_front_of_the_flip(small_dataset, t
                 assert torch.equal(image.flip(2), whole)
                 flipped += 1
     assert 6 <= flipped <= 26
+
+
+class Remembering(SupervisedMethod):
+    """Adds the mean of the last batch to the next: its weights depend on what an epoch has carried so far."""
+
+    def start_epoch(self, epoch):
+        self.last, self.epochs = torch.zeros(3, 1, 1), [*getattr(self, "epochs", []), epoch]
+
+    def carried(self):
+        return {"last": self.last}
+
+    def restore_carried(self, state):
+        self.last = state["last"]
+
+    def forward(self, pixel_values, pids, camids=None, indices=None):
+        moved = pixel_values + self.last
+        self.last = pixel_values.mean((0, 2, 3))[:, None, None]
+        return super().forward(moved, pids, camids, indices)
+
+
+@pytest.mark.parametrize(("save_steps", "accumulated"), [(4, 1), (6, 1), (1, 4)])
+def test_what_batches_carry_goes_on_in_mid_epoch_and_begins_anew_with_each(
+    small_dataset, tmp_path, save_steps, accumulated
+):
+    """Step 4 is within an epoch of six, step 6 at its end; with four batches to a step, step 1 is within one of two."""
+    options = {"method": Remembering, "gradient_accumulation_steps": accumulated, "save_steps": save_steps}
+    whole = small_trainer(tmp_path / "whole", small_dataset, num_train_epochs=2, **options)
+    whole.train()
+    assert whole.model.epochs == [0, 1]
+
+    class Interrupt(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == save_steps:
+                raise KeyboardInterrupt
+
+    options = {**options, "num_train_epochs": 2, "save_strategy": "steps"}
+    with pytest.raises(KeyboardInterrupt):
+        small_trainer(tmp_path / "cut", small_dataset, callbacks=[Interrupt()], **options).train()
+    folder = tmp_path / "cut" / f"checkpoint-{save_steps}"
+    assert load_file(folder / "carried-0.safetensors")["last"].any()
+    assert "last" not in load_file(folder / "model.safetensors")
+    resumed = small_trainer(tmp_path / "cut", small_dataset, **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.model.epochs == ([1] if save_steps == 6 else [0, 1])
+    assert_equal_weights(weights_of(whole.model), weights_of(resumed.model), rtol=0, atol=0)
+
+
+def test_a_checkpoint_of_fewer_processes_is_refused_by_the_one_that_it_knows_nothing_of(tmp_path):
+    assert read_carried(tmp_path, 1) == {}
+    write_carried(tmp_path, 0, {"last": torch.arange(3)})
+    assert read_carried(tmp_path, 0)["last"].tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match=r"memory of 1 process.*number 2: resume with as many as the run had"):
+        read_carried(tmp_path, 1)

@@ -3,12 +3,13 @@
 import copy
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reid_hub import ReIDConfig, ReIDModel
+from reid_hub import ReIDConfig, ReIDModel, evaluate_retrieval
 from reid_hub.data.views import VIEWS, ErasedShares, View, choose_views
 from reid_hub.losses import representation_loss
 from reid_hub.methods import FDMethod, SupervisedMethod
@@ -221,6 +222,20 @@ def test_it_starts_with_the_logits_of_the_initial_student():
     for mode in (True, False):
         outputs = [m.train(mode).logits(m.model(inputs["pixel_values"]).embeddings)[0] for m in (initial, fd)]
         assert torch.equal(*outputs)
+
+
+def test_ranking_ignores_the_length_of_a_vector_and_which_mirror_image_is_which():
+    network, pixels = student().double().eval(), batch(30)["pixel_values"]
+    with torch.no_grad():
+        vectors, mirrored = network.embed(pixels, flip=True), network.embed(pixels.flip(3), flip=True)
+    assert torch.equal(vectors, mirrored)
+    vectors, pids, camids = vectors.numpy(), np.arange(30) % 5, np.arange(30) % 2
+    lengths = np.random.default_rng(0).uniform(0.1, 10, (30, 1))
+    split = [part for array in (pids, camids) for part in (array[:10], array[10:])]
+    plain, scaled = (evaluate_retrieval(v[:10], v[10:], *split) for v in (vectors, vectors * lengths))
+    assert 0 < plain.mAP < 1
+    np.testing.assert_array_equal(plain.cmc, scaled.cmc)
+    assert scaled.mAP == pytest.approx(plain.mAP, abs=1e-12)
 
 
 def test_branches_are_those_of_the_paper():

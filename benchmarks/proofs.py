@@ -28,9 +28,14 @@ def proof_parser(script: str, description: str, scales: Iterable[str], seeds: It
     return parser
 
 
-def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The options, with `results`, a folder per scale: runs of the same name are not the same measurement."""
+def parse(parser: argparse.ArgumentParser, *carried: str) -> argparse.Namespace:
+    """The options, with `results`, a folder per scale: runs of the same name are not the same measurement.
+
+    Args:
+        carried: flags of the script's own that its workers need too.
+    """
     options = parser.parse_args()
+    options.carried = {flag: getattr(options, flag.strip("-").replace("-", "_")) for flag in carried}
     options.results = HERE / (parser.prog if options.scale == "small" else f"{parser.prog}-{options.scale}")
     options.work = options.work or Path("runs") / options.results.name
     if not options.render and not options.data_dir:
@@ -42,6 +47,11 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
 def is_measured(name: str, options: argparse.Namespace) -> bool:
     """Whether the figures of a run are kept."""
     return (options.results / name / "results.json").is_file()
+
+
+def missing(names: Iterable[str], options: argparse.Namespace) -> list[str]:
+    """Those of these runs of which nothing is in the work folder, each once: there others cannot start from them."""
+    return [name for name in dict.fromkeys(names) if not (options.work / name / "results.json").is_file()]
 
 
 def run_all(left: Mapping[str, list[str]], options: argparse.Namespace) -> None:
@@ -65,6 +75,7 @@ def run_all(left: Mapping[str, list[str]], options: argparse.Namespace) -> None:
 def spawn(name: str, options: argparse.Namespace) -> bool:
     """Run one in a process with its share of the threads, its output in a log."""
     words = ["--data-dir", options.data_dir, "--dataset-name", options.dataset_name, "--scale", options.scale]
+    words += [word for flag, value in options.carried.items() if value for word in (flag, value)]
     threads = str(max(1, os.cpu_count() // options.workers))
     options.work.mkdir(parents=True, exist_ok=True)
     print(f"{name}: started", flush=True)

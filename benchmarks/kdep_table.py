@@ -1,0 +1,175 @@
+"""Tables and plot of the KDEP proof, rendered from results.json files alone."""
+
+import json
+import re
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean, stdev
+
+from tables import cell, counts, how, size, wrapped
+
+STARTS = {
+    "scratch": "random initial weights",
+    "svd+pts": "**KDEP** (SVD+PTS), without labels",
+    "supervised": "trained on all labels for the same epochs",
+}
+ALIGNMENTS = {
+    "svd+pts": "SVD+PTS",
+    "svd": "SVD",
+    "sn": "SVD, unit variances (SN)",
+    "sm": "SVD, the teacher's variances (SM)",
+    "cs.var": "channels of the largest variance",
+    "cs.rand": "random channels",
+    "interp": "nearest interpolation",
+    "pre-relu": "1x1 convolution, in front of the ReLU",
+    "post-relu": "1x1 convolution, behind the ReLU",
+    "overhaul": "overhaul",
+}
+KINDS = {"people": "people", "cifar10": "CIFAR-10"}
+Runs = dict[tuple[str, str, int], list[dict]]  # (kind, start, percent of the labels) -> results, one a seed
+
+
+def parts(name: str) -> tuple[str, str, int | None, int]:
+    """Kind, start, percent of the labels, and seed of a run's name; no percent for a teacher and what is pre-trained.
+
+    "people.pre-relu-10" is fine-tuned behind the alignment pre-relu, "people.pre-pre-relu" is its pre-training.
+    """
+    kind, start, share, seed = re.fullmatch(r"([^.]+)\.(.+?)(?:-(\d+))?(?:-seed(\d+))?", name).groups()
+    return kind, start, share and int(share), int(seed or 0)
+
+
+def render(folder: Path) -> None:
+    """Write README.md and accuracy.png of a folder of runs."""
+    runs, before = defaultdict(list), {}
+    for path in sorted(folder.glob("*/results.json")):
+        kind, start, share, _ = parts(path.parent.name)
+        results = json.loads(path.read_text())
+        if share is None:
+            before[kind, start] = results
+        else:
+            runs[kind, start, share].append(results)
+    if not runs:
+        raise SystemExit(f"nothing measured in {folder} yet")
+    plot(folder / "accuracy.png", runs)
+    (folder / "README.md").write_text(page(runs, before), encoding="utf-8")
+    print(f"{folder / 'README.md'}, {folder / 'accuracy.png'}")
+
+
+def page(runs: Runs, before: dict) -> str:
+    """The README: what was run, on what, with which figures."""
+    lines = [
+        "# KDEP on real pictures",
+        "",
+        "Rendered by `python benchmarks/kdep.py --render` from the results.json files beside it, in percent, mean over",
+        "seeds, with the standard deviation where there are several: of people mAP / rank-1, of CIFAR-10 the top-1 of",
+        "the last epoch.",
+        "",
+    ]
+    for kind in KINDS:
+        found = {key: results for key, results in runs.items() if key[0] == kind}
+        if found:
+            lines += section(kind, found, {stage: results for (k, stage), results in before.items() if k == kind})
+    commands = [result["command"] for results in (*runs.values(), list(before.values())) for result in results]
+    first = next(iter(runs.values()))[0]
+    lines += [
+        "![accuracy against the share of labels](accuracy.png)",
+        "",
+        "## How each was run",
+        "",
+        "All of it: `python benchmarks/kdep.py --data-dir DIR --cifar-dir DIR`; full size: with `--scale full`. Each:",
+        "",
+        *(f"- `{command}`" for command in commands),
+        "",
+        f"Measured in {first['training']['precision']} on {first['cost']['latency_device']}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def section(kind: str, runs: Runs, before: dict) -> list[str]:
+    """What was found on one kind of pictures."""
+    first, shares = next(iter(runs.values()))[0], sorted({share for *_, share in runs})
+    least = shares[0]
+    taught = next((before[stage] for stage in before if stage not in ("teacher", "pre-supervised")), first)
+    what = "identities" if kind == "people" else "pictures of each class"
+    lines = [
+        f"## {KINDS[kind][0].upper() + KINDS[kind][1:]}",
+        "",
+        *wrapped(
+            f"Data set: {first['dataset']['name']} ({counts(first)}), pictures of {size(first)}. **Not comparable with "
+            f"published figures.** Students of {first['cost']['parameters']:,} parameters; pre-training: "
+            f"{how(taught)}, {taught['training'].get('crops', 0)} stored crops of each picture. "
+            f"Then {how(first)} on the share of {what}."
+        ),
+        "",
+        "| start | " + " | ".join(f"{share} % of {what}" for share in shares) + " |",
+        "|---|" + "---:|" * len(shares),
+        *(
+            f"| {label} | " + " | ".join(_cell(kind, runs.get((kind, start, share), [])) for share in shares) + " |"
+            for start, label in STARTS.items()
+        ),
+        "",
+    ]
+    if "teacher" in before:
+        lines += [f"The teacher, trained on all labels: {_cell(kind, [before['teacher']])}.", ""]
+    scores = {
+        start: _score(kind, runs[kind, start, least])
+        for start in ("svd+pts", "scratch")
+        if (kind, start, least) in runs
+    }
+    if len(scores) == 2:
+        gain = scores["svd+pts"] - scores["scratch"]
+        lines += [f"**With {least} % of the labels KDEP gives {gain:+.1f} points over random initial weights.**", ""]
+    compared = {start: runs[kind, start, least] for start in ALIGNMENTS if (kind, start, least) in runs}
+    if len(compared) > 1:
+        lines += [
+            f"| alignment ({least} % of {what}) | after fine-tuning |",
+            "|---|---:|",
+            *(f"| {ALIGNMENTS[name]} | {_cell(kind, results)} |" for name, results in compared.items()),
+            "",
+        ]
+        ranked = sorted(compared, key=lambda name: -_score(kind, compared[name]))
+        if ranked[0] != "svd+pts":
+            ahead = (
+                _score(kind, compared[ranked[0]]) - _score(kind, compared["svd+pts"]) if "svd+pts" in compared else 0
+            )
+            lines += [f"Against the paper, {ALIGNMENTS[ranked[0]]} is ahead of SVD+PTS by {ahead:.1f} points.", ""]
+    return lines
+
+
+def plot(path: Path, runs: Runs) -> None:
+    """Accuracy against the share of the labels, one line a start."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    kinds = [kind for kind in KINDS if any(key[0] == kind for key in runs)]
+    figure, grid = plt.subplots(1, len(kinds), figsize=(5.5 * len(kinds), 4), layout="constrained", squeeze=False)
+    for axes, kind in zip(grid[0], kinds, strict=True):
+        for start, label in STARTS.items():
+            points = sorted(
+                (share, _score(kind, found)) for (k, s, share), found in runs.items() if (k, s) == (kind, start)
+            )
+            if points:
+                axes.plot(*zip(*points, strict=True), marker="o", label=label.replace("*", ""))
+        axes.set(xscale="log", xlabel="share of the labels, %", title=KINDS[kind])
+        axes.set_ylabel("mAP, %" if kind == "people" else "top-1, %")
+        axes.set_xticks(sorted({share for k, _, share in runs if k == kind}))
+        axes.get_xaxis().set_major_formatter("{x:g}")
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _cell(kind: str, results: list[dict]) -> str:
+    if kind == "people" or not results:
+        return cell(results)
+    values = [100 * result["metrics"]["top1"] for result in results]
+    return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def _score(kind: str, results: list[dict]) -> float:
+    return 100 * mean(result["metrics"]["mAP" if kind == "people" else "top1"] for result in results)

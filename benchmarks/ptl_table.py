@@ -1,0 +1,144 @@
+"""Table and plot of the PTL proof, rendered from results.json files alone."""
+
+import json
+import re
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean, stdev
+
+from tables import cell, counts, how, mean_map, size, wrapped
+
+ARMS = {
+    "none": "the backbone alone",
+    "plain": "with a plain side network of as many weights, no gates, no memory",
+    "forgets": "with PTL's side network, forgetting before every batch (as released)",
+    "memory": "**PTL**: with its memory from batch to batch",
+    "memory-v2": "**PTL-v2**",
+    "std": "**STD**: the backbone alone, distilled",
+}
+SHORT = {"none": "none", "plain": "plain", "forgets": "forgets", "memory": "PTL", "memory-v2": "PTL-v2", "std": "STD"}
+# What is compared to see what the memory, the gates and the mere size of the side network contribute.
+QUESTIONS = (
+    ("memory", "forgets", "the memory itself (PTL against the same network forgetting)"),
+    ("forgets", "plain", "gates instead of a plain convolution of as many weights"),
+    ("plain", "none", "more weights beside the backbone"),
+    ("std", "none", "distilling into the backbone"),
+)
+
+
+def render(folder: Path) -> None:
+    """Write README.md and accuracy.png of a folder of runs."""
+    runs = defaultdict(list)
+    for path in sorted(folder.glob("*/results.json")):
+        variant, _, arm = path.parent.name.rpartition(".")
+        kind = "cifar" if variant == "cifar10" else "people"
+        runs[kind, re.sub(r"-seed\d+$", "", arm)].append(json.loads(path.read_text()))
+    if not any(kind == "people" for kind, _ in runs):
+        raise SystemExit(f"nobody measured in {folder} yet")
+    plot(folder / "accuracy.png", runs)
+    (folder / "README.md").write_text(page(runs), encoding="utf-8")
+    print(f"{folder / 'README.md'}, {folder / 'accuracy.png'}")
+
+
+def page(runs: dict) -> str:
+    """The README: what was run, on what, with which figures."""
+    people = {arm: results for (kind, arm), results in runs.items() if kind == "people"}
+    first = next(iter(people.values()))[0]
+    lines = [
+        "# Progressive Transfer Learning on real pictures",
+        "",
+        "Rendered by `python benchmarks/ptl.py --render` from the results.json files beside it; mAP / rank-1 in",
+        "percent, mean over seeds, with the standard deviation of mAP where there are several.",
+        "",
+        *wrapped(
+            f"Data set: {first['dataset']['name']} ({counts(first)}). **Not comparable with published figures** on "
+            "Market-1501: another split, random initial weights, a narrow backbone, fewer epochs, pictures of "
+            f"{size(first)}. Every arm: {how(first)}. Training sees the training identities alone; the test identities "
+            "are met once, at the end of a run (STD's teacher is the arm that did best there, as in the paper)."
+        ),
+        "",
+        "| | parameters in use | mAP / rank-1 |",
+        "|---|---:|---:|",
+        *(
+            f"| {label} | {people[arm][0]['cost']['parameters']:,} | {cell(people[arm])} |"
+            for arm, label in ARMS.items()
+            if arm in people
+        ),
+        "",
+        *verdicts(people),
+    ]
+    if any(kind == "cifar" for kind, _ in runs):
+        lines += cifar({arm: results for (kind, arm), results in runs.items() if kind == "cifar"})
+    lines += [
+        "![mAP of every arm](accuracy.png)",
+        "",
+        "## How each was run",
+        "",
+        "All of it: `python benchmarks/ptl.py --data-dir DIR --cifar-dir DIR`; full size: with `--scale full`. Each:",
+        "",
+        *(f"- `{result['command']}`" for results in runs.values() for result in results),
+        "",
+        f"Measured in {first['training']['precision']} on {first['cost']['latency_device']}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def verdicts(people: dict) -> list[str]:
+    """What each ingredient contributed, in points of mAP, beside the spread over seeds."""
+    lines = ["What contributes what, in points of mAP:", ""]
+    for one, other, question in QUESTIONS:
+        if one in people and other in people:
+            gain = 100 * (mean_map(people[one]) - mean_map(people[other]))
+            seeds = min(len(people[one]), len(people[other]))
+            lines.append(f"- {question}: **{gain:+.1f}** ({seeds} seed{'s' if seeds > 1 else ''})")
+    taught = next((result["training"].get("taught_by") for result in people.get("std", [])), None)
+    if taught:
+        lines.append(f"- the teacher of STD was {taught.rpartition('.')[2]}")
+    return [*lines, ""]
+
+
+def cifar(found: dict) -> list[str]:
+    """Error of every arm on CIFAR-10, last epoch."""
+    first = next(iter(found.values()))[0]
+    training, data = first["training"], first["dataset"]["data_dir_counts"]
+    blocks = training["changes"]["config.backbone_config"]["blocks"]
+    lines = [
+        "## CIFAR-10",
+        "",
+        *wrapped(
+            f"DenseNet-BC of growth 12 with {'+'.join(map(str, blocks))} layers, {training['keep']:g} of the "
+            f"{data['train']['images']:,} training pictures (recompressed as JPEG), {how(first)}, with flip and crop. "
+            "**Not comparable with published figures.** Error of the last epoch in percent."
+        ),
+        "",
+        "| | parameters | error |",
+        "|---|---:|---:|",
+    ]
+    for arm, label in ARMS.items():
+        if arm in found:
+            errors = [100 * (1 - result["metrics"]["top1"]) for result in found[arm]]
+            spread = f" ± {stdev(errors):.1f}" if len(errors) > 1 else ""
+            lines.append(f"| {label} | {found[arm][0]['cost']['parameters']:,} | {mean(errors):.1f}{spread} |")
+    return [*lines, ""]
+
+
+def plot(path: Path, runs: dict) -> None:
+    """mAP of every arm, a dot for each seed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    arms = [arm for arm in ARMS if ("people", arm) in runs]
+    heights = [100 * mean_map(runs["people", arm]) for arm in arms]
+    bars = axes.bar(range(len(arms)), heights, color="tab:blue", alpha=0.6)
+    axes.bar_label(bars, fmt="%.1f", label_type="center")
+    for place, arm in enumerate(arms):
+        dots = [100 * result["metrics"]["mAP"] for result in runs["people", arm]]
+        axes.plot([place] * len(dots), dots, "k.")
+    axes.set_xticks(range(len(arms)), [SHORT[arm] for arm in arms])
+    axes.set(ylabel="mAP, %", title="One backbone, the same epochs, another side network")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,38 @@
+"""Train and evaluate a classifier of general pictures by a recipe, on one process or several.
+
+Without arguments it trains on shapes that reid_hub draws, in a minute on two CPU cores:
+
+    accelerate launch examples/classify.py
+    accelerate launch examples/classify.py --data cifar10 --data-dir DIR --model densenet-bc-100 --recipe cifar
+    accelerate launch examples/classify.py --data dtd --data-dir DIR --model res18 --init CKPT --recipe transfer \\
+        --evaluate-every 5 --args '{"bf16": true}'
+"""
+
+import json
+
+from reid_hub.cli.arguments import example_parser, recipe_fields, training_fields
+from reid_hub.jobs.classify import ClassifySettings, classify
+
+
+def main() -> None:
+    defaults = {"output_dir": "runs/classify", "data": "shapes", "recipe": "classify-demo"}
+    parser = example_parser(__doc__, image_size=None, validation=0.0, **defaults)
+    parser.add_argument("--model", default="res18-x0.25", help="a variant, or a checkpoint to go on with")
+    parser.add_argument("--init", help="weights of the trunk: a file, torchvision/NAME, timm/NAME or a checkpoint")
+    parser.add_argument("--keep", type=float, default=1.0, help="share of each class's training pictures: few-shot")
+    parser.add_argument("--evaluate-every", type=int, default=1, help="epochs between two evaluations on the test set")
+    options = parser.parse_args()
+    settings = ClassifySettings(
+        options.output_dir,
+        model=options.model,
+        init=options.init,
+        keep=options.keep,
+        evaluate_every=options.evaluate_every,
+        **training_fields(options),
+        **recipe_fields(options),
+    )
+    print(json.dumps({"model": options.output_dir, **classify(settings)["metrics"]}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""Make the basis of a teacher's features, KDEP's first step; any number of processes share the work.
+
+Without arguments it is that of a small teacher, trained for it, on people that reid_hub draws:
+
+    accelerate launch examples/kdep_basis.py
+    accelerate launch examples/kdep_basis.py --teacher timm/resnet50 --student res18 --recipe kdep \\
+        --image-size 224 224 --data pictures --data-dir DIR --share 0.1 --basis runs/resnet50.safetensors
+
+A killed run goes on with the same command. The basis is for any student of this picture size and recipe; the students
+themselves are made with examples/kdep_pretrain.py --basis.
+"""
+
+import json
+
+from reid_hub.cli.arguments import (
+    example_parser,
+    pretraining_fields,
+    pretraining_options,
+    recipe_fields,
+    training_fields,
+)
+from reid_hub.jobs.kdep import KDEPSettings, make_basis
+
+
+def main() -> None:
+    parser = example_parser(__doc__, output_dir="runs/kdep-demo", recipe="kdep-demo", validation=0.0)
+    pretraining_options(parser)
+    options = parser.parse_args()
+    fields = {**training_fields(options), **recipe_fields(options), **pretraining_fields(options)}
+    print(json.dumps({"basis": str(make_basis(KDEPSettings(options.output_dir, **fields)))}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""Pre-train a compact trunk from a teacher's features, without labels: KDEP.
+
+Without arguments it makes a small teacher, a basis and a narrow ResNet-18, on people that reid_hub draws:
+
+    accelerate launch examples/kdep_pretrain.py
+    accelerate launch examples/kdep_pretrain.py --teacher timm/resnet50 --student res18 --recipe kdep \\
+        --image-size 224 224 --weight sp-res50/res18 --data pictures --data-dir DIR --output-dir runs/res18
+    accelerate launch examples/kdep_pretrain.py --teacher facebook/dinov2-base --student mobilenetv2 --recipe kdep \\
+        --set learning_rate=0.1 --data NAMESPACE/NAME --streaming --limit 100000
+
+--crops R shows each picture as R crops that are drawn once, and asks the teacher only for those. The folder is a model
+like any other: examples/kdep_transfer.py fine-tunes it.
+"""
+
+import json
+
+from reid_hub.cli.arguments import (
+    example_parser,
+    pretraining_fields,
+    pretraining_options,
+    recipe_fields,
+    training_fields,
+)
+from reid_hub.jobs.kdep import KDEPSettings, pretrain
+
+
+def main() -> None:
+    parser = example_parser(__doc__, output_dir="runs/kdep-demo", recipe="kdep-demo", validation=0.0, resume=True)
+    pretraining_options(parser)
+    parser.add_argument("--init", help="first weights of the student: a file, torchvision/NAME, timm/NAME")
+    parser.add_argument("--align", help="svd+pts, svd, sn, sm, cs.var, cs.rand, interp, pre-relu, post-relu, overhaul")
+    parser.add_argument("--weight", help="of the loss: a number, or a pair of the paper; by default that of a new pair")
+    parser.add_argument("--crops", type=int, default=0, help="crops of each picture that the teacher is asked about")
+    parser.add_argument("--cache", help="folder of what it said; by default in the output folder")
+    options = parser.parse_args()
+    fields = {**training_fields(options), **recipe_fields(options), **pretraining_fields(options)}
+    fields |= {name: getattr(options, name) for name in ("init", "align", "weight", "crops", "cache")}
+    results = pretrain(KDEPSettings(options.output_dir, **fields))
+    print(json.dumps({"model": options.output_dir, "weight": results["training"]["weight"], **results["metrics"]}))
+
+
+if __name__ == "__main__":
+    main()

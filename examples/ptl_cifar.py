@@ -1,0 +1,36 @@
+"""Classify general pictures with and without the memory of Progressive Transfer Learning.
+
+Without arguments it trains a small network with a memory on shapes that reid_hub draws:
+
+    accelerate launch examples/ptl_cifar.py
+    accelerate launch examples/ptl_cifar.py --data cifar100 --data-dir DIR --backbone densenet-bc-100 --recipe cifar \\
+        --cell v2 --augment --args '{"bf16": true}'
+
+--cell none is the baseline. Without --augment (flip and crop) a DenseNet has a dropout of 0.2.
+"""
+
+import argparse
+import json
+
+from reid_hub.cli.arguments import example_parser, recipe_fields, training_fields
+from reid_hub.jobs.classify import ClassifySettings, classify
+from reid_hub.jobs.ptl import CELLS, classification_arm, with_changes
+
+
+def main() -> None:
+    defaults = {"output_dir": "runs/ptl-cifar", "data": "shapes", "recipe": "classify-demo"}
+    parser = example_parser(__doc__, image_size=None, validation=0.0, **defaults)
+    parser.add_argument("--backbone", default="res18-x0.25", help="densenet-bc-100, res18-x0.25, res50")
+    parser.add_argument("--cell", default="v1", choices=CELLS)
+    parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--augment", action="store_true", help="flip and crop")
+    parser.add_argument("--evaluate-every", type=int, default=1, help="epochs between two evaluations on the test set")
+    options = parser.parse_args()
+    fields = {**training_fields(options), **recipe_fields(options), "evaluate_every": options.evaluate_every}
+    arm = classification_arm(options.backbone, options.cell, options.memory, options.augment)
+    results = classify(ClassifySettings(options.output_dir, **{**fields, **with_changes(arm, fields["changes"])}))
+    print(json.dumps({"model": options.output_dir, **results["metrics"]}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""A user's own pictures for classification: one folder per class, in train/ and test/ (or val/)."""
+
+from pathlib import Path
+
+from reid_hub.data.layouts import list_images, wrong_layout
+from reid_hub.data.records import DatasetSpec, Record, Scan
+
+# What else the test part is called, in the order in which it is looked for.
+TEST_FOLDERS = ("test", "val", "valid", "validation")
+
+
+def scan(data_dir: Path) -> Scan:
+    """Read ROOT/train/CLASS/*.jpg and ROOT/{test,val}/CLASS/*.jpg; classes are numbered in the order of their names."""
+    root = Path(data_dir).expanduser().resolve()
+    test = next((name for name in TEST_FOLDERS if (root / name).is_dir()), None)
+    if test is None or not (root / "train").is_dir():
+        raise wrong_layout(root, (), ["train", " or ".join(TEST_FOLDERS)])
+    return scan_folders(root, {"train": "train", "test": test})
+
+
+def scan_folders(root: Path, folders: dict[str, str]) -> Scan:
+    """Read CLASS/*.jpg, at any depth, in the folder of each split.
+
+    Raises:
+        ValueError: for a picture outside of a class, or a class that the training part lacks.
+    """
+    classes = sorted(path.name for path in (root / folders["train"]).iterdir() if path.is_dir() and path.name[0] != ".")
+    splits = {}
+    for split, folder in folders.items():
+        paths = list_images(root / folder, recursive=True)
+        loose = [path for path in paths if "/" not in path]
+        if loose:
+            raise ValueError(f"{root / folder / loose[0]} lies in no class's folder; move it to {root / folder}/CLASS/")
+        unknown = sorted({path.partition("/")[0] for path in paths} - set(classes))
+        if unknown:
+            raise ValueError(f"{root / folder} has classes that {root / folders['train']} lacks: {unknown}")
+        numbers = {name: number for number, name in enumerate(classes)}
+        splits[split] = [Record(f"{folder}/{path}", numbers[path.partition("/")[0]]) for path in paths]
+    return Scan(root, splits, classes=classes)
+
+
+SPEC = DatasetSpec(
+    name="class_folder",
+    title="Own pictures in folders of classes",
+    homepage="",
+    licence="yours to state",
+    citation="",
+    layout="train/CLASS/*.jpg and test/CLASS/*.jpg (or val/)",
+    scan=scan,
+    notes="Columns image and label; splits train and test.",
+    redistributable=True,
+)

@@ -1,0 +1,49 @@
+"""Classification sets of the Hub, whatever their columns and splits are called."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import datasets
+
+TEST_SPLITS = ("test", "validation", "valid", "val")
+
+
+def as_classes(
+    splits: "Mapping[str, datasets.Dataset]", name: str, label: str | None = None
+) -> "dict[str, datasets.Dataset] | None":
+    """The splits train and test with the columns image and label, or None if this is no classification set.
+
+    Args:
+        label: the column of the classes where there are several (CIFAR-100's "fine_label").
+
+    Raises:
+        ValueError: if there are several and `label` is none of them, or no training or test split.
+    """
+    import datasets
+
+    features = dict(next(iter(splits.values())).features or {})
+    images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
+    labels = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    if "pid" in features or len(images) != 1 or not labels:
+        return None
+    if label is None and len(labels) == 1:
+        label = labels[0]
+    if label not in labels:
+        raise ValueError(f"{name} has the class columns {', '.join(labels)}: choose one with the option label")
+    test = next((split for split in TEST_SPLITS if split in splits and _is_labelled(splits[split], label)), None)
+    if test is None or "train" not in splits:
+        raise ValueError(
+            f"{name} has the splits {', '.join(splits)}; needed are train and one with labels of "
+            f"{', '.join(TEST_SPLITS)}"
+        )
+    chosen = {"train": splits["train"], "test": splits[test]}
+    names = {old: new for old, new in ((images[0], "image"), (label, "label")) if old != new}
+    return type(splits)(
+        {split: rows.select_columns([images[0], label]).rename_columns(names) for split, rows in chosen.items()}
+    )
+
+
+def _is_labelled(rows: "datasets.Dataset", label: str) -> bool:
+    """Whether the classes are told: a competition's test split has -1 throughout. Of a stream nobody knows."""
+    return not hasattr(rows, "unique") or rows.unique(label) != [-1]

@@ -1,0 +1,66 @@
+"""Random resized crops of whole batches, as torchvision takes them, by two products of matrices for each picture."""
+
+import torch
+from torch import Tensor
+
+from reid_hub.data.augmentation_options import Augmentation
+from reid_hub.data.draws import Draws
+
+TRIES = 10
+
+
+def draw_crops(
+    draws: Draws, sizes: Tensor, options: Augmentation, aspects: Tensor, numbers: tuple[slice, slice, int, int]
+) -> Tensor:
+    """Boxes to cut out, int64 (B, 4) as top, left, height, width in pixels of the original pictures.
+
+    Of ten candidates with a share of the picture and a width / height drawn at random the first that fits; where none
+    does, the largest centred box whose proportions are allowed.
+
+    Args:
+        sizes: int64 (B, 2), height and width of the originals.
+        aspects: a table of width / height to choose from.
+        numbers: of the draws: ten areas, ten aspects, top, left.
+    """
+    areas, ratios, top, left = numbers
+    height, width = sizes.unbind(dim=1)
+    area = draws.between(areas, *options.resized_area).double() * (height * width)[:, None]
+    aspect = aspects[draws.below(ratios, len(aspects))].double()
+    widths, heights = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
+    fits = (heights > 0) & (heights <= height[:, None]) & (widths > 0) & (widths <= width[:, None])
+    first = fits.byte().argmax(dim=1, keepdim=True)
+    low, high = options.resized_aspect
+    # Where nothing fits: as wide, or as high, as the proportions allow.
+    whole = torch.stack(
+        [torch.minimum(height, (width / low).round().long()), torch.minimum(width, (height * high).round().long())],
+        dim=1,
+    ).clamp_(min=1)
+    found = torch.cat([heights.gather(1, first), widths.gather(1, first)], dim=1)
+    fitting = fits.any(dim=1, keepdim=True)
+    box = torch.where(fitting, found, whole)
+    room = sizes - box
+    drawn = torch.stack([draws.below(top, room[:, 0] + 1), draws.below(left, room[:, 1] + 1)], dim=1)
+    return torch.cat([torch.where(fitting, drawn, room // 2), box], dim=1)
+
+
+def crop_and_resize(x: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Cut a box out of every picture and resize it as Pillow does (bilinear, anti-aliased), but without rounding.
+
+    (B, C, H, W) of any type and boxes float (B, 4) as top, left, height, width in its pixels -> float32 (B, C, *size).
+    """
+    rows = _weights(boxes[:, 0], boxes[:, 2], x.shape[2], size[0])
+    columns = _weights(boxes[:, 1], boxes[:, 3], x.shape[3], size[1])
+    return rows[:, None] @ x.float() @ columns[:, None].mT
+
+
+def _weights(start: Tensor, length: Tensor, stored: int, wanted: int) -> Tensor:
+    """How much each of `stored` pixels counts in each of `wanted` ones, (B, wanted, stored): a triangle, as wide as a
+    new pixel or at least as an old one, over the old pixels that the box touches.
+    """
+    start, length = start[:, None, None].float(), length[:, None, None].float()
+    scale = length / wanted
+    centre = start + (torch.arange(wanted, device=start.device)[:, None] + 0.5) * scale
+    pixel = torch.arange(stored, device=start.device)
+    weight = (1 - (pixel + 0.5 - centre).abs() / scale.clamp(min=1)).clamp_(min=0)
+    weight = weight * ((pixel + 1 > start) & (pixel < start + length))
+    return weight / weight.sum(dim=2, keepdim=True)

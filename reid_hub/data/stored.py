@@ -1,0 +1,78 @@
+"""Training pictures as a recipe's augmentation wants them kept."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from reid_hub.data.augmentation_options import Augmentation
+from reid_hub.data.images import ImageDataset
+
+# Sides are exchanged by these values of the EXIF orientation.
+_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
+
+
+def training_images(
+    split,
+    image_size: tuple[int, int],
+    augmentation: Augmentation,
+    *,
+    interpolation: str = "bilinear",
+    resize_shortest: int | None = None,
+    on_error: str = "raise",
+) -> ImageDataset:
+    """A split as the batches that `BatchTransform` makes pictures of `image_size` of.
+
+    Random resized crops are cut out of what is kept: pictures squeezed into 8/7 of the image size (256 for 224), or
+    into the largest picture's size where that is smaller, as CIFAR's. The boxes are drawn in the originals (`sizes`),
+    so crops are those of the published code, exact for small pictures and a little smoother for large ones.
+    `on_error` is that of an `ImageDataset`.
+    """
+    options = {"interpolation": interpolation, "on_error": on_error}
+    if augmentation.resized_area is None:
+        return ImageDataset(split, image_size, resize_shortest=resize_shortest, **options)
+    sizes = picture_sizes(split, skip=on_error == "skip")
+    kept = tuple(min(round(side * 8 / 7), int(largest)) for side, largest in zip(image_size, sizes.max(0), strict=True))
+    images = ImageDataset(split, kept, **options)
+    images.sizes = sizes[images.source_rows]
+    return images
+
+
+def picture_sizes(split, skip: bool = False) -> np.ndarray:
+    """Height and width of every picture as it is shown upright, int64 (N, 2); nothing is decoded.
+
+    Args:
+        skip: let a picture that cannot be opened have one pixel.
+
+    Raises:
+        FileNotFoundError, ValueError: if a picture cannot be opened.
+    """
+    from datasets import Image as ImageFeature
+
+    encoded = split.select_columns(["image"]).with_format(None).cast_column("image", ImageFeature(decode=False))
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        sizes = pool.map(_size_or_none if skip else _size, (row["image"] for row in encoded))
+        return np.array(list(sizes), dtype=np.int64).reshape(-1, 2)
+
+
+def _size_or_none(source: dict) -> tuple[int, int]:
+    try:
+        return _size(source)
+    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError):
+        return 1, 1
+
+
+def _size(source: dict) -> tuple[int, int]:
+    file = Path(source["path"]) if source["bytes"] is None else BytesIO(source["bytes"])
+    try:
+        with Image.open(file) as image:
+            width, height = image.size
+            turned = image.getexif().get(_ORIENTATION) in _TURNED
+    except Image.UnidentifiedImageError as error:
+        raise ValueError(
+            f"{source['path'] or 'a picture'} is none that can be read; remove it or copy it again"
+        ) from error
+    return (width, height) if turned else (height, width)

@@ -1,0 +1,44 @@
+"""Accuracy of a classifier on a split of pictures."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from reid_hub.evaluation.embedding import forward_all, open_images
+from reid_hub.models import ReIDForImageClassification
+
+
+def classify(
+    model: ReIDForImageClassification, split, *, batch_size: int = 64, progress: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (N, K) float32 and labels (N,) int64 of a split, in its order; shared between processes like `embed`.
+
+    Args:
+        split: a data set with the columns image and label, or an `ImageDataset` as the model wants it.
+
+    Raises:
+        ValueError: if the sizes do not fit, or the model gives NaN or Inf.
+    """
+    images = open_images(split, model.config, progress)
+    options = {"batch_size": batch_size, "progress": progress, "what": "classify"}
+    logits = forward_all(model, images, lambda pixels: model(pixels).logits, model.num_labels, **options)
+    return logits, images.pids
+
+
+def topk_accuracy(logits: np.ndarray, labels: np.ndarray, ks: Sequence[int] = (1, 5)) -> dict[str, float]:
+    """Share of pictures whose class is among the k first, as "topK"; of equal logits the lower class comes first.
+
+    Args:
+        logits: (N, C).
+        labels: (N,) in 0 .. C - 1.
+
+    Raises:
+        ValueError: without pictures, or for a label that is none of the classes.
+    """
+    labels = np.asarray(labels)
+    if not len(labels) or labels.min() < 0 or labels.max() >= logits.shape[1]:
+        raise ValueError(f"labels must be of 0..{logits.shape[1] - 1}, one for each picture, got {np.unique(labels)}")
+    own = np.take_along_axis(logits, labels[:, None], axis=1)
+    before = (logits > own) | ((logits == own) & (np.arange(logits.shape[1]) < labels[:, None]))
+    rank = before.sum(axis=1)
+    return {f"top{k}": float((rank < k).mean()) for k in ks}

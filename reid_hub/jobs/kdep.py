@@ -1,0 +1,311 @@
+"""KDEP: a basis of a teacher's features, and a student's trunk pre-trained from them without labels."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import set_seed
+
+from reid_hub.data.images import ImageDataset
+from reid_hub.data.pictures import load_pictures
+from reid_hub.data.stored import training_images
+from reid_hub.evaluation import build_pretraining_results, measure_cost, read_results, write_results
+from reid_hub.files import atomic_file
+from reid_hub.hub.card import write_card
+from reid_hub.jobs.evaluate import evaluate
+from reid_hub.jobs.models import model_to_train, on_accelerator
+from reid_hub.jobs.processes import is_main_process, wait_for_everyone
+from reid_hub.jobs.provenance import is_done, provenance, public_source
+from reid_hub.jobs.teachers import open_teacher, small_teacher
+from reid_hub.jobs.train import TrainSettings, load_splits, new_trainer, publish, run, start_weights
+from reid_hub.methods import KDEPMethod
+from reid_hub.methods.kdep import (
+    PAIR_WEIGHTS,
+    WITHOUT_BASIS,
+    Basis,
+    CachedFeatures,
+    Crops,
+    Tap,
+    Teacher,
+    check_widths,
+    fit_basis,
+    weight_decay_for,
+    weight_for,
+    write_features,
+)
+from reid_hub.models import ReIDModel
+from reid_hub.registry import lookup
+from reid_hub.training import HEADS_FILE, RECIPES, Recipe, TrainingSubset, override
+from reid_hub.training.resume import check_fresh
+
+ABOUT_FILE = HEADS_FILE.with_name("kdep.json")
+_SAMPLE = 1024  # pictures that the weight of a new pair is computed from
+
+
+@dataclass
+class KDEPSettings(TrainSettings):
+    """What to pre-train from which teacher.
+
+    Attributes:
+        data, data_dir, data_options: the pictures, whose labels are not used; see `load_pictures`, which also takes
+            `split`, `share`, `per_class`, `limit` and `streaming`. What cannot be read is left out and counted.
+        model, init: the student.
+        teacher: any trained model, see `open_teacher`; by default a small one is trained on the same data.
+        tap: where the teacher's features are taken, a key of `TAPS`.
+        align: a key of `ALIGNMENTS`, in place of the recipe's.
+        basis: the file of the basis, made where it is missing; by default training/basis.safetensors in
+            `output_dir`.
+        weight: of the loss, or a key of `PAIR_WEIGHTS`; by default that of a new pair, see `weight_for`.
+        crops: each picture is shown as so many crops, for which the teacher is asked only once; 0 draws new ones in
+            every epoch.
+        cache: folder of what it said of them; by default features in `output_dir`.
+    """
+
+    output_dir: str | Path = "runs/kdep"
+    recipe: str = "kdep-demo"
+    validation: float = 0.0
+    split: str = "train"
+    share: float = 1.0
+    per_class: int | None = None
+    limit: int | None = None
+    streaming: bool = False
+    teacher: str | None = None
+    tap: str = "features"
+    align: str | None = None
+    basis: str | None = None
+    weight: float | str | None = None
+    crops: int = 0
+    cache: str | None = None
+
+    def __post_init__(self):
+        if self.validation or self.keep_ids != 1:
+            raise ValueError(
+                "pre-training has no labels, so no identities are held out or left out: validation must be 0 and "
+                f"keep_ids 1, got {self.validation} and {self.keep_ids}; fewer pictures are share, per_class or limit"
+            )
+        if "seed" in self.arguments:  # crops and results would be of the other one
+            raise ValueError(f"the seed is an option of its own, got {self.arguments['seed']} among the arguments")
+        if self.crops < 0:
+            raise ValueError(f"crops must be at least 0, got {self.crops}")
+
+    @property
+    def basis_file(self) -> Path:
+        """Where the basis lies, or will lie."""
+        return Path(self.basis or Path(self.output_dir) / HEADS_FILE.with_name("basis.safetensors"))
+
+    @property
+    def cache_dir(self) -> Path:
+        """Where the features of fixed crops lie."""
+        return Path(self.cache or Path(self.output_dir) / "features")
+
+    def pretraining_recipe(self) -> Recipe:
+        """The recipe with what replaces its values.
+
+        Raises:
+            ValueError: if it is of another method.
+        """
+        changes = {**self.changes, **({} if self.align is None else {"options.align": self.align})}
+        recipe = override(lookup(RECIPES, self.recipe, "recipe"), changes)
+        if recipe.method != "kdep":
+            raise ValueError(f"pre-training needs a recipe of the method 'kdep' (kdep, kdep-demo), got {self.recipe!r}")
+        return recipe
+
+
+def make_basis(settings: KDEPSettings) -> Path:
+    """Make the basis of the teacher's features of the settings' pictures, or keep the one that is there.
+
+    Any number of processes share the work, and a killed run goes on. Returns the file.
+
+    Raises:
+        ValueError, FileNotFoundError: for anything unknown, too few pictures, or the basis of another teacher.
+    """
+    recipe = settings.pretraining_recipe()
+    settings = replace(settings, teacher=settings.teacher or small_teacher(settings))
+    student = model_to_train(settings, recipe)
+    _fit(settings, _crops(settings, recipe, student))
+    return settings.basis_file
+
+
+def pretrain(settings: KDEPSettings) -> dict[str, Any]:
+    """Pre-train a student; the folder becomes a model like any other, to be fine-tuned with `--model`.
+
+    With `resume` what is done is not done again, and what was begun goes on: basis, features and training.
+
+    Returns:
+        What results.json holds: how it was made, and where the data set has a query and a gallery, what it retrieves
+        as it is.
+
+    Raises:
+        ValueError, FileNotFoundError: for anything unknown or impossible, before training starts; so for a student
+            wider than the teacher, or a basis of another one.
+    """
+    recipe, out = settings.pretraining_recipe(), Path(settings.output_dir)
+    settings = replace(settings, teacher=settings.teacher or small_teacher(settings))
+    set_seed(settings.seed)
+    student = model_to_train(settings, recipe)
+    start_weights(student, settings)
+    crops = _crops(settings, recipe, student)
+    check_widths(recipe.options["align"], crops.teacher.dim, Tap(student).dim)
+    about, weight = _about(settings, recipe, crops), _given_weight(settings)
+    if not settings.resume:
+        check_fresh(out)
+    elif _is_done(settings, about):
+        return read_results(out / "results.json")
+    basis = None if recipe.options["align"] in WITHOUT_BASIS else _fit(settings, crops)
+    options = {"basis": basis, "features": crops.teacher, "seed": settings.seed, **recipe.options}
+    options |= {} if weight is None else {"weight": weight}
+    if settings.crops:
+        # One folder serves all alignments, of which one wants what is behind the ReLU.
+        cache = settings.cache_dir / ("post-relu" if crops.teacher.relu else "")
+        write_features(cache, crops, settings.crops)
+        options["features"] = CachedFeatures(cache, settings.crops, crops.images.dataset["path"][:], crops.mark())
+    method = KDEPMethod(student, **options)
+    if weight is None:
+        method.weight = _pair_weight(method, crops)
+    trainer = _trainer(settings, recipe, method, crops.images)
+    if trainer.is_world_process_zero():
+        with atomic_file(out / ABOUT_FILE) as temporary:
+            temporary.write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
+    run(trainer, settings, {}, report=partial(_report, about=about))
+    training = provenance(settings, recipe, trainer)
+    training.pop("identities")
+    training |= {**about, "weight": method.weight, "weight_decay": trainer.args.weight_decay}
+    training["basis_features"] = basis and basis.count
+    results = _record(settings, trainer.model.export(), training)
+    publish(trainer, settings)
+    return results
+
+
+def _crops(settings: KDEPSettings, recipe: Recipe, student: ReIDModel) -> Crops:
+    """The pictures as the student will see them, and the teacher on the accelerator of this process."""
+    pictures = load_pictures(
+        settings.data,
+        settings.data_dir,
+        split=settings.split,
+        share=settings.share,
+        per_class=settings.per_class,
+        limit=settings.limit,
+        streaming=settings.streaming,
+        seed=settings.seed,
+        **settings.data_options,
+    )
+    config = student.config
+    size, options = tuple(config.image_size), {"interpolation": recipe.interpolation, "on_error": "skip"}
+    images = training_images(pictures, size, recipe.augmentation, **options)
+    model = on_accelerator(open_teacher(settings.teacher), settings.arguments)
+    if settings.channels_last:
+        model.to(memory_format=torch.channels_last)
+    relu = recipe.options["align"] == "post-relu"
+    teacher = Teacher(model, tap=settings.tap, relu=relu, mean=config.image_mean, std=config.image_std)
+    return Crops(teacher, images, recipe.augmentation, config, settings.seed, len(pictures))
+
+
+def _fit(settings: KDEPSettings, crops: Crops) -> Basis:
+    about = {"data": settings.dataset_name or settings.data, "images": len(crops), "skipped": crops.skipped}
+    about |= {"share": settings.share, "per_class": settings.per_class}
+    basis = fit_basis(settings.basis_file, crops, about)
+    print(f"basis of {basis.count:,} features of {basis.about['data']}: {settings.basis_file}")
+    return basis
+
+
+def _given_weight(settings: KDEPSettings) -> float | None:
+    """The loss' weight, if the settings say one."""
+    try:
+        return None if settings.weight is None else float(settings.weight)
+    except ValueError:
+        return lookup(PAIR_WEIGHTS, settings.weight, "pair")
+
+
+def _pair_weight(method: KDEPMethod, crops: Crops) -> float:
+    """That of a new pair, from the first crops of some pictures."""
+    rows = np.linspace(0, len(crops) - 1, min(_SAMPLE, len(crops))).astype(int)
+    batches = np.array_split(rows, -(-len(rows) // 64))
+    features = torch.cat([crops.represent(batch).cpu() for batch in batches])
+    return weight_for(method.alignment(features))
+
+
+def _trainer(settings: KDEPSettings, recipe: Recipe, method: KDEPMethod, images: ImageDataset):
+    """The trainer on all pictures; the weight decay is the table's unless the settings say another."""
+    arguments = {}
+    if "weight_decay" not in settings.changes:
+        arguments["weight_decay"] = weight_decay_for(len(images) * (settings.epochs or recipe.epochs))
+    subset = TrainingSubset(images, np.arange(len(images)))
+    return new_trainer(settings, recipe, method, subset, arguments=arguments)
+
+
+def _about(settings: KDEPSettings, recipe: Recipe, crops: Crops) -> dict[str, Any]:
+    """What decides the result beside the recipe: kept in the folder, so that only the same run goes on in it."""
+    return {
+        "data": settings.dataset_name or settings.data,
+        "pictures": _digest(crops.images.dataset["path"][:]),
+        "student": public_source(settings.model),
+        "initial": None if settings.init is None else public_source(settings.init),
+        "teacher": public_source(settings.teacher),
+        "teacher_fingerprint": crops.teacher.fingerprint()["teacher"],
+        "tap": settings.tap,
+        "align": recipe.options["align"],
+        "asked_weight": settings.weight,
+        "images": len(crops),
+        "skipped": crops.skipped,
+        "share": settings.share,
+        "per_class": settings.per_class,
+        "limit": settings.limit,
+        "crops": settings.crops,
+    }
+
+
+def _digest(paths: Sequence[str]) -> str:
+    """Which pictures, wherever their folder lies now."""
+    return hashlib.sha256(json.dumps(paths).encode()).hexdigest()[:16]
+
+
+def _is_done(settings: KDEPSettings, about: Mapping[str, Any]) -> bool:
+    """Whether the folder holds the result of these settings.
+
+    Raises:
+        ValueError: if it holds a run of others, finished or begun.
+    """
+    path = Path(settings.output_dir) / ABOUT_FILE
+    if path.is_file():
+        before = json.loads(path.read_text())
+        if differing := [
+            f"{key} {before.get(key)} instead of {about[key]}" for key in about if before.get(key) != about[key]
+        ]:
+            raise ValueError(f"{path.parent} was made with {', '.join(differing)}: give another output folder")
+    return is_done(settings)
+
+
+def _report(splits: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    skipped = f"; {about['skipped']:,} more cannot be read and are left out" if about["skipped"] else ""
+    print(f"{about['images']:,} pictures without labels{skipped}")
+
+
+def _record(settings: KDEPSettings, model: ReIDModel, training: dict[str, Any]) -> dict[str, Any]:
+    """results.json and card: with what the student retrieves as it is, where the data set has a query and a gallery."""
+    name = settings.dataset_name or settings.data
+    splits = {} if "/" in settings.data or settings.streaming else load_splits(settings)
+    if {"query", "gallery"} <= set(splits):
+        return evaluate(
+            model, splits, dataset_name=name, flip=settings.flip, training=training, folder=settings.output_dir
+        )
+    results = build_pretraining_results(
+        model=f"{model.config.variant or 'reid'}.{training['method']}",
+        dataset={
+            "name": name,
+            "split": settings.split,
+            "data_dir_counts": {settings.split: {"images": training["images"]}},
+        },
+        cost=measure_cost(model),
+        training=training,
+    )
+    if is_main_process():
+        write_results(Path(settings.output_dir) / "results.json", results)
+        write_card(settings.output_dir)
+    wait_for_everyone()
+    return results

@@ -1,0 +1,73 @@
+"""What results say of how they were made, and whether a folder holds the result that is asked for."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reid_hub.evaluation import read_results
+from reid_hub.training import RECIPES, Recipe, ReIDTrainer, override
+
+if TYPE_CHECKING:
+    from reid_hub.jobs.train import TrainSettings
+
+
+def provenance(settings: "TrainSettings", recipe: Recipe, trainer: ReIDTrainer) -> dict[str, Any]:
+    """What results.json says of the training."""
+    args = trainer.args
+    return {
+        "method": settings.origin or recipe.method,
+        "recipe": settings.recipe,
+        "changes": dict(settings.changes),
+        "dataset": settings.dataset_name or settings.data,
+        "epochs": args.num_train_epochs,
+        "seed": settings.seed,
+        "batch_size": args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
+        "precision": "bfloat16 autocast" if args.bf16 else "float16 autocast" if args.fp16 else "float32",
+        "identities": int(trainer.train_dataset.pids.max()) + 1,
+        "images": len(trainer.train_dataset),
+        "init": public_source(
+            settings.init or ("random" if trainer.model.model.name_or_path == "" else settings.model)
+        ),
+        **_data_and_start(settings),
+    }
+
+
+def is_done(settings: "TrainSettings", about: Mapping[str, Any] | None = None) -> bool:
+    """Whether a folder holds the result of these settings, and of what else `train` was told of them.
+
+    Raises:
+        ValueError: if it holds the result of others, naming them.
+    """
+    path = Path(settings.output_dir) / "results.json"
+    if not path.is_file():
+        return False
+    results = read_results(path)
+    found, epochs = results["training"], settings.epochs or override(RECIPES[settings.recipe], settings.changes).epochs
+    asked = {"recipe": settings.recipe, "epochs": epochs, "seed": settings.seed, "changes": dict(settings.changes)}
+    # What an earlier version did not say of its data and start is not held against it.
+    more = {"dataset": settings.dataset_name or settings.data, **_data_and_start(settings)}
+    asked |= {name: value for name, value in more.items() if name in found}
+    asked |= about or {}
+    found = {key: found.get(key) for key in asked}
+    if settings.image_size is not None:
+        asked["image_size"], found["image_size"] = list(settings.image_size), results["cost"]["image_size"]
+    differing = [f"{key} {found[key]} instead of {asked[key]}" for key in asked if found[key] != asked[key]]
+    if differing:
+        raise ValueError(f"{settings.output_dir} was made with {', '.join(differing)}: give another output folder")
+    return True
+
+
+def public_source(source: str | Path) -> str:
+    """Where weights came from, without the folders of this machine."""
+    return Path(source).name if Path(source).exists() else str(source)
+
+
+def _data_and_start(settings: "TrainSettings") -> dict[str, Any]:
+    """What else decides a result, as JSON reads it back and without the folders of this machine."""
+    options = {
+        name: Path(value).name if isinstance(value, str | Path) else value
+        for name, value in settings.data_options.items()
+    }
+    made = {"data_options": options, "validation": settings.validation, "keep_ids": settings.keep_ids}
+    return json.loads(json.dumps({"model": Path(settings.model).name, **made}))

@@ -1,0 +1,104 @@
+"""Pictures of where trainings ended: the loss around the weights of each, side by side."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reid_hub.data.augmentation import BatchTransform
+from reid_hub.data.images import ImageDataset
+from reid_hub.evaluation import loss_surface, plot_loss_surfaces, read_results
+from reid_hub.jobs.models import on_accelerator, open_model
+from reid_hub.losses import identity_loss
+from reid_hub.methods import METHODS, SupervisedMethod
+from reid_hub.registry import lookup
+from reid_hub.training import RECIPES, known_identities, override, read_heads
+
+_BATCH = 64
+
+
+def draw_surfaces(
+    folders: Sequence[str | Path],
+    split: Any,
+    path: str | Path,
+    *,
+    count: int = 256,
+    points: int = 21,
+    span: float = 0.5,
+    seed: int = 0,
+    arguments: Mapping[str, Any] | None = None,
+) -> Path:
+    """Draw the loss around trained models as in figure 3 of Progressive Transfer Learning (arXiv:1908.02492).
+
+    The loss is the cross-entropy of their classifiers on training pictures, not augmented, in evaluation mode: a side
+    network starts from zeros, batch norm keeps its running statistics. See `loss_surface`.
+
+    Args:
+        folders: of trainings by one of the methods "ptl", "std" or "supervised".
+        split: the training split that they were made on.
+        count: how many pictures, evenly spread over those of the identities that a model knows.
+        arguments: of the trainer; "use_cpu" leaves the models where they are.
+
+    Raises:
+        FileNotFoundError: for a folder without results, or without its classifier.
+        ValueError: for a training of another method, or on other identities.
+    """
+    surfaces = {}
+    for folder in map(Path, folders):
+        method, loss = training_loss(folder, split, count=count, arguments=arguments)
+        name = folder.name if folder.name not in surfaces else str(folder)
+        surfaces[name] = loss_surface(method, loss, points=points, span=span, seed=seed)
+    return plot_loss_surfaces(path, surfaces, span=span)
+
+
+def training_loss(
+    folder: str | Path, split: Any, *, count: int, arguments: Mapping[str, Any] | None = None
+) -> tuple[SupervisedMethod, Callable[[], float]]:
+    """A trained model under its classifier, in evaluation mode, and its loss on training pictures; see `draw_surfaces`.
+
+    Raises:
+        FileNotFoundError, ValueError: see there.
+    """
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
+    method, identities = _reopened(Path(folder))
+    rows = np.flatnonzero(np.isin(split["pid"][:], identities))
+    if not len(rows):
+        raise ValueError(f"{folder} was trained on other people: give its own data set")
+    rows = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
+    config, device = method.model.config, on_accelerator(method.model, arguments or {}).device
+    images = ImageDataset(split.select(rows), tuple(config.image_size), interpolation=config.interpolation)
+    batch = images.__getitems__(range(len(rows)))
+    pixels = BatchTransform(None, config.image_mean, config.image_std)(batch["pixel_values"].to(device))
+    labels = torch.searchsorted(torch.tensor(identities), batch["pids"]).to(device)
+    return method.to(device).eval(), partial(_loss, method, pixels, labels)
+
+
+def _reopened(folder: Path) -> tuple[SupervisedMethod, list[int]]:
+    """A training's model under its classifier, and the data set's pids of the classifier's rows."""
+    heads, identities = read_heads(folder), known_identities(folder)
+    training = read_results(folder / "results.json")["training"]
+    recipe = override(lookup(RECIPES, training["recipe"], "recipe"), training["changes"])
+    if recipe.method not in ("ptl", "std", "supervised"):
+        raise ValueError(f"surfaces are drawn of the methods ptl, std and supervised; {folder} is of {recipe.method!r}")
+    alone = {"teacher": None, "lam": 0.0} if recipe.method == "std" else {}  # the loss without any teacher's
+    model = open_model(folder)
+    model.config.retrieve = "neck"  # what is classified, whatever is searched with
+    method = METHODS[recipe.method](model, len(identities), **{**recipe.options, **alone})
+    method.load_state_dict({**method.state_dict(), **heads})
+    return method, identities
+
+
+@torch.no_grad()
+def _loss(method: SupervisedMethod, pixels: Tensor, labels: Tensor) -> float:
+    total = 0.0
+    for start in range(0, len(pixels), _BATCH):
+        part = slice(start, start + _BATCH)
+        logits = method.logits(method.model(pixels[part]).embeddings)
+        loss = torch.stack([identity_loss(vector, labels[part]) for vector in logits]).mean()
+        total += loss.item() * len(labels[part]) / len(labels)
+    return total

@@ -1,0 +1,124 @@
+"""Teachers by name: models of ours, and any image model of transformers or timm as one of ours."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig
+
+from reid_hub.hub.convert import load_weights
+from reid_hub.jobs.models import open_model
+from reid_hub.jobs.provenance import is_done
+from reid_hub.jobs.train import TrainSettings, load_splits, train
+from reid_hub.models import ReIDConfig, ReIDModel
+
+_SIZE = 224  # what image models are trained in, where nothing says another size
+
+
+def open_teacher(name: str | Path) -> ReIDModel:
+    """A trained model: a folder or repository of ours or of transformers, or "timm/NAME" with timm's own weights.
+
+    A library's model keeps its strides, its picture size and its normalisation; there is no neck behind it.
+
+    Raises:
+        ValueError, FileNotFoundError, OSError: if there is no such model, or it is no image model with a feature.
+    """
+    name = str(name)
+    if name.startswith("timm/"):
+        return _from_timm(name)
+    if not Path(name).is_dir() and "/" not in name:
+        raise ValueError(
+            f"a teacher is a trained model, a folder, NAMESPACE/NAME of the Hub or timm/NAME; got {name!r}: train that "
+            "variant first (`reid-hub train`) and give its folder"
+        )
+    if Path(name).is_dir() and not Path(name, "config.json").is_file():
+        raise FileNotFoundError(f"{name} is no checkpoint folder: it has no config.json")
+    config = AutoConfig.from_pretrained(name)
+    if config.model_type == ReIDConfig.model_type:
+        return open_model(name)
+    return _from_transformers(name, config)
+
+
+def small_teacher(settings: TrainSettings) -> str:
+    """Train a small teacher on the labels of a run's data, in `output_dir`/teacher; returns its folder.
+
+    A narrow ResNet-18 with a vector of twice its width, so that there is something to shorten. What is done is not done
+    again, and what was begun goes on.
+    """
+    stage = TrainSettings(
+        output_dir=Path(settings.output_dir) / "teacher",
+        data=settings.data,
+        data_dir=settings.data_dir,
+        data_options=settings.data_options,
+        changes={"config.head": "linear", "config.embedding_dim": 256, "config.neck": "none"},
+        image_size=settings.image_size,
+        epochs=3,
+        seed=settings.seed,
+        validation=0.0,
+        resume=True,
+        arguments=settings.arguments,
+    )
+    if not is_done(stage):
+        splits = load_splits(stage)
+        if "pid" not in splits["train"].column_names or max(splits["train"]["pid"]) < 0:
+            raise ValueError(f"{settings.data} has no identities to train a teacher on: give a teacher that is trained")
+        train(stage, splits=splits)
+    return str(stage.output_dir)
+
+
+def _from_timm(name: str) -> ReIDModel:
+    from reid_hub.models.backbone_timm import require_timm
+
+    require_timm()
+    import timm
+
+    data = timm.get_pretrained_cfg(name.removeprefix("timm/"))
+    size = tuple(data.input_size[1:]) if data else (_SIZE, _SIZE)
+    model = ReIDModel(ReIDConfig.from_variant(name, image_size=size, last_stride=None, neck="none"))
+    load_weights(model, name)
+    model.name_or_path = name
+    return model
+
+
+def _from_transformers(name: str, config: PreTrainedConfig) -> ReIDModel:
+    source = AutoModel.from_pretrained(name).state_dict()
+    # A class token stands in front of the others; without one tokens are averaged.
+    pooling = "cls" if any(key.split(".")[-1] in ("cls_token", "class_embedding") for key in source) else "avg"
+    fields = {"backbone_config": config, "pooling": pooling, "neck": "none", **_input(name, config)}
+    try:
+        model = ReIDModel(ReIDConfig(**fields))
+        ours = model.backbone.model.state_dict()
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{name} ({config.model_type}) is no image model whose feature is known: {error}") from error
+    if missing := sorted(set(ours) - set(source)):
+        raise ValueError(f"{name} lacks {len(missing)} tensors of its own trunk ({', '.join(missing[:3])}, ...)")
+    model.backbone.model.load_state_dict({key: source[key] for key in ours})
+    model.name_or_path = name
+    return model
+
+
+def _input(name: str, config: PreTrainedConfig) -> dict[str, Any]:
+    """Picture size and normalisation, as far as the checkpoint says them."""
+    data = getattr(config, "pretrained_cfg", None) or {}
+    if data:  # of timm
+        sizes, mean, std = {"height": data["input_size"][1], "width": data["input_size"][2]}, data["mean"], data["std"]
+    else:
+        try:
+            processor = AutoImageProcessor.from_pretrained(name)
+        except (OSError, ValueError):  # it has none beside it
+            return {"image_size": _square(getattr(config, "image_size", None))}
+        sizes = (getattr(processor, "do_center_crop", None) and processor.crop_size) or processor.size
+        normalised = getattr(processor, "do_normalize", True)
+        mean, std = (processor.image_mean, processor.image_std) if normalised else ([0.0] * 3, [1.0] * 3)
+    return {"image_size": _square(sizes), "image_mean": list(mean), "image_std": list(std)}
+
+
+def _square(size: Any) -> list[int]:
+    """(height, width) of the many ways to write a picture size."""
+    if isinstance(size, int):
+        return [size, size]
+    if isinstance(size, (list, tuple)):
+        return list(size)
+    sizes: Mapping[str, int] = dict(size or {})
+    edge = sizes.get("shortest_edge", _SIZE)
+    return [sizes.get("height", edge), sizes.get("width", edge)]

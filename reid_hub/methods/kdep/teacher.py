@@ -1,0 +1,199 @@
+"""A teacher's features of what the student is shown: asked in every step, or stored for crops that are drawn once."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from reid_hub.data.augmentation import Augmentation, BatchTransform
+from reid_hub.data.images import ImageDataset
+from reid_hub.methods.kdep.tap import Tap
+from reid_hub.methods.shards import SHARD_SIZE, StoredVectors, write_vectors
+from reid_hub.models import ReIDConfig, ReIDModel
+from reid_hub.registry import lookup
+
+# Where a teacher's features are taken: in front of its classifier, so behind an embedding block; or from the trunk.
+TAPS = {"features": True, "map": False}
+
+
+class Features(Protocol):
+    """A teacher's features of batches.
+
+    Attributes:
+        dim: D.
+        fixed_crops: see `Method`.
+    """
+
+    dim: int
+    fixed_crops: int
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called before each batch with the number of epochs done."""
+
+    def __call__(self, pixel_values: Tensor, indices: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) as the student sees them and their rows (B,) -> float32 (B, D), without gradient."""
+
+
+class Teacher:
+    """A frozen model, asked what it says of the student's own pictures. See `Features`.
+
+    It is shown the same augmented tensor, in its own normalisation and picture size.
+
+    Args:
+        model: any, put into evaluation mode.
+        tap: a key of `TAPS`.
+        relu: keep its final ReLU.
+        mean, std: the normalisation of the pictures it is handed.
+    """
+
+    fixed_crops = 0
+
+    def __init__(
+        self,
+        model: ReIDModel,
+        *,
+        tap: str = "features",
+        relu: bool = False,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ):
+        self.model, self.tap, self.relu = model.eval().requires_grad_(False), tap, relu
+        self._tap = Tap(model, behind_head=lookup(TAPS, tap, "tap"), relu=relu)
+        self.dim, config = self._tap.dim, model.config
+        theirs, ours = ((mean or config.image_mean, std or config.image_std), (config.image_mean, config.image_std))
+        # (x * std + mean) is the picture in [0, 1]; the teacher's normalisation of it is one gain and one offset.
+        (mean, std), (own_mean, own_std) = (torch.tensor(pair, dtype=torch.float64) for pair in (theirs, ours))
+        self._same = torch.equal(mean, own_mean) and torch.equal(std, own_std)
+        self._gain = (std / own_std).float().view(-1, 1, 1)
+        self._offset = ((mean - own_mean) / own_std).float().view(-1, 1, 1)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Nothing: every crop is a new one."""
+
+    @torch.no_grad()
+    def __call__(self, pixel_values: Tensor, indices: Tensor | None = None) -> Tensor:
+        """See `Features`."""
+        x, size = pixel_values, tuple(self.model.config.image_size)
+        if not self._same:
+            x = x * self._gain.to(x.device) + self._offset.to(x.device)
+        if x.shape[2:] != size:
+            x = F.interpolate(x, size, mode="bilinear", antialias=True)
+        # In the student's half precision they would be others than those that the basis and a cache are made of.
+        with torch.autocast(x.device.type, enabled=False):
+            return self._tap(x.to(self.model.dtype)).float()
+
+    def fingerprint(self) -> dict[str, Any]:
+        """All that decides the features of a picture, as plain values."""
+        size = list(self.model.config.image_size)
+        return {"teacher": self.model.fingerprint(), "tap": self.tap, "relu": self.relu, "size": size, "dim": self.dim}
+
+
+class Crops:
+    """A teacher's features of crops that are a function of seed, picture and round.
+
+    Args:
+        images: the pictures that can be read.
+        augmentation, config: of the training and of the student, whose picture size and normalisation count.
+        found: how many pictures there are, those included that cannot be read.
+
+    Attributes:
+        skipped: how many cannot be read.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        images: ImageDataset,
+        augmentation: Augmentation | None,
+        config: ReIDConfig,
+        seed: int,
+        found: int | None = None,
+    ):
+        self.teacher, self.images, self.augmentation, self.seed = teacher, images, augmentation, seed
+        self.input = {"mean": config.image_mean, "std": config.image_std, "size": config.image_size}
+        self._transform = BatchTransform(augmentation, **self.input)
+        self.skipped = 0 if found is None else found - len(images)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def represent(self, rows: Sequence[int], round: int = 0) -> Tensor:
+        """(B,) rows -> float32 (B, D).
+
+        Raises:
+            ValueError: if the model gives NaN or Inf.
+        """
+        batch = {name: tensor.to(self.teacher.model.device) for name, tensor in self.images.__getitems__(rows).items()}
+        drawn = {"seed": self.seed, "step": round, "sizes": batch.get("sizes"), "by_position": False}
+        features = self.teacher(self._transform(batch["pixel_values"], batch["indices"], **drawn))
+        if not features.isfinite().all():
+            name = self.teacher.model.name_or_path
+            raise ValueError(f"the teacher {name} gives NaN or Inf: its weights are broken, give another checkpoint")
+        return features
+
+    def mark(self) -> dict[str, Any]:
+        """All that decides the features, as plain values."""
+        return {
+            **self.teacher.fingerprint(),
+            "augmentation": None if self.augmentation is None else json.loads(json.dumps(asdict(self.augmentation))),
+            "input": self.input,
+            "kept_size": list(self.images.image_size),
+            "interpolation": self.images.interpolation,
+            "pictures": self.images.dataset._fingerprint,
+            "seed": self.seed,
+        }
+
+
+def write_features(folder: str | Path, crops: Crops, rounds: int, *, shard_size: int = SHARD_SIZE, **options) -> None:
+    """Store a teacher's features of `rounds` crops of each picture; any number of processes, see `write_vectors`.
+
+    Raises:
+        ValueError: if features of something else lie there.
+    """
+    for number in range(rounds):
+        write_vectors(
+            Path(folder) / f"round-{number}",
+            crops.images.dataset["path"][:],
+            {**crops.mark(), "round": number},
+            lambda rows, number=number: crops.represent(rows, number),
+            shard_size=shard_size,
+            description=f"crops {number + 1} of {rounds}",
+            **options,
+        )
+
+
+class CachedFeatures:
+    """Features that `write_features` stored; the teacher is not asked any more. See `Features`.
+
+    Args:
+        rounds: crops of each picture; epoch e takes those of round e mod `rounds`.
+        paths: (N,) of the pictures, by the batch's `indices`.
+        mark: of the crops.
+
+    Raises:
+        FileNotFoundError, ValueError: see `StoredVectors`.
+    """
+
+    def __init__(self, folder: str | Path, rounds: int, paths: Sequence[str], mark: Mapping[str, Any]):
+        self.fixed_crops, self._round = rounds, 0
+        maker = "examples/kdep_pretrain.py --crops"
+        self._stored = [
+            StoredVectors(Path(folder) / f"round-{number}", {**mark, "round": number}, maker=maker)
+            for number in range(rounds)
+        ]
+        self._rows = [stored.rows_of(paths) for stored in self._stored]
+        self.dim = self._stored[0].dim
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the crops of an epoch."""
+        self._round = epoch % self.fixed_crops
+
+    def __call__(self, pixel_values: Tensor | None, indices: Tensor) -> Tensor:
+        rows = self._rows[self._round][indices.cpu()]
+        vectors = self._stored[self._round][rows]
+        return vectors if pixel_values is None else vectors.to(pixel_values.device, non_blocking=True)

@@ -1,0 +1,132 @@
+"""Training a student to say what a teacher's features are: KDEP's pre-training."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from reid_hub.methods.base import Method
+from reid_hub.methods.kdep.alignment import PARAMETRIC, make_alignment
+from reid_hub.methods.kdep.basis import Basis
+from reid_hub.methods.kdep.tap import Tap
+from reid_hub.methods.kdep.teacher import Features
+from reid_hub.models import ReIDModel
+
+# Weights of the paper's pairs, which make the loss as large as that of a classification of ImageNet.
+PAIR_WEIGHTS = {
+    "sp-res50/res18": 20.0,
+    "ms-res50/res18": 3.0,
+    "swsl-res50/res18": 1.0,
+    "meal-v2-res50/res18": 1.0,
+    "swin-b/res18": 3.0,
+    "ms-res50/mobilenetv2": 3.0,
+}
+
+# Weight decay by the pictures that a pre-training shows in all: 9, 18 and 90 epochs of ImageNet, or ten times as many
+# of its tenth; the paper's five budgets.
+WEIGHT_DECAYS = {11.5e6: 5e-4, 23e6: 4e-4, 115e6: 1e-4}
+
+
+class KDEPMethod(Method):
+    """KDEP (arXiv:2203.05180): regress the teacher's pooled features without labels; w * mean((s - A(t))^2).
+
+    The mean is over batch and channels. The student's feature is the average of its last map in front of the final
+    ReLU, which is back in its place wherever else the model is used. Nothing but the trunk is trained: head, neck and
+    an earlier pooling with weights of its own keep their weights and need no gradient any more.
+
+    Args:
+        model: the student, any model with a signed feature; trained in place.
+        num_ids: not used; there are no labels.
+        features: what the teacher says; it is no part of the method's state.
+        basis: of the teacher, for the alignments that need one.
+        align: a key of `ALIGNMENTS`; `temperature` and `power` are those of "svd+pts".
+        weight: w; `weight_for` gives one for a new pair.
+        seed: of the channels that "cs.rand" draws.
+
+    Raises:
+        ValueError: if teacher, basis and student do not fit, see `make_alignment`, or the student's features end in a
+            ReLU that cannot be left out.
+    """
+
+    citation = """@inproceedings{he2022kdep,
+  title     = {Knowledge Distillation as Efficient Pre-training: Faster Convergence, Higher Data-efficiency, and Better
+               Transferability},
+  author    = {He, Ruifei and Sun, Shuyang and Yang, Jihan and Bai, Song and Qi, Xiaojuan},
+  booktitle = {CVPR}, year = {2022}
+}"""
+
+    def __init__(
+        self,
+        model: ReIDModel,
+        num_ids: int = 0,
+        *,
+        features: Features,
+        basis: Basis | None = None,
+        align: str = "svd+pts",
+        temperature: float = 0.1,
+        power: float = 3,
+        weight: float = 1.0,
+        seed: int = 0,
+    ):
+        super().__init__(model)
+        if not 0 < weight < math.inf:
+            raise ValueError(f"the weight of the loss must be above 0, got {weight}")
+        self.weight, tap = weight, Tap(model)
+        options = {"basis": basis, "seed": seed, "temperature": temperature, "power": power}
+        self.alignment = make_alignment(align, features.dim, tap.dim, **options).float()
+        if align in PARAMETRIC and not tap.is_map:
+            raise ValueError(f"the alignment {align!r} needs a student with a feature map, this one has tokens")
+        if self.alignment.relu:
+            tap = Tap(model, relu=True)
+        elif not tap.signed:
+            raise ValueError(
+                "the student's features are never negative, and no final ReLU that could be left out was found in its "
+                "trunk: targets have both signs. Give another student, or the alignment 'post-relu'"
+            )
+        # In a tuple they are no submodules: the teacher is no part of the state, and the tap holds the model itself.
+        self._outside = (features, tap)
+        self.fixed_crops = features.fixed_crops
+        model.requires_grad_(False)
+        model.backbone.requires_grad_(True)
+
+    @property
+    def features(self) -> Features:
+        """What the teacher says."""
+        return self._outside[0]
+
+    def set_progress(self, step: int, total_steps: int, epoch: float) -> None:
+        self.features.set_epoch(int(epoch))
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        pids: Tensor | None = None,
+        camids: Tensor | None = None,
+        indices: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        tap = self._outside[1]
+        with torch.no_grad():
+            target = self.alignment(self.features(pixel_values, indices))
+        student = self.alignment.compared(tap, tap.last(pixel_values))
+        distance = self.alignment.distance(student, target)
+        return {"loss": self.weight * distance, "distance": distance}
+
+
+def weight_decay_for(pictures: float) -> float:
+    """The weight decay of the paper's budget that is nearest, in proportion, to this number of pictures shown."""
+    return WEIGHT_DECAYS[min(WEIGHT_DECAYS, key=lambda budget: abs(math.log(budget / pictures)))]
+
+
+def weight_for(targets: Tensor) -> float:
+    """w for a pair that the paper has not: w * mean(target^2) = ln 1000, the loss that a classification starts from.
+
+    Args:
+        targets: what an alignment gives for some pictures, (B, D).
+
+    Raises:
+        ValueError: if the targets are all 0.
+    """
+    size = targets.double().square().mean().item()
+    if not size > 0:
+        raise ValueError("the teacher's targets are all 0: give another teacher, other pictures or another alignment")
+    return math.log(1000) / size

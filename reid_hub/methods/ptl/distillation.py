@@ -1,0 +1,80 @@
+"""Giving a plain backbone what a network with a memory learned."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reid_hub.losses import absolute_feature_loss
+from reid_hub.methods.ptl.training import PTLMethod
+from reid_hub.models import ReIDModel
+
+# What a picture is before it becomes an input: both networks see one and the same batch.
+_INPUT = ("image_size", "image_mean", "image_std")
+
+
+class STDMethod(PTLMethod):
+    """Student-teacher distillation of Progressive Transfer Learning (arXiv:1908.02492), eq. 4.
+
+    L = (1 - lam) * L_PTL + lam * mean |f_s - f_t|, f the features in front of any neck, not normalised. The teacher is
+    frozen and in evaluation mode: its memory is zero, and it sees the student's batch, augmentation included.
+
+    Args:
+        model: the student, trained in place.
+        teacher: any model with features of the same length; copied, and no part of the student's state. None with
+            lam=0, the baseline, which asks none.
+        lam: weight of the distillation, from 0 to 1.
+        losses: options of `PTLMethod`.
+
+    Raises:
+        ValueError: for another weight, or a teacher that is missing, has features of another length, or takes other
+            pictures.
+    """
+
+    def __init__(self, model: ReIDModel, num_ids: int, *, teacher: ReIDModel | None, lam: float = 0.8, **losses: Any):
+        super().__init__(model, num_ids, **losses)
+        if not 0 <= lam <= 1:
+            raise ValueError(f"lam must be from 0 (no teacher) to 1 (nothing but the teacher), got {lam}")
+        if lam and teacher is None:
+            raise ValueError("there is nobody to learn from: give a teacher, or lam=0")
+        self.lam = lam
+        # In a tuple it is no submodule: neither `train` nor the optimiser nor a checkpoint reaches it.
+        self._outside = (copy.deepcopy(teacher).requires_grad_(False).eval() if lam else None,)
+        if lam:
+            _check(model, teacher)
+
+    @property
+    def teacher(self) -> ReIDModel | None:
+        """The frozen teacher."""
+        return self._outside[0]
+
+    def forward(
+        self, pixel_values: Tensor, pids: Tensor, camids: Tensor | None = None, indices: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        output = self.model(pixel_values)
+        parts = self.losses(output, pids)
+        if self.teacher is None:
+            return parts
+        with torch.no_grad():
+            taught = self.teacher(pixel_values).features
+        parts["feature"] = absolute_feature_loss(output.features, taught)
+        return {**parts, "loss": (1 - self.lam) * parts["loss"] + self.lam * parts["feature"]}
+
+    def _apply(self, fn, recurse=True):
+        """Take the teacher along to another device or precision."""
+        if self.teacher is not None:
+            self.teacher._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+
+def _check(student: ReIDModel, teacher: ReIDModel) -> None:
+    if student.feature_dim != teacher.feature_dim:
+        raise ValueError(
+            f"the teacher's features have {teacher.feature_dim} numbers, the student's {student.feature_dim}: they are "
+            "compared one by one, so choose a student with as many"
+        )
+    for name in _INPUT:
+        mine, its = (list(getattr(model.config, name)) for model in (student, teacher))
+        if mine != its:
+            raise ValueError(f"teacher and student see the same batch, but {name} is {its} and {mine}: make them equal")

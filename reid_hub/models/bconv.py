@@ -1,0 +1,196 @@
+"""BConv cells (Progressive Transfer Learning, arXiv:1908.02492): gated convolutions that remember earlier batches."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Cell(nn.Module):
+    """What the cells share: (B, c_in, h, w) -> (B, c_out, ceil(h / stride), ceil(w / stride)), and the memory.
+
+    A sample meets what the sample in its place in the batch before has left, without its graph: the memory has one slot
+    for each place of the largest batch so far. A shorter batch leaves the slots behind it as they are, a longer one
+    adds slots of zeros, and pictures of another size start from zeros. Only training reads and writes it.
+
+    Args:
+        remembers: whether anything is carried; without, every batch starts from zeros.
+        batch_mean: all samples meet the mean of what the batch before has left (an ablation).
+
+    Attributes:
+        states: how many tensors a memory has.
+        slots: the memory, `states` tensors (slots, c_out, h', w'), or none at all. Deliberately a plain attribute:
+            DistributedDataParallel would overwrite every process's buffers with those of the first, non-persistent ones
+            too, and from_pretrained would leave them unset. The tensors are never written to, so they may be kept.
+    """
+
+    states = 0
+
+    def __init__(self, c_in: int, c_out: int, stride: int = 1, remembers: bool = True, batch_mean: bool = False):
+        super().__init__()
+        self.c_in, self.c_out, self.stride = c_in, c_out, stride
+        self.remembers, self.batch_mean = remembers, batch_mean
+        self.slots: list[Tensor] = []
+
+    def recall(self, x: Tensor) -> list[Tensor]:
+        """What the batch `x` (B, c_in, h, w) meets, (B, c_out, h', w') each, in float32 or better."""
+        shape = [len(x), self.c_out, *((size - 1) // self.stride + 1 for size in x.shape[2:])]
+        zeros = torch.zeros(shape, device=x.device, dtype=_at_least_float32(x.dtype))
+        if not (self.training and self.slots) or self.slots[0].shape[2:] != zeros.shape[2:]:
+            return [zeros] * self.states
+        if self.batch_mean:
+            return [_usable(slots, zeros).expand(shape) for slots in self.slots]
+        known = [_usable(slots[: len(x)], zeros) for slots in self.slots]
+        return [torch.cat([slots, zeros[len(slots) :]]) if len(slots) < len(x) else slots for slots in known]
+
+    def keep(self, *states: Tensor) -> None:
+        """Remember what this batch leaves, (B, c_out, h', w') each."""
+        if not (self.training and self.remembers):
+            return
+        kept = [state.detach() for state in states]
+        if self.batch_mean:
+            kept = [state.mean(0, keepdim=True) for state in kept]
+        elif self.slots and self.slots[0].shape[2:] == kept[0].shape[2:] and len(self.slots[0]) > len(kept[0]):
+            kept = [torch.cat([new, old[len(new) :].to(new)]) for new, old in zip(kept, self.slots, strict=True)]
+        self.slots = kept
+
+
+class BConvCell(Cell):
+    """An LSTM's gates around a cell state that goes from batch to batch; paper, eq. 1.
+
+    Unlike in a ConvLSTM neither the state nor the output is convolved again. The published code has no bias.
+
+    Raises:
+        ValueError: for an option that only version 2 has.
+    """
+
+    states = 1
+
+    def __init__(self, c_in: int, c_out: int, stride: int = 1, bias: bool = False, **memory):
+        super().__init__(c_in, c_out, stride, **memory)
+        self.gates = _gates(c_in, c_out, stride, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        (state,) = self.recall(x)
+        gates = self.gates(x)
+        state, output = gated(gates, state)
+        self.keep(state)
+        return output.to(gates.dtype)
+
+
+class BConvCell2(Cell):
+    """Version 2: the gates also see what earlier batches put out, recovered by a transposed convolution.
+
+    The paper has it as a figure only. Read as: the outputs are aggregated over the batches, h = (h + y) / 2; the
+    aggregate goes back to the input's size, without bias so that no history is zero; and the input and it side by side
+    go through the gates of version 1.
+
+    Args:
+        aggregate: "mean" as above, "last" (the last output alone, as in a ConvLSTM) or "conv" (a 1x1 convolution of
+            both).
+    """
+
+    # The state, the aggregate of all outputs but the last, and the last: aggregating one batch later lets a
+    # convolution that does it learn although the memory carries no graph.
+    states = 3
+
+    def __init__(
+        self, c_in: int, c_out: int, stride: int = 1, bias: bool = False, aggregate: str = "mean", **memory
+    ):  # fmt: skip
+        super().__init__(c_in, c_out, stride, **memory)
+        kernel, padding = (3, 1) if stride == 1 else (2 * stride, stride // 2)
+        self.recover = nn.ConvTranspose2d(c_out, c_in, kernel, stride, padding, bias=False)
+        self.gates = _gates(2 * c_in, c_out, stride, bias)
+        self.kind = aggregate
+        self.aggregate = nn.Conv2d(2 * c_out, c_out, 1, bias=False) if aggregate == "conv" else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        state, history, last = self.recall(x)
+        if self.aggregate is not None:
+            history = self.aggregate(torch.cat([history, last], 1).to(x.dtype))
+        else:
+            history = last if self.kind == "last" else (history + last) / 2
+        recovered = fit(self.recover(history.to(x.dtype)), x)
+        gates = self.gates(torch.cat([x, recovered], 1))
+        state, output = gated(gates, state)
+        self.keep(state, history.to(state), output)
+        return output.to(gates.dtype)
+
+
+class PlainCell(Cell):
+    """As many weights as version 1, but neither gates nor memory: tanh of the largest of four channels (a control)."""
+
+    def __init__(self, c_in: int, c_out: int, stride: int = 1, bias: bool = False, **memory):
+        super().__init__(c_in, c_out, stride, **memory)
+        self.gates = _gates(c_in, c_out, stride, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gates(x).unflatten(1, (4, self.c_out)).amax(1).tanh()
+
+
+# Their names are `SIDE_CELLS` of the configuration.
+CELLS: dict[str, type[Cell]] = {"v1": BConvCell, "v2": BConvCell2, "plain": PlainCell}
+
+
+def gated(gates: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """The new state and the output from gates (B, 4 * c, h, w) and a state (B, c, h, w), in the state's precision.
+
+    Half precision would lose what many batches add up to, so the update is in float32 there.
+    """
+    enter, forget, out, candidate = gates.to(state.dtype).chunk(4, 1)
+    state = forget.sigmoid() * state + enter.sigmoid() * candidate.tanh()
+    return state, out.sigmoid() * state.tanh()
+
+
+def fit(x: Tensor, like: Tensor) -> Tensor:
+    """`x` in the height and width of `like`: cut, or padded with zeros, at the lower and right edge."""
+    rows, columns = (due - size for due, size in zip(like.shape[2:], x.shape[2:], strict=True))
+    return F.pad(x, (0, columns, 0, rows)) if rows or columns else x
+
+
+def all_memory(module: nn.Module) -> list[Tensor]:
+    """The memories of all cells in `module`, one after another; empty right after `set_memory(module, [])`."""
+    return [slots for cell in _cells(module) for slots in cell.slots]
+
+
+def set_memory(module: nn.Module, memory: Sequence[Tensor]) -> None:
+    """Give the cells of `module` what `all_memory` returned; nothing lets them forget.
+
+    Raises:
+        ValueError: if it is the memory of other cells; nothing is changed then.
+    """
+    due = [cell.c_out for cell in _cells(module) for _ in range(cell.states)]
+    got = [slots.shape[1] if slots.ndim == 4 else None for slots in memory]
+    if memory and got != due:
+        raise ValueError(
+            f"this memory is of another side network: it has {len(got)} tensors of {got} channels, needed are "
+            f"{len(due)} of {due}. Restore it into the model that it was read from, or reset the memory"
+        )
+    rest = [slots.detach() for slots in memory]
+    for cell in _cells(module):
+        cell.slots, rest = rest[: cell.states], rest[cell.states :]
+
+
+def _cells(module: nn.Module) -> list[Cell]:
+    return [cell for cell in module.modules() if isinstance(cell, Cell)]
+
+
+def _gates(c_in: int, c_out: int, stride: int, bias: bool) -> nn.Conv2d:
+    """3x3 convolution to input, forget, output gate and candidate, in this order."""
+    return fan_in(nn.Conv2d(c_in, 4 * c_out, 3, stride, 1, bias=bias))
+
+
+def fan_in(layer: nn.Module) -> nn.Module:
+    """Mark a layer to start with Kaiming's fan-in, as in the published code of PTL and MGN, instead of fan-out."""
+    layer.init_mode = "fan_in"  # read by ReIDModel._init_weights, which sees leaves only
+    return layer
+
+
+def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _usable(slots: Tensor, like: Tensor) -> Tensor:
+    """Slots on the device and in the precision of `like`; those left under inference_mode could not be trained on."""
+    return (slots.clone() if slots.is_inference() else slots).to(like)

@@ -1,0 +1,110 @@
+"""Pictures to vectors and codes: what a model does besides its forward."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers.image_utils import load_image
+
+from .image_processing_reid import ReIDImageProcessor
+from .layers import BNNeck
+from .quantization import binary_codes, int8_codes, vector_scale
+
+PRECISIONS = ("float32", "int8", "binary")
+
+
+class EncodingMixin:
+    """Embeddings of batches and of pictures, in front of `PreTrainedModel`."""
+
+    def embed(self, pixel_values: Tensor, flip: bool = False, quantized: bool = True) -> Tensor:
+        """Embeddings as they are searched with, (B, 3, H, W) -> (B, D); for evaluation mode.
+
+        Args:
+            flip: average the vectors of a picture and of its mirror image; a quantiser follows the average.
+            quantized: see `forward`.
+        """
+        vectors = self(pixel_values, quantized=False).embeddings
+        if flip:
+            vectors = (vectors + self(pixel_values.flip(3), quantized=False).embeddings) / 2
+        return self.quantizer(vectors) if quantized and self.quantizer is not None else vectors
+
+    def codes(self, vectors: Tensor, precision: str) -> np.ndarray:
+        """Vectors in front of the quantiser as codes: (N, D) -> (N, D) int8, or (N, ceil(D / 8)) uint8 for "binary".
+
+        Codes of int8 are multiples of `int8_scale`. Bits say which coordinates are above `center`.
+        """
+        if precision == "binary":
+            return binary_codes(vectors, self.center.to(vectors.device))
+        return int8_codes(vectors, self.int8_scale(vectors)).cpu().numpy()
+
+    def int8_scale(self, vectors: Tensor) -> Tensor:
+        """What an int8 code of 1 stands for: the model's own scale, () or (D,), or without one each vector's, (N, 1).
+
+        That of a vector is max |v| / 127, and cancels under cosine.
+
+        Raises:
+            ValueError: for a model that is to have a scale of its own, before it was trained or fitted.
+        """
+        if self.quantizer is not None and self.quantizer.kind == "int8":
+            if not self.quantizer.num_batches_tracked:
+                raise ValueError("this model has no int8 scale yet: train it, or fit its quantizer, before it encodes")
+            return self.quantizer.scale(vectors)
+        return vector_scale(vectors)
+
+    @property
+    def center(self) -> Tensor:
+        """(D,) mean of the embeddings over the training, as far as the model knows it, else zeros."""
+        if self.quantizer is not None:
+            return self.quantizer.center
+        if self.config.retrieve == "features" and isinstance(self.neck, BNNeck):
+            return self.neck.running_mean
+        return torch.zeros(self.embedding_dim, device=self.device)
+
+    @torch.inference_mode()
+    def encode(
+        self,
+        images: Sequence,
+        precision: str = "float32",
+        flip: bool = True,
+        batch_size: int = 64,
+        progress: bool = False,
+    ) -> np.ndarray:
+        """Embed pictures, each a PIL image, an array (H, W, 3) of uint8, a path or a URL: -> (N, D).
+
+        The vectors are what `embed` gives in evaluation, not normalised. The model is left in the mode it was found in.
+
+        Args:
+            precision: "float32", or the codes that a gallery stores, see `codes`: "int8" (int8), or "binary" (uint8,
+                eight coordinates to a byte).
+            flip: average the vectors of a picture and of its mirror image.
+
+        Raises:
+            ValueError: for an unknown precision.
+        """
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+        if isinstance(images, (str, Path)) or not isinstance(images, Sequence):
+            images = [images]
+        processor, was_training = ReIDImageProcessor.from_config(self.config), self.training
+        self.eval()
+        try:
+            encoded = [self._encoded(torch.empty(0, self.embedding_dim, device=self.device), precision)]
+            for start in tqdm(range(0, len(images), batch_size), desc="encode", disable=not progress):
+                batch = [_open(image) for image in images[start : start + batch_size]]
+                pixels = processor(batch, return_tensors="pt")["pixel_values"].to(self.device, self.dtype)
+                encoded.append(self._encoded(self.embed(pixels, flip, quantized=False), precision))
+        finally:
+            self.train(was_training)
+        return np.concatenate(encoded)
+
+    def _encoded(self, vectors: Tensor, precision: str) -> np.ndarray:
+        if precision != "float32":
+            return self.codes(vectors, precision)
+        return (vectors if self.quantizer is None else self.quantizer(vectors)).float().cpu().numpy()
+
+
+def _open(image):
+    return load_image(str(image)) if isinstance(image, (str, Path)) else image

@@ -1,0 +1,55 @@
+"""What a training recipe is."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from reid_hub.data.augmentation_options import Augmentation
+from reid_hub.training.schedules import Schedule
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained: plain values only, so that a recipe can be printed, changed and stored with a result.
+
+    Attributes:
+        source: where the values come from.
+        method, options: which entry of METHODS and its keyword arguments.
+        sampler: "identity" draws batches of `num_instances` images per identity, "identity_once" the same with every
+            identity at most once an epoch, "shuffle" draws images.
+        batch_size: images per process and step.
+        optimizer, optimizer_options: an entry of OPTIMIZERS and its keyword arguments.
+        weight_decay: coupled L2 on all trainable parameters, as in the sources.
+        bias_lr_factor: rate of the biases relative to that of the weights.
+        config: fields of the model's `ReIDConfig` that the recipe prescribes.
+        interpolation: of the training images; the test images follow the model's own configuration.
+    """
+
+    source: str
+    learning_rate: float
+    schedule: Schedule
+    method: str = "supervised"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    sampler: str = "identity"
+    batch_size: int = 64
+    num_instances: int = 4
+    optimizer: str = "adam"
+    optimizer_options: Mapping[str, Any] = field(default_factory=dict)
+    weight_decay: float = 5e-4
+    bias_lr_factor: float = 1.0
+    augmentation: Augmentation = Augmentation()  # noqa: RUF009 - frozen
+    config: Mapping[str, Any] = field(default_factory=dict)
+    interpolation: str = "bilinear"
+
+    def __post_init__(self):
+        if self.sampler not in (names := ("identity", "identity_once", "shuffle")):
+            raise ValueError(f"a recipe's sampler must be one of {', '.join(names)}, got {self.sampler!r}")
+        if self.sampler != "shuffle" and self.batch_size % self.num_instances:
+            raise ValueError(
+                f"identity batches need batch_size divisible by num_instances, got {self.batch_size} and "
+                f"{self.num_instances}"
+            )
+
+    @property
+    def epochs(self) -> int:
+        return self.schedule.epochs

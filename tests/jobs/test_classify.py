@@ -1,0 +1,255 @@
+"""Classifiers as a job and as a command: what is measured, best and last, few shots, resumed, refused."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torchvision import transforms
+from transformers import AutoModelForImageClassification, TrainerCallback
+
+from reid_hub import ReIDConfig, ReIDForImageClassification, ReIDModel, load_reid_dataset
+from reid_hub.evaluation import topk_accuracy
+from reid_hub.hub.folder import checkpoint_files
+from reid_hub.jobs.classify import ClassifySettings, classify
+from reid_hub.methods import ClassificationMethod
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """Three classes of noise around a colour, 8 to train on and 4 to test."""
+    root, rng = tmp_path_factory.mktemp("classes"), np.random.default_rng(0)
+    for name in ("ant", "bee", "cat"):
+        colour = rng.integers(40, 216, 3)
+        for part, count in (("train", 8), ("test", 4)):
+            (root / part / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = np.clip(colour + rng.normal(0, 60, (16, 16, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(root / part / name / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory) -> str:
+    """A tiny model by its folder."""
+    folder = tmp_path_factory.mktemp("start")
+    torch.manual_seed(0)
+    trunk = {"model_type": "resnet", "embedding_size": 4, "hidden_sizes": [4, 8], "depths": [1, 1]}
+    ReIDModel(
+        ReIDConfig(backbone_config={**trunk, "layer_type": "basic"}, image_size=(16, 16), neck="none")
+    ).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def settings(pictures, start) -> ClassifySettings:
+    return ClassifySettings(
+        data="cifar10", data_dir=str(pictures), dataset_name="colours", model=start, epochs=3,
+        changes={"batch_size": 8, "learning_rate": 0.02}, arguments={"use_cpu": True, "disable_tqdm": True},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(settings, tmp_path_factory) -> tuple[ClassifySettings, dict, list[float]]:
+    """One run, with what was measured after each epoch by a loop over the pictures."""
+    settings, measured = replace(settings, output_dir=tmp_path_factory.mktemp("run")), []
+
+    class Watch(TrainerCallback):
+        def __init__(self, method):
+            self.method = method
+
+        def on_epoch_end(self, args, state, control, **kwargs):
+            measured.append(accuracy_by_hand(self.method.model, settings.data_dir))
+
+    return settings, classify(settings, make_callbacks=lambda method: [Watch(method)]), measured
+
+
+def accuracy_by_hand(model: ReIDForImageClassification, root: str) -> float:
+    """One picture after another through torchvision's transforms."""
+    config, right, training = model.config, [], model.training
+    steps = [transforms.Resize(config.resize_shortest or config.image_size), transforms.CenterCrop(config.image_size)]
+    steps.append(transforms.ToTensor())
+    transform = transforms.Compose([*steps, transforms.Normalize(config.image_mean, config.image_std)])
+    model.eval()
+    for path in sorted(Path(root, "test").glob("*/*.png")):
+        with torch.no_grad():
+            logits = model(transform(Image.open(path))[None]).logits[0].tolist()
+        right.append(config.id2label[logits.index(max(logits))] == path.parent.name)
+    model.train(training)
+    return sum(right) / len(right)
+
+
+def test_last_and_best_are_what_a_loop_measures(made):
+    settings, results, measured = made
+    assert len(measured) == 3
+    assert results["metrics"]["top1"] == pytest.approx(measured[-1])
+    assert results["metrics"]["top1_best"] == pytest.approx(max(measured))
+    assert results["metrics"]["best_epoch"] == measured.index(max(measured)) + 1
+    assert results["metrics"]["top5"] == 1.0  # of three classes
+    assert results == json.loads(Path(settings.output_dir, "results.json").read_text())
+    assert results["task"] == "classification"
+    assert results["dataset"]["data_dir_counts"]["train"] == {"images": 24, "classes": 3}
+    assert results["protocol"]["best_chosen_on"] == "the test set"
+    assert "bytes_per_vector" not in results["cost"]
+
+
+def test_the_folder_is_the_model_that_was_measured(made):
+    settings, results, _ = made
+    last = AutoModelForImageClassification.from_pretrained(settings.output_dir)
+    best = AutoModelForImageClassification.from_pretrained(Path(settings.output_dir, "best"))
+    assert accuracy_by_hand(last, settings.data_dir) == pytest.approx(results["metrics"]["top1"])
+    assert accuracy_by_hand(best, settings.data_dir) == pytest.approx(results["metrics"]["top1_best"])
+    assert last.config.id2label == {0: "ant", 1: "bee", 2: "cat"}
+    card = Path(settings.output_dir, "README.md").read_text()
+    assert "pipeline_tag: image-classification" in card
+    assert f"| colours | test | {100 * results['metrics']['top1']:.1f} | 100.0 |" in card
+    assert f"The best was after epoch {results['metrics']['best_epoch']:g}." in card
+    assert {"config.json", "model.safetensors", "classification_reid.py"} <= checkpoint_files(
+        Path(settings.output_dir)
+    ).keys()  # fit to be published
+    for wrong in ("person", "gallery", "surveillance"):
+        assert wrong not in card.partition("# ")[2].partition("```bibtex")[0].lower()
+
+
+def test_loss_of_a_worked_example():
+    """Two classes, logits by the bias alone: -log softmax, and with smoothing 0.2 the target (0.9, 0.1)."""
+    config = ReIDConfig.from_variant("res18-x0.25", image_size=(32, 32), neck="none", num_labels=2)
+    model = ReIDForImageClassification(config)
+    with torch.no_grad():
+        model.classifier.weight.zero_()
+        model.classifier.bias.copy_(torch.tensor([math.log(3), 0.0]))
+    pixels, labels = torch.zeros(2, 3, 32, 32), torch.tensor([0, 1])
+    plain = ClassificationMethod(model, 2)(pixels, labels)["loss"].item()
+    assert plain == pytest.approx(-(math.log(0.75) + math.log(0.25)) / 2, rel=1e-6)
+    smooth = ClassificationMethod(model, 2, label_smoothing=0.2)(pixels, labels)["loss"].item()
+    first, second = (-(p * math.log(0.75) + (1 - p) * math.log(0.25)) for p in (0.9, 0.1))
+    assert smooth == pytest.approx((first + second) / 2, rel=1e-6)
+    assert model(pixels, labels=labels).loss.item() == pytest.approx(plain)
+    with pytest.raises(ValueError, match=r"3 classes needs a ReIDForImageClassification of as many, got .* of 2"):
+        ClassificationMethod(model, 3)
+
+
+def test_top_k_against_a_loop():
+    random = np.random.default_rng(0)
+    logits, labels = random.integers(0, 6, (200, 9)).astype(np.float32), random.integers(0, 9, 200)  # many ties
+    measured = topk_accuracy(logits, labels, (1, 3, 9))
+    for k in (1, 3, 9):
+        hits = 0
+        for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
+            hits += label in sorted(range(9), key=lambda c, row=row: (-row[c], c))[:k]
+        assert measured[f"top{k}"] == hits / 200
+    assert measured["top1"] == (logits.argmax(1) == labels).mean()
+    with pytest.raises(ValueError, match=r"labels must be of 0\.\.8"):
+        topk_accuracy(logits, labels + 1)
+
+
+def test_few_shots_of_every_class(settings, tmp_path):
+    results = classify(replace(settings, output_dir=tmp_path, keep=0.4, epochs=1, evaluate_every=5))
+    assert results["training"]["images"] == 9  # 3.2 of 8, rounded down, of three classes
+    assert results["training"]["keep"] == 0.4
+    assert results["protocol"]["evaluations"] == 1  # the last epoch always has one
+    assert results["metrics"]["top1_best"] == results["metrics"]["top1"]
+
+
+def test_the_trunk_starts_from_a_classifier_of_other_classes(made, settings, tmp_path, pictures):
+    before = load_file(Path(made[0].output_dir, "model.safetensors"))
+    (tmp_path / "two").mkdir()
+    for part in ("train", "test"):
+        (tmp_path / "two" / part).mkdir()
+        for name in ("ant", "cat"):
+            (tmp_path / "two" / part / name).symlink_to(pictures / part / name)
+    tiny = replace(
+        settings, data_dir=str(tmp_path / "two"), output_dir=tmp_path / "run", init=str(made[0].output_dir), epochs=1,
+        changes={**settings.changes, "learning_rate": 1e-12},
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"knows 3 classes \(ant, bee, cat\.\.\.\), not the 2 of the data"):
+        classify(replace(tiny, model=str(made[0].output_dir), init=None))
+    classify(tiny)
+    after = load_file(tmp_path / "run" / "model.safetensors")
+    assert after["classifier.weight"].shape == (2, 8)
+    for name in before:
+        if name.endswith("weight") and name.startswith("reid."):
+            torch.testing.assert_close(after[name], before[name])
+
+
+def test_transfer_by_crops_of_the_originals(settings, tmp_path):
+    """The recipe as it is but for its size: another picture size in training, the paper's transform in the test."""
+    changes = {"batch_size": 8, "config.image_size": [28, 28], "config.resize_shortest": 32}
+    transfer = replace(settings, output_dir=tmp_path, model="res18-x0.25", recipe="transfer", changes=changes, epochs=1)
+    results = classify(transfer)
+    assert results["metrics"]["top1"] == pytest.approx(
+        accuracy_by_hand(AutoModelForImageClassification.from_pretrained(tmp_path), settings.data_dir)
+    )
+    assert results["protocol"]["resize_shortest"] == 32
+    assert json.loads((tmp_path / "preprocessor_config.json").read_text())["size"] == {"shortest_edge": 32}
+
+
+def test_what_cannot_be_trained_is_refused(settings, tmp_path, people):
+    tiny = replace(settings, output_dir=tmp_path / "out")
+    for changes, reason in (
+        ({"data": people[1], "data_dir": str(people[3])}, "train and test"),
+        ({"recipe": "demo", "changes": {}}, "recipe of the method 'classification'"),
+        ({"recipe": "nothing"}, "unknown recipe"),
+        ({"keep": 0.0}, r"share of each class must be in \(0, 1\]"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            classify(replace(tiny, **changes))
+    for field, value in (("validation", 0.1), ("keep_ids", 0.5), ("flip", True), ("evaluate_every", 0)):
+        with pytest.raises(ValueError, match=field):
+            replace(tiny, **{field: value})
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["x", "y"])})
+    rows = {"image": [np.zeros((4, 4, 3), np.uint8)] * 3, "label": [0, 1, -1]}
+    splits = dict.fromkeys(("train", "test"), datasets.Dataset.from_dict(rows, features=features))
+    with pytest.raises(ValueError, match="1 pictures of train have a label below 0"):
+        classify(tiny, splits=splits)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_gives_the_same_bits_and_the_same_best(made, pictures, tmp_path):
+    settings, results, _ = made
+    words = [
+        "classify", "--data", "cifar10", "--data-dir", pictures, "--dataset-name", "colours", "--model", settings.model,
+        "--epochs", 3, "--set", "batch_size=8", "--set", "learning_rate=0.02", "--arg", "use_cpu=true",
+        "--out", tmp_path, "--resume",
+    ]  # fmt: skip
+    command = [sys.executable, "-m", "reid_hub.cli", *map(str, words)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (tmp_path / "checkpoint-6").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "results.json").exists()
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr[-4000:]
+    first, second = (load_file(Path(out) / "model.safetensors") for out in (settings.output_dir, tmp_path))
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+    assert json.loads((tmp_path / "results.json").read_text())["metrics"] == results["metrics"]
+
+
+def test_shapes_are_drawn_the_same_and_differ():
+    small = {"train_per_class": 2, "test_per_class": 1}
+    first = load_reid_dataset("shapes", **small)
+    more = load_reid_dataset("shapes", train_per_class=3, test_per_class=1)
+    assert first["train"].features["label"].names == ["circle", "cross", "half", "square", "star", "triangle"]
+    drawn = [np.asarray(row["image"]) for split in first.values() for row in split]
+    assert len({picture.tobytes() for picture in drawn}) == 18
+    assert np.array_equal(np.asarray(more["train"][4]["image"]), np.asarray(first["train"][3]["image"]))
+    with pytest.raises(ValueError, match="'shapes' is drawn and takes no data_dir"):
+        load_reid_dataset("shapes", "folder")

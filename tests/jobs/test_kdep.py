@@ -1,0 +1,252 @@
+"""KDEP as jobs and as a command: basis, pre-training and fine-tuning, resumed, and what does not belong together."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoModel
+from typer.testing import CliRunner
+
+from reid_hub import ReIDConfig, ReIDModel
+from reid_hub.cli import app
+from reid_hub.jobs.classify import ClassifySettings, classify
+from reid_hub.jobs.kdep import KDEPSettings, make_basis, pretrain
+from reid_hub.jobs.models import open_model
+from reid_hub.jobs.train import TrainSettings, train
+from reid_hub.methods.kdep import Basis, power_temperature_scale
+
+CHANGES = {"batch_size": 8}
+
+
+def network(folder, *channels) -> str:
+    torch.manual_seed(0)
+    backbone = {"model_type": "resnet", "embedding_size": 4, "hidden_sizes": list(channels), "layer_type": "basic"}
+    backbone["depths"] = [1] * len(channels)
+    ReIDModel(ReIDConfig(backbone_config=backbone, image_size=(32, 16))).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+    return network(tmp_path_factory.mktemp("student"), 6, 8)
+
+
+@pytest.fixture(scope="module")
+def settings(people, teacher, student):
+    return KDEPSettings(
+        data="market_layout", data_dir=str(people[3]), dataset_name="coloured", model=student, teacher=str(teacher),
+        epochs=3, changes=CHANGES, arguments={"use_cpu": True, "disable_tqdm": True},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(settings, tmp_path_factory):
+    settings = replace(settings, output_dir=tmp_path_factory.mktemp("kdep"))
+    pretrain(settings)
+    return settings
+
+
+@pytest.fixture(scope="module")
+def words(people, teacher, student):
+    return [
+        "pretrain", *people, "--teacher", teacher, "--student", student, "--set", "batch_size=8", "--epochs", "1",
+        "--arg", "use_cpu=true",
+    ]  # fmt: skip
+
+
+def elsewhere(folder, copy):
+    """As many other pictures."""
+    shutil.copytree(folder, copy)
+    for path in (copy / "bounding_box_train").iterdir():
+        path.rename(path.with_name(path.name.replace("s1_", "s2_")))
+    return copy
+
+
+def results_of(folder):
+    return json.loads((Path(folder) / "results.json").read_text())
+
+
+def test_the_student_is_a_plain_model_with_its_results(made, student):
+    out, results = Path(made.output_dir), results_of(made.output_dir)
+    training = results["training"]
+    assert training["method"] == "kdep"
+    assert (training["images"], training["skipped"], training["align"]) == (32, 0, "svd+pts")
+    assert training["teacher_fingerprint"] == open_model(made.teacher).fingerprint()
+    assert training["basis_features"] == 32
+    assert "identities" not in training
+    assert results["metrics"]["mAP"] > 0  # the data set has a query and a gallery
+    before, after = open_model(student).state_dict(), AutoModel.from_pretrained(out).state_dict()
+    assert before.keys() == after.keys()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved
+    assert all(name.startswith("backbone.") for name in moved)
+    assert "he2022kdep" in (out / "README.md").read_text()
+    assert {path.name for path in (out / "training").glob("[!.]*")} == {"basis.safetensors", "kdep.json"}
+
+
+def test_the_weight_of_a_new_pair_makes_the_loss_that_of_a_classification(made):
+    """ln 1000 / mean(target^2), over the first crops, computed here from the basis and the stored features."""
+    out = Path(made.output_dir)
+    stored = replace(made, output_dir=out / "stored", crops=1, basis=str(out / "training" / "basis.safetensors"))
+    pretrain(stored)
+    (file,) = (out / "stored" / "features" / "round-0").glob("*.safetensors")
+    x, basis = load_file(file)["representations"].double(), Basis.load(stored.basis)
+    assert torch.allclose(x.mean(0), basis.mean, atol=1e-5)  # the basis is of the same crops
+    target = power_temperature_scale((x - basis.mean) @ basis.vectors[:, :8])
+    weight = results_of(out / "stored")["training"]["weight"]
+    assert weight * float((target**2).mean()) == pytest.approx(np.log(1000), rel=1e-3)
+    assert weight == pytest.approx(results_of(out)["training"]["weight"], rel=1e-3)
+    shared = replace(stored, cache=str(out / "stored" / "features"), epochs=1)
+    before = file.stat().st_mtime_ns
+    for align in ("cs.var", "post-relu"):
+        pretrain(replace(shared, output_dir=out / align, align=align))
+    assert file.stat().st_mtime_ns == before
+    (behind,) = (out / "stored" / "features" / "post-relu" / "round-0").glob("*.safetensors")
+    assert (load_file(behind)["representations"] >= 0).all()
+
+
+def test_resuming_repeats_nothing_and_takes_nothing_else_for_its_own(made, teacher, student, tmp_path):
+    out = Path(made.output_dir)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    assert pretrain(replace(made, resume=True)) == results_of(out)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path in before} == before
+    for other, said in (
+        ({"teacher": network(tmp_path, 8, 16)}, "teacher"),
+        ({"share": 0.9}, "images 29|images 32 instead of 29"),
+        ({"align": "svd"}, r"align svd\+pts instead of svd"),
+        ({"weight": 3.0}, "asked_weight None instead of 3.0"),
+        ({"seed": 1}, "seed 0 instead of 1"),
+        ({"model": network(tmp_path / "narrow", 4, 6)}, "student .* instead of narrow"),
+        ({"init": student}, "initial None instead of"),
+        ({"data_dir": str(elsewhere(made.data_dir, tmp_path / "copy"))}, "pictures .* instead of"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            pretrain(replace(made, resume=True, **other))
+    with pytest.raises(ValueError, match="holds the checkpoints of an earlier run"):
+        pretrain(made)
+
+
+def test_a_basis_made_alone_serves_several_students(settings, tmp_path):
+    file = tmp_path / "basis.safetensors"
+    assert make_basis(replace(settings, output_dir=tmp_path / "any", basis=str(file))) == file
+    written = file.stat().st_mtime_ns
+    for align in ("sm", "overhaul"):
+        results = pretrain(replace(settings, output_dir=tmp_path / align, basis=str(file), align=align, epochs=1))
+        assert results["training"]["align"] == align
+    assert file.stat().st_mtime_ns == written
+    results = pretrain(replace(settings, output_dir=tmp_path / "interp", align="interp", epochs=1))
+    assert results["training"]["basis_features"] is None
+    assert not (tmp_path / "interp" / "training" / "basis.safetensors").exists()
+
+
+def test_a_pretrained_folder_is_fine_tuned_with_few_labels(made, tmp_path):
+    tuned = TrainSettings(
+        tmp_path, data=made.data, data_dir=made.data_dir, model=str(made.output_dir), validation=0, keep_ids=0.5,
+        epochs=1, changes={"batch_size": 4, "num_instances": 2}, arguments={"use_cpu": True, "disable_tqdm": True},
+    )  # fmt: skip
+    results = train(tuned)
+    assert results["training"]["identities"] == 4
+    assert results["training"]["init"] == Path(made.output_dir).name
+
+
+def test_classes_pretrain_and_then_train_a_classifier(settings, tmp_path):
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for label, colour in (("dark", 60), ("light", 180)):
+            (tmp_path / "classes" / split / label).mkdir(parents=True)
+            for number in range(14):
+                pixels = (colour + rng.integers(-30, 31, (32, 16, 3))).astype(np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "classes" / split / label / f"{number}.png")
+    data = {"data": "class_folder", "data_dir": str(tmp_path / "classes"), "dataset_name": None}
+    results = pretrain(replace(settings, output_dir=tmp_path / "trunk", per_class=12, **data))
+    assert (results["training"]["images"], results["task"]) == (24, "pretraining")
+    tuned = ClassifySettings(
+        tmp_path / "tuned", model=str(tmp_path / "trunk"), epochs=4, changes={"batch_size": 4, "augmentation.pad": 0},
+        arguments={"use_cpu": True, "disable_tqdm": True}, **data,
+    )  # fmt: skip
+    assert classify(tuned)["metrics"]["top1"] > 0.9
+    trunk, classifier = (load_file(tmp_path / name / "model.safetensors") for name in ("trunk", "tuned"))
+    assert {f"reid.{name}" for name in trunk} <= classifier.keys()
+
+
+def test_any_folder_with_broken_pictures_is_trained_on(settings, tmp_path):
+    """Without query and gallery there is nothing to measure: what ran is recorded all the same."""
+    folder, rng = tmp_path / "pictures", np.random.default_rng(0)
+    folder.mkdir()
+    for number in range(30):
+        Image.fromarray(rng.integers(0, 256, (32, 16, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    (folder / "3.png").write_bytes(b"")
+    (folder / "7.png").write_bytes((folder / "7.png").read_bytes()[:50])
+    unlabelled = replace(
+        settings, output_dir=tmp_path / "out", data="pictures", data_dir=str(folder), dataset_name=None
+    )
+    with pytest.warns(UserWarning, match="2 of 30 images cannot be read"):
+        results = pretrain(unlabelled)
+    assert (results["training"]["images"], results["training"]["skipped"]) == (28, 2)
+    assert results["task"] == "pretraining"
+    assert results["metrics"] == {}
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "has not been evaluated" in card
+    assert "kdep" in card
+    assert results_of(tmp_path / "out") == results
+    with pytest.raises(ValueError, match="give a teacher"):
+        pretrain(replace(unlabelled, output_dir=tmp_path / "none", teacher=None))
+
+
+def test_the_command_does_the_same(words, made, tmp_path):
+    for command in (words, [words[0], "basis", *words[1:], "--basis", tmp_path / "alone.safetensors"]):
+        ran = CliRunner().invoke(app, [*map(str, command), "--out", str(tmp_path / "out")])
+        assert ran.exit_code == 0, ran.output
+    assert results_of(tmp_path / "out")["training"]["epochs"] == 1
+    alone, beside = (
+        load_file(path) for path in (tmp_path / "alone.safetensors", tmp_path / "out/training/basis.safetensors")
+    )
+    assert torch.equal(alone["V"], beside["V"])
+
+
+def test_wrong_input_is_said_in_a_line(words, complaint, tmp_path, teacher):
+    out = ["--out", tmp_path / "out"]
+    wide = network(tmp_path / "wide", 8, 20)
+    for options, said in (
+        (["--student", wide], "student's feature has 20 channels, the teacher's only 16"),
+        (
+            ["--share", "0.4"],
+            "basis of 16 dimensions needs more features than that, much more to be a good one; got 13",
+        ),
+        (["--recipe", "demo"], "pre-training needs a recipe of the method 'kdep'"),
+        (["--align", "svd-pts"], "did you mean 'svd"),
+        (["--weight", "res50/res18"], "unknown pair 'res50/res18'"),
+        (["--teacher", "res18"], "a teacher is a trained model"),
+        (["--tap", "logits"], "unknown tap 'logits'"),
+        (["--arg", "seed=7"], "the seed is an option of its own, got 7"),
+        (["--crops", "-1"], "crops must be at least 0, got -1"),
+        (["--share", "2"], "must be in (0, 1], got 2"),
+        (["--streaming"], "give a limit"),
+    ):
+        assert said in complaint([*words, *out, *options]), options
+    assert not (tmp_path / "out").exists()
+    other = network(tmp_path / "other", 8, 16)
+    CliRunner().invoke(app, list(map(str, [*words, "--out", tmp_path / "others", "--teacher", other])))
+    file = tmp_path / "others" / "training" / "basis.safetensors"
+    assert "is the basis of another teacher" in complaint([*words, "--out", tmp_path / "new", "--basis", file])
+    # a teacher with channels that are always the same
+    flat = open_model(teacher)
+    last = flat.backbone.model.encoder.stages[1].layers[0]
+    for conv in (last.layer[1], last.shortcut):
+        torch.nn.init.zeros_(conv.normalization.weight[:3].data)
+    flat.save_pretrained(tmp_path / "flat")
+    constant = ["--teacher", tmp_path / "flat", "--student", network(tmp_path / "same", 8, 16), "--align", "sn"]
+    assert "3 of the first 16 components of this teacher's features are constant" in complaint(
+        [*words, "--out", tmp_path / "constant", *constant]
+    )
+    assert "--tap, --data must stand behind 'basis'" in complaint(
+        ["pretrain", "--data", "pictures", "--tap", "map", "basis"]
+    )
+    with pytest.raises(ValueError, match="pre-training has no labels"):
+        KDEPSettings(keep_ids=0.1)

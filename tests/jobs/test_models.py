@@ -1,0 +1,70 @@
+"""Models in another picture size than that of their recipe or checkpoint."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from reid_hub import ReIDConfig, ReIDModel, load_reid_dataset
+from reid_hub.evaluation.embedding import open_images
+from reid_hub.jobs.classify import ClassifySettings, new_classifier
+from reid_hub.jobs.models import new_model, recipe_config, shortest_in
+from reid_hub.jobs.train import TrainSettings, build_trainer
+from reid_hub.training import RECIPES, override
+
+
+@pytest.fixture(scope="module")
+def trunk(tmp_path_factory):
+    """A trunk that was trained on 256 pixels, of which the middle 224 were cut out."""
+    folder = tmp_path_factory.mktemp("trunk")
+    backbone = {"embedding_size": 4, "hidden_sizes": [4], "depths": [1], "layer_type": "basic", "model_type": "resnet"}
+    ReIDModel(ReIDConfig(backbone_config=backbone, image_size=(224, 224), resize_shortest=256)).save_pretrained(folder)
+    return str(folder)
+
+
+def test_what_is_cut_off_shrinks_with_the_picture():
+    assert shortest_in((112, 112), (224, 224), 256) == 128
+    assert shortest_in((224, 224), (224, 224), 256) == 256
+    assert shortest_in((256, 128), (224, 224), 256) is None
+    assert shortest_in((112, 112), (224, 224), None) is None
+
+
+def test_a_recipe_cuts_off_as_much_of_pictures_of_another_size():
+    recipe = RECIPES["kdep"]
+    assert recipe_config(TrainSettings(), recipe)["resize_shortest"] == 256
+    assert recipe_config(TrainSettings(image_size=(64, 64)), recipe)["resize_shortest"] == 73
+    changes = {"config.resize_shortest": 100}
+    said = TrainSettings(image_size=(64, 64), changes=changes)
+    assert recipe_config(said, override(recipe, changes))["resize_shortest"] == 100
+    assert "resize_shortest" not in recipe_config(TrainSettings(image_size=(64, 64)), RECIPES["demo"])
+
+
+@pytest.mark.parametrize(("size", "shortest"), [((64, 64), 73), ((64, 32), None), (None, 256)])
+def test_a_checkpoint_in_another_size_cuts_off_as_much(trunk, size, shortest):
+    settings = ClassifySettings(model=trunk, image_size=size)
+    classifier = new_classifier(settings, RECIPES["classify-demo"], ["a", "b"])
+    for config in (new_model(trunk, size).config, classifier.config):
+        assert config.resize_shortest == shortest
+        assert tuple(config.image_size) == (size or (224, 224))
+
+
+@pytest.mark.parametrize("size", [(64, 64), (64, 32)])
+def test_people_are_trained_on_as_they_are_evaluated(trunk, tmp_path, size):
+    """Without anything drawn at random, a training picture is what the model sees of it in a test."""
+    (tmp_path / "bounding_box_train").mkdir()
+    pixels = np.linspace(0, 255, 128 * 64 * 3).reshape(128, 64, 3).astype(np.uint8)
+    for pid in (1, 2):
+        for camera in (1, 2):
+            path = tmp_path / "bounding_box_train" / f"{pid:04}_c{camera}s1_000001_00.jpg"
+            Image.fromarray(pixels[:, ::-1] if pid == 2 else pixels).save(path, "PNG")
+    (tmp_path / "query").mkdir()
+    (tmp_path / "bounding_box_test").mkdir()
+    for name in ("query", "bounding_box_test"):
+        Image.fromarray(pixels).save(tmp_path / name / f"0003_c{1 + (name == 'query')}s1_000001_00.jpg", "PNG")
+    split = load_reid_dataset("market_layout", tmp_path)["train"]
+    settings = TrainSettings(
+        tmp_path / "out", model=trunk, image_size=size, validation=0, arguments={"use_cpu": True, "disable_tqdm": True}
+    )
+    trainer = build_trainer(settings, override(RECIPES["demo"], {"batch_size": 4, "num_instances": 2}), split)
+    trained = trainer.train_dataset.__getitems__([0, 3])["pixel_values"]
+    tested = open_images(split, trainer.model.model.config, progress=False).__getitems__([0, 3])["pixel_values"]
+    assert trained.equal(tested)

@@ -1,0 +1,199 @@
+"""Where features are taken, against the network written out; what a tap leaves behind."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torchvision.models import mobilenet_v2, resnet18
+from transformers import AutoModel, Dinov2Config, ResNetConfig, SwinConfig
+
+from reid_hub import ReIDConfig, ReIDModel
+from reid_hub.hub.convert import load_foreign
+from reid_hub.jobs.teachers import open_teacher
+from reid_hub.methods.kdep import Tap, Teacher
+from reid_hub.methods.kdep.tap import left_out, trailing_relus
+
+from .small import model
+
+SMALL_NETWORKS = [
+    "res18-x0.25", "res50-s1", "osnet-x0.25", "msinet-x0.25", "squeezenet", "timm/resnet18", "timm/regnety_002",
+]  # fmt: skip
+
+
+def shaken(network: nn.Module) -> nn.Module:
+    """Norms away from where they start, so that no block is the identity."""
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+        if tensor.ndim == 1 and tensor.is_floating_point():
+            low = 0.5 if name.endswith(("weight", "running_var")) else -0.3
+            tensor.data.uniform_(low, low + 0.6, generator=generator)
+    return network.eval()
+
+
+def variant(name: str) -> ReIDModel:
+    torch.manual_seed(0)
+    return shaken(ReIDModel(ReIDConfig.from_variant(name, image_size=(64, 64))))
+
+
+@pytest.mark.parametrize("name", SMALL_NETWORKS)
+def test_what_is_left_out_is_the_relu_and_nothing_else(name):
+    network, x = variant(name), torch.randn(2, 3, 64, 64)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    tap = Tap(network)
+    last, whole = tap.last(x), network.backbone(x)
+    assert tap.signed
+    assert (last < 0).any()
+    assert torch.equal(last.relu(), whole)
+    assert torch.allclose(tap(x), last.mean((2, 3)))
+    assert tap.dim == network.backbone.out_channels
+    kept = Tap(network, relu=True)
+    assert torch.equal(kept.last(x), whole)
+    assert torch.equal(network.backbone(x), whole)  # the network itself is as it was
+    for key, value in network.state_dict().items():
+        assert torch.equal(value, before.pop(key)), key
+    assert not before
+
+
+def test_a_resnet_18_is_torchvisions_up_to_its_last_sum():
+    """Written out with torchvision's blocks; what was tapped loads into the plain network, name by name."""
+    torch.manual_seed(0)
+    plain, x = shaken(resnet18()), torch.randn(2, 3, 64, 64)
+    student = ReIDModel(ReIDConfig.from_variant("res18", image_size=(64, 64), last_stride=None)).eval()
+    load_foreign(student, plain.state_dict())
+    y = plain.maxpool(plain.relu(plain.bn1(plain.conv1(x))))
+    y = plain.layer4[0](plain.layer3(plain.layer2(plain.layer1(y))))
+    block = plain.layer4[1]
+    y = block.bn2(block.conv2(block.relu(block.bn1(block.conv1(y))))) + y
+    assert torch.allclose(Tap(student)(x), y.mean((2, 3)), atol=1e-5)
+
+
+def test_a_mobilenet_is_torchvisions_without_its_relu6():
+    torch.manual_seed(0)
+    plain, student, x = mobilenet_v2().eval(), variant("mobilenetv2"), torch.randn(2, 3, 64, 64)
+    ours = [t for key, t in student.backbone.state_dict().items()]
+    theirs = {key: t for key, t in plain.state_dict().items() if key.startswith("features.")}
+    assert [t.shape for t in ours] == [t.shape for t in theirs.values()]
+    plain.load_state_dict({**plain.state_dict(), **dict(zip(theirs, ours, strict=True))})
+    last = plain.features[:18](x)
+    convolution, norm, _ = plain.features[18]
+    expected = norm(convolution(last)).mean((2, 3))
+    assert expected.shape == (2, 1280)
+    assert (norm(convolution(last)) > 6).any()
+    assert torch.allclose(Tap(student)(x), expected, atol=1e-4)
+    # and with the ReLU6 back it is timm's own network again, under the same names
+    network = timm.create_model("mobilenetv2_100", num_classes=0)
+    network.load_state_dict({k.removeprefix("model.timm_model."): v for k, v in student.backbone.state_dict().items()})
+    assert torch.allclose(network.eval()(x), Tap(student, relu=True)(x), atol=1e-5)
+
+
+def test_a_module_that_is_called_often_is_left_out_once():
+    """As torchvision's blocks do it: one ReLU, in place, for all layers of a block."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.relu = nn.Conv2d(3, 3, 1), nn.ReLU(inplace=True)
+
+        def forward(self, x):
+            return self.relu(self.conv(self.relu(self.conv(x))))
+
+    block, x = Block(), torch.randn(2, 3, 4, 4)
+    with torch.no_grad():
+        calls = trailing_relus(block, lambda: block(x))
+        assert [(module, number) for module, number in calls] == [(block.relu, 1)]
+        with left_out(calls):
+            tapped = block(x)
+        assert torch.equal(tapped, block.conv(block.conv(x).relu()))
+        assert block.relu.inplace
+        assert torch.equal(block(x), tapped.relu())
+        assert trailing_relus(block, lambda: block.conv(block(x))) == []
+
+
+def test_behind_a_head_the_features_are_those_of_its_norm():
+    osnet, x = variant("osnet-x0.25"), torch.randn(2, 3, 64, 64)
+    expected = osnet.head.bn(osnet.head.fc(osnet.backbone(x).mean((2, 3))))
+    tap = Tap(osnet, behind_head=True)
+    assert torch.allclose(tap(x), expected)
+    assert (tap.dim, Tap(osnet).dim) == (512, 128)
+    assert torch.equal(tap(x).relu(), osnet(x).features)
+
+
+def test_tokens_are_pooled_as_the_model_pools_them():
+    vit = ReIDModel(
+        ReIDConfig.from_variant("vit-s-s1", image_size=(32, 16), backbone_config={
+            "model_type": "reid_part_vit", "embed_dim": 12, "width": 12, "heads": 2, "depth": 1,
+        })
+    ).eval()  # fmt: skip
+    x = torch.randn(2, 3, 32, 16)
+    assert torch.equal(Tap(vit)(x), vit(x).features)
+
+
+def saved(folder, network, **processor):
+    network.save_pretrained(folder)
+    if processor:
+        from transformers import ViTImageProcessor
+
+        ViTImageProcessor(**processor).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("kind", ["resnet", "swin", "dinov2"])
+def test_teachers_of_transformers(kind, tmp_path):
+    """Loaded by name, against the library's own pooling; where a ReLU was left out, what it makes of the map."""
+    torch.manual_seed(0)
+    config = {
+        "resnet": ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic"),
+        "swin": SwinConfig(image_size=32, embed_dim=6, depths=[1, 1], num_heads=[1, 2], window_size=4),
+        "dinov2": Dinov2Config(image_size=28, hidden_size=12, num_hidden_layers=2, num_attention_heads=2),
+    }[kind]
+    network, size = shaken(AutoModel.from_config(config)), 28 if kind == "dinov2" else 32
+    mean, std = [0.5, 0.4, 0.3], [0.2, 0.3, 0.25]
+    name = saved(tmp_path, network, size={"height": size, "width": size}, image_mean=mean, image_std=std)
+    teacher = open_teacher(name)
+    assert (teacher.config.image_size, teacher.config.image_mean, teacher.config.image_std) == ([size] * 2, mean, std)
+    x = torch.rand(2, 3, size, size)
+    theirs = (x - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    with torch.no_grad():
+        output = network(theirs)
+    pooled = output.pooler_output.flatten(1)
+    imagenet = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    shown = (x - torch.tensor(imagenet[0]).view(3, 1, 1)) / torch.tensor(imagenet[1]).view(3, 1, 1)
+    for relu in (True, False):
+        said = Teacher(teacher, mean=imagenet[0], std=imagenet[1], relu=relu)(shown)
+        if relu or kind != "resnet":
+            assert torch.allclose(said, pooled, atol=1e-5)
+        else:
+            assert (said < pooled - 1e-3).any()
+            assert Teacher(teacher)(theirs).equal(Tap(teacher)(theirs))
+
+
+def test_teachers_of_timm_that_were_saved(tmp_path):
+    """As its checkpoints lie on the Hub: the wrapper's configuration and timm's own weights."""
+    network = shaken(variant("timm/mobilenetv2_050").backbone.model)
+    teacher = open_teacher(saved(tmp_path, network))
+    x = torch.randn(2, 3, 224, 224)
+    assert teacher.config.image_size == [224, 224]
+    assert torch.allclose(Teacher(teacher, relu=True)(x), network.timm_model(x), atol=1e-5)
+
+
+def test_a_teacher_is_shown_its_own_size():
+    teacher, x = model(6, 8), torch.randn(2, 3, 64, 32)
+    small = nn.functional.interpolate(x, (32, 16), mode="bilinear", antialias=True)
+    assert torch.equal(Teacher(teacher)(x), Tap(teacher.eval())(small))
+
+
+def test_the_student_s_half_precision_is_not_the_teacher_s():
+    teacher, pixels = Teacher(variant("res18-x0.25")), torch.randn(4, 3, 64, 32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        halved = teacher(pixels)
+        assert teacher.model(pixels).feature_map.dtype == torch.bfloat16
+    assert torch.equal(halved, teacher(pixels))
+
+
+def test_what_is_no_teacher_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"a teacher is a trained model.*got 'res18'"):
+        open_teacher("res18")
+    with pytest.raises(FileNotFoundError, match=r"it has no config\.json"):
+        open_teacher(tmp_path)
+    with pytest.raises(ValueError, match="choices are features, map"):
+        Teacher(model(6, 8), tap="logits")

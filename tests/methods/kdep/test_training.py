@@ -1,0 +1,204 @@
+"""The method in a plain loop and in the trainer: what it minimises, what it leaves alone, and what a cache changes."""
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from reid_hub import ReIDConfig, ReIDModel
+from reid_hub.data.augmentation import BatchTransform
+from reid_hub.methods import KDEPMethod
+from reid_hub.methods.kdep import (
+    ALIGNMENTS,
+    WITHOUT_BASIS,
+    Basis,
+    CachedFeatures,
+    Moments,
+    Tap,
+    Teacher,
+    weight_decay_for,
+    weight_for,
+    write_features,
+)
+from reid_hub.methods.kdep.tap import left_out
+from reid_hub.training import RECIPES, ReIDTrainer, TrainingSubset, override, training_arguments
+
+from .small import AUGMENTATION, COUNT, SIZE, crops, model, pictures
+
+RECIPE = override(
+    RECIPES["kdep-demo"],
+    {"batch_size": 10, "schedule.epochs": 3, "schedule.milestones": [1, 2], "learning_rate": 0.05},
+)
+
+
+def basis_of(teacher: Teacher, count: int = 40) -> Basis:
+    moments = Moments(teacher.dim)
+    moments.add(teacher(torch.randn(count, 3, *SIZE, generator=torch.Generator().manual_seed(0))))
+    return Basis.from_moments(moments)
+
+
+def method(align: str = "svd+pts", student: ReIDModel | None = None, **options) -> KDEPMethod:
+    teacher = Teacher(model(6, 8))
+    basis = None if align in WITHOUT_BASIS else basis_of(teacher)
+    student = model(4, 5, seed=1) if student is None else student
+    return KDEPMethod(student, features=teacher, basis=basis, align=align, **options)
+
+
+def test_loss_by_hand():
+    made, x = method(weight=20.0).train(), torch.randn(6, 3, *SIZE)
+    basis, teacher = basis_of(made.features), made.features.model
+    with torch.no_grad(), left_out([(teacher.backbone.model.encoder.stages[1].layers[0].activation, 0)]):
+        t = teacher.backbone(x).mean((2, 3)).double()
+    z = (t - basis.mean) @ basis.vectors[:, :5]
+    target = z.sign() * (z.abs() / 0.1) ** (1 / 3)
+    with left_out([(made.model.backbone.model.encoder.stages[1].layers[0].activation, 0)]):
+        s = made.model.backbone(x).mean((2, 3))
+    s = s.detach()
+    expected = sum((float(s[b, k]) - float(target[b, k])) ** 2 for b in range(6) for k in range(5)) / 30
+    found = made(x, indices=torch.arange(6))
+    assert found["distance"].item() == pytest.approx(expected, rel=1e-3)
+    assert found["loss"].item() == pytest.approx(20 * expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("align", ALIGNMENTS)
+def test_only_the_trunk_learns_and_every_alignment_teaches_it(align):
+    """Nothing reaches teacher and basis; what the student has behind its trunk keeps its bits."""
+    made = method(align, model(4, 5, seed=1, head="linear", embedding_dim=7)).train()
+    made.weight = 0.3
+    teacher = made.features.model
+    fixed = {
+        "teacher": teacher.state_dict(), "alignment": dict(made.alignment.named_buffers()),
+        "head": made.model.head.state_dict(), "neck": made.model.neck.state_dict(),
+    }  # fmt: skip
+    norms = {name for name in fixed["alignment"] if name.startswith("adaptor.")}
+    before = {part: {name: tensor.clone() for name, tensor in state.items()} for part, state in fixed.items()}
+    optimiser = torch.optim.SGD(made.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    x, losses = torch.randn(16, 3, *SIZE, generator=torch.Generator().manual_seed(0)), []
+    for _ in range(25):
+        optimiser.zero_grad()
+        loss = made(x, indices=torch.arange(16))["loss"]
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+    for part, state in fixed.items():
+        for name, tensor in state.items():
+            assert name in norms or torch.equal(tensor, before[part][name]), (part, name)
+    assert not teacher.training
+    assert made.model.training
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    moved = {name for name, p in made.named_parameters() if p.grad is not None}
+    assert moved == {name for name, _ in made.named_parameters() if name.startswith(("model.backbone", "alignment."))}
+
+
+def test_neither_teacher_nor_basis_is_in_a_checkpoint():
+    made = method()
+    assert all(name.startswith("model.") for name in made.state_dict())
+    adaptors = method("pre-relu").training_state()
+    assert {name.split(".")[1] for name in adaptors} == {"adaptor"}
+    assert not any("adaptor" in name for name in made.export().state_dict())
+
+
+def test_weights_of_pairs_and_budgets():
+    targets = torch.randn(500, 7, generator=torch.Generator().manual_seed(0)) * 3
+    assert weight_for(targets) * float((targets**2).mean()) == pytest.approx(math.log(1000))
+    with pytest.raises(ValueError, match="all 0"):
+        weight_for(torch.zeros(3, 2))
+    imagenet, tenth = 1_281_167, 128_000
+    budgets = {(tenth, 90): 5e-4, (tenth, 180): 4e-4, (imagenet, 9): 5e-4, (imagenet, 18): 4e-4, (imagenet, 90): 1e-4}
+    assert {budget: weight_decay_for(budget[0] * budget[1]) for budget in budgets} == budgets
+    assert weight_decay_for(tenth * 900) == 1e-4
+    recipe = RECIPES["kdep"]
+    rates = [recipe.schedule.rate(epoch, recipe.learning_rate) for epoch in (0, 29, 30, 59, 60, 89)]
+    assert rates == pytest.approx([0.3, 0.3, 0.03, 0.03, 0.003, 0.003])
+
+
+def test_unsuitable_students_are_refused():
+    with pytest.raises(ValueError, match="student's feature has 9 channels, the teacher's only 8"):
+        method(student=model(4, 9))
+    with pytest.raises(ValueError, match="this one has tokens"):
+        method("pre-relu", ReIDModel(ReIDConfig.from_variant("vit-s-s1", image_size=SIZE)))
+    with pytest.raises(ValueError, match="weight of the loss must be above 0"):
+        method(weight=0.0)
+
+    class Clipped(torch.nn.Module):
+        def __init__(self, backbone):
+            super().__init__()
+            self.backbone, self.out_channels = backbone, backbone.out_channels
+
+        def forward(self, x):
+            return self.backbone(x).clamp(min=0) + 0.1
+
+    student = model(4, 5)
+    student.backbone = Clipped(student.backbone)
+    with pytest.raises(ValueError, match="never negative"):
+        method(student=student)
+    assert method("post-relu", student)
+
+
+def test_a_crop_is_a_function_of_seed_picture_and_round():
+    transform = BatchTransform(AUGMENTATION, (0.5,) * 3, (0.5,) * 3)
+    pixels = torch.randint(0, 256, (8, 3, *SIZE), dtype=torch.uint8)
+    rows, drawn = torch.arange(8), {"seed": 1, "by_position": False}
+    first = transform(pixels, rows, step=0, **drawn)
+    order = torch.tensor([5, 2, 7, 0, 1, 3, 6, 4])
+    assert torch.equal(transform(pixels[order], rows[order], step=0, **drawn), first[order])
+    assert not torch.equal(transform(pixels, rows, step=1, **drawn), first)
+    assert not torch.equal(transform(pixels, rows, step=0, seed=1)[1:], first[1:])
+
+
+def train(folder, source, features, student=None):
+    student = model(4, 5, seed=1) if student is None else student
+    made = KDEPMethod(student, features=features, basis=basis_of(source.teacher), weight=0.3)
+    arguments = {"use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "seed": source.seed}
+    subset = TrainingSubset(source.images, torch.arange(COUNT).numpy())
+    trainer = ReIDTrainer(made, RECIPE, training_arguments(RECIPE, folder, **arguments), subset)
+    trainer.transform = BatchTransform(AUGMENTATION, student.config.image_mean, student.config.image_std)
+    trainer.train()
+    trainer.save_model()
+    return load_file(folder / "model.safetensors")
+
+
+def test_cached_features_teach_what_the_teacher_says(tmp_path):
+    """Two crops of each picture over three epochs give the same weights as asking for the same crops."""
+    source = crops(tmp_path)
+    write_features(tmp_path / "features", source, 2, shard_size=20, batch_size=7, progress=False)
+    paths = source.images.dataset["path"][:]
+    cached = CachedFeatures(tmp_path / "features", 2, paths, source.mark())
+    asked = Teacher(source.teacher.model)
+    asked.fixed_crops = 2  # the same crops, without the cache
+    online = train(tmp_path / "online", source, asked)
+    offline = train(tmp_path / "offline", source, cached)
+    for name, tensor in online.items():
+        assert torch.allclose(tensor, offline[name], rtol=1e-3, atol=1e-5), name
+    fresh = train(tmp_path / "fresh", source, source.teacher)
+    assert any(not torch.allclose(tensor, fresh[name], rtol=1e-2) for name, tensor in online.items())
+
+
+def test_a_cache_of_something_else_is_refused(tmp_path):
+    source = crops(tmp_path)
+    write_features(tmp_path / "features", source, 1, progress=False)
+    paths = source.images.dataset["path"][:]
+    others = {"teacher": "x"}, {"seed": 4}, {"augmentation": {}}, {"relu": True}
+    for other in others:
+        with pytest.raises(ValueError, match=f"made with other {next(iter(other))}"):
+            CachedFeatures(tmp_path / "features", 1, paths, {**source.mark(), **other})
+    with pytest.raises(FileNotFoundError, match="no representations"):
+        CachedFeatures(tmp_path / "features", 2, paths, source.mark())
+    with pytest.raises(ValueError, match="nothing on 1 of 51 images"):
+        CachedFeatures(tmp_path / "features", 1, [*paths, "new.png"], source.mark())
+    assert len(pictures(tmp_path / "pictures")) == COUNT
+
+
+def test_restored_relu(tmp_path):
+    """A pre-trained student is the plain network, and ends in its ReLU again."""
+    source = crops(tmp_path)
+    student = model(4, 5, seed=1)
+    train(tmp_path / "made", source, source.teacher, student)
+    loaded = ReIDModel.from_pretrained(tmp_path / "made").eval()
+    x = torch.randn(4, 3, *SIZE)
+    assert loaded.state_dict().keys() == model(4, 5).state_dict().keys()
+    assert (loaded.backbone(x) >= 0).all()
+    assert torch.equal(loaded(x).features, Tap(loaded).last(x).relu().mean((2, 3)))
+    assert all(parameter.requires_grad for parameter in loaded.parameters())

@@ -1,0 +1,99 @@
+"""What the proofs plan to run, from folders that hold what earlier sessions left."""
+
+import argparse
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def proof(monkeypatch, tmp_path):
+    """`proof(script, **options)`: its module, and options whose folders are empty."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+
+    def load(script: str, **options):
+        folders = {"results": tmp_path / "results", "work": tmp_path / "work"}
+        common = {"scale": "small", "seeds": [0], "cifar_dir": None, "data_dir": "x", "dataset_name": "x"}
+        return importlib.import_module(script), argparse.Namespace(**{**common, **folders, **options})
+
+    return load
+
+
+def leave(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / name / "results.json").write_text(json.dumps({"metrics": {"mAP": 0.5}}))
+
+
+def assert_in_order(plan: dict[str, list[str]]) -> None:
+    """Everything can be run: what it needs is planned, and never waits for itself."""
+    done = set()
+    while len(done) < len(plan):
+        ready = {name for name, needs in plan.items() if done.issuperset(needs)} - done
+        assert ready, plan
+        done |= ready
+
+
+def kdep(proof, **options):
+    return proof("kdep", **{"people_teacher": None, "cifar10_teacher": None, **options})
+
+
+def test_kdep_runs_every_alignment_as_what_it_is(proof, monkeypatch):
+    script, options = kdep(proof, cifar_dir="x", seeds=[0, 1])
+    plan, did = script.plan(options), {}
+    monkeypatch.setattr(script, "keep", lambda *_: None)
+    monkeypatch.setattr(script, "supervise", lambda kind, fields, changes: did.update({name: fields}))
+    monkeypatch.setattr(script, "pretrain_from_teacher", lambda kind, align, common, options: did.update({name: align}))
+    for name in plan:
+        script.execute(name, options)
+    assert_in_order(plan)
+    assert did.keys() == plan.keys()
+    for kind, least in (("people", 10), ("cifar10", 1)):
+        for align in script.ALIGNMENTS:
+            assert did[f"{kind}.pre-{align}"] == align
+            tuned = did[f"{kind}.{align}-{least}-seed1"]
+            assert (tuned["model"], tuned["seed"]) == (str(options.work / f"{kind}.pre-{align}"), 1)
+            assert tuned["keep_ids" if kind == "people" else "keep"] == least / 100
+        assert did[f"{kind}.pre-supervised"]["recipe"].endswith("supervised")
+        assert did[f"{kind}.teacher"]["model"] == "res50-s5"
+
+
+def test_kdep_trains_again_only_what_something_starts_from(proof):
+    script, options = kdep(proof)
+    whole = script.plan(options)
+    leave(options.results, *(name for name in whole if name != "people.svd-10"))
+    assert script.plan(options) == {
+        "people.teacher": [], "people.pre-svd": ["people.teacher"], "people.svd-10": ["people.pre-svd"]
+    }  # fmt: skip
+    leave(options.work, "people.pre-svd")
+    assert script.plan(options) == {"people.svd-10": []}
+    _, given = kdep(proof, people_teacher="teacher")
+    assert "people.teacher" not in script.plan(given)
+
+
+def test_ptl_distills_from_what_lies_in_the_work_folder(proof):
+    script, options = proof("ptl", arms=["std"], seeds=[1])
+    beside = {f"res18-x0.25.{arm}" for arm in ("memory", "forgets", "plain", "memory-v2")}
+    plan = script.plan(options)
+    assert_in_order(plan)
+    assert set(plan) == {*beside, "res18-x0.25.std-seed1"}
+    assert set(plan["res18-x0.25.std-seed1"]) == beside
+    leave(options.results, *beside)
+    assert set(script.plan(options)) == set(plan)  # their figures are known, their weights are gone
+    leave(options.work, *beside)
+    assert script.plan(options) == {"res18-x0.25.std-seed1": []}
+
+
+def test_fd_trains_again_only_what_something_starts_from(proof):
+    script, options = proof("fd", arms=["control", "hol", "hol-g1"], students=None, seeds=[0, 1])
+    plan = script.plan(options)
+    assert_in_order(plan)
+    leave(options.results, *(name for name in plan if name != "squeezenet.hol-seed1"))
+    assert set(script.plan(options)) == {"squeezenet.initial", "res18-x0.25.initial", "squeezenet.hol-seed1"}
+    for name in ("squeezenet.initial", "res18-x0.25.initial"):
+        leave(options.work / name, "initial")
+    assert script.plan(options) == {"squeezenet.hol-seed1": []}
