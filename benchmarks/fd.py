@@ -1,4 +1,4 @@
-"""Proof of Factorized Distillation on real people: two students, by seven teachers, by some of them, and by none.
+"""Proof of Factorized Distillation on real people: students taught by seven teachers, by some of them, and by none.
 
     python benchmarks/fd.py --data-dir DIR                # everything that is not measured yet; stop it any time
     python benchmarks/fd.py --data-dir DIR --scale full   # the published networks, sizes and epochs, for a GPU
@@ -9,8 +9,8 @@ whose results.json lies in benchmarks/fd is not repeated. The test identities ar
 
 All of a student's arms start from the same initial student and train for the same epochs by the same recipe; "control"
 is that without any teacher. The teacher of the whole picture is the initial student of the teachers' own kind, as
-published. At the small scale everything starts from random weights, so Adam takes the place of the published SGD, whose
-rate is for pre-trained weights.
+published; a student of that kind is among the students. At the small scale everything starts from random weights, so
+Adam takes the place of the published SGD, whose rate is for pre-trained weights.
 """
 
 import argparse
@@ -56,8 +56,8 @@ _ADAM = {"optimizer": "adam", "optimizer_options": {}, "learning_rate": 1e-3}
 SCALES = {
     # SqueezeNet's map is 7x3 at this size, so its windows are 3x3.
     "small": Scale(
-        {"res18-x0.25": _HEAD, "squeezenet": {"config.pooling_window": 3}}, "res18-x0.25", (128, 64), (96, 96), 20, 12,
-        10, _ADAM, {}, {},
+        {"res50-s1": _HEAD, "squeezenet": {"config.pooling_window": 3}, "res18-x0.25": _HEAD}, "res18-x0.25", (128, 64),
+        (96, 96), 20, 12, 10, _ADAM, {}, {},
     ),
     "full": Scale(
         {"res18a": {}, "squeezenet": {}}, "res101a", (256, 128), None, 80, 80, 50, {},

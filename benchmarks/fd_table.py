@@ -17,6 +17,7 @@ ARMS = {
     "attribute": "FD, attribute loss alone",
     "metric": "FD, metric loss alone",
 }
+SAME = ("initial", "control", "attribute", "metric")  # without teachers, or with another weight of a loss
 VIEWS = ("Up1", "Mid1", "Dn1", "Up2", "Mid2", "Dn2")
 
 
@@ -37,7 +38,7 @@ def render(folder: Path, teacher: str) -> None:
 
 def page(runs: dict, students: list[str], teacher: str) -> str:
     """The README: what was run, on what, with which figures."""
-    first = next(iter(runs.values()))[0]
+    first = next(results[0] for (variant, arm), results in runs.items() if arm == "initial")
     lines = [
         "# Factorized Distillation on real people",
         "",
@@ -58,7 +59,7 @@ def page(runs: dict, students: list[str], teacher: str) -> str:
             for arm, label in ARMS.items()
         ),
         "",
-        *(line for student in students for line in _verdict(runs, student)),
+        *(line for student in students for line in _verdict(runs, student, teacher)),
         "| teacher | seen at | mAP / rank-1 |",
         "|---|---:|---:|",
     ]
@@ -66,7 +67,7 @@ def page(runs: dict, students: list[str], teacher: str) -> str:
         found = runs.get((teacher, "initial" if view == "Hol" else view), [])
         if found:
             lines.append(f"| {view} | {size(found[0])} | {cell(found)} |")
-    trained = next((results[0] for (_, arm), results in runs.items() if arm == "control"), first)
+    trained = next((results[0] for (_, arm), results in runs.items() if arm in ARMS and arm not in SAME), first)
     before = next((results[0] for (_, arm), results in runs.items() if arm == "initial"), first)
     lines += [
         "",
@@ -90,22 +91,22 @@ def page(runs: dict, students: list[str], teacher: str) -> str:
     return "\n".join(lines)
 
 
-def _verdict(runs: dict, student: str) -> list[str]:
+def _verdict(runs: dict, student: str, teacher: str) -> list[str]:
     """What distillation gave over the same epochs without teachers, in words."""
-    if not {(student, "all"), (student, "control")} <= runs.keys():
+    scores = {arm: 100 * mean_map(runs[student, arm]) for arm in ARMS if (student, arm) in runs}
+    control = scores.get("control")
+    taught = {arm: score for arm, score in scores.items() if arm not in ("initial", "control")}
+    if control is None or not taught:
         return []
-    full, control = (100 * mean_map(runs[student, arm]) for arm in ("all", "control"))
-    said = (
-        f"**{student}: all seven teachers give {full - control:+.1f} points of mAP over the same epochs without any.**"
-    )
-    others = {
-        arm: 100 * mean_map(runs[student, arm])
-        for arm in ("hol", "hol-g1", "attribute", "metric")
-        if (student, arm) in runs
-    }
-    better = [f"{ARMS[arm]} ({value - full:+.1f})" for arm, value in others.items() if value > full]
-    if better:
-        said += f" Better still, against the paper: {', '.join(better)}."
+    gains = ", ".join(f"{ARMS[arm].removeprefix('FD, ')} {score - control:+.1f}" for arm, score in taught.items())
+    said = f"**{student}**, points of mAP over the same epochs without teachers: {gains}."
+    if max(taught.values()) <= control:
+        said += " **Distillation does not help here.**"
+    if student == teacher:
+        said += (
+            " The teachers are no stronger than the student: that of the whole picture is the initial student itself, "
+            "and what it says holds the student where it was, while the control goes on learning."
+        )
     return [*wrapped(said), ""]
 
 
@@ -117,11 +118,12 @@ def plot(path: Path, runs: dict, students: list[str]) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    width = 0.85 / len(ARMS)
-    for number, (arm, label) in enumerate(ARMS.items()):
+    shown = {arm: label for arm, label in ARMS.items() if any((student, arm) in runs for student in students)}
+    width = 0.85 / len(shown)
+    for number, (arm, label) in enumerate(shown.items()):
         places = [row for row, student in enumerate(students) if (student, arm) in runs]
         heights = [100 * mean_map(runs[students[row], arm]) for row in places]
-        bars = axes.bar([row + (number - len(ARMS) / 2 + 0.5) * width for row in places], heights, width, label=label)
+        bars = axes.bar([row + (number - len(shown) / 2 + 0.5) * width for row in places], heights, width, label=label)
         axes.bar_label(bars, fmt="%.1f", fontsize=7)
     axes.set_xticks(range(len(students)), students)
     axes.set(ylabel="mAP, %", title="One student, the same epochs, different teachers")
@@ -135,4 +137,4 @@ def _parameters(runs: dict, variant: str) -> int:
 
 
 def _start(result: dict) -> str:
-    return "random initial weights" if not result["training"].get("init") else "pre-trained weights"
+    return "random initial weights" if result["training"].get("init") == "random" else "pre-trained weights"
