@@ -102,11 +102,11 @@ def _verdict(runs: dict, student: str, teacher: str) -> list[str]:
     said = f"**{student}**, points of mAP over the same epochs without teachers: {gains}."
     if max(taught.values()) <= control:
         said += " **Distillation does not help here.**"
-    if student == teacher:
-        said += (
-            " The teachers are no stronger than the student: that of the whole picture is the initial student itself, "
-            "and what it says holds the student where it was, while the control goes on learning."
-        )
+        if student == teacher:
+            said += (
+                " The teachers are no stronger than the student: that of the whole picture is the initial student "
+                "itself, whose vectors it is drawn back to, while the control goes on learning."
+            )
     return [*wrapped(said), ""]
 
 
