@@ -23,7 +23,8 @@ def share_work(folder: Path, names: Sequence[str], make: Callable[[int], None], 
     """Make numbered pieces of a work together with any number of processes; returns when the last one is made.
 
     The processes may be started by a launcher or by hand: each makes the pieces that no other is at, by locks in
-    `folder`, and at the end waits for those of others.
+    `folder`, and at the end waits for those of others. The first that returns may remove the folder: it is then done
+    for all.
 
     Args:
         make: called with a piece's number; it must keep what is there already.
@@ -34,13 +35,20 @@ def share_work(folder: Path, names: Sequence[str], make: Callable[[int], None], 
     # First what nobody is at, then, waiting, what another process may have left undone.
     for wait, todo in ((0, range(len(names))), (-1, busy)):
         for number in todo:
+            lock = FileLock(folder / f"{names[number]}.lock", timeout=wait)
             try:
-                with FileLock(folder / f"{names[number]}.lock", timeout=wait):
-                    make(number)
+                lock.acquire()
             except Timeout:
                 busy.append(number)
+                continue
+            except FileNotFoundError:  # the folder is gone: see above
+                pass
             else:
-                done(number)
+                try:
+                    make(number)
+                finally:
+                    lock.release()
+            done(number)
 
 
 def write_vectors(
