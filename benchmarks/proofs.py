@@ -73,7 +73,7 @@ def run_all(left: Mapping[str, list[str]], options: argparse.Namespace) -> None:
 
 
 def spawn(name: str, options: argparse.Namespace) -> bool:
-    """Run one in a process with its share of the threads, its output in a log."""
+    """Run one in a process with its share of the threads (or OMP_NUM_THREADS), its output in a log."""
     words = ["--data-dir", options.data_dir, "--dataset-name", options.dataset_name, "--scale", options.scale]
     words += [word for flag, value in options.carried.items() if value for word in (flag, value)]
     threads = str(max(1, os.cpu_count() // options.workers))
@@ -82,7 +82,7 @@ def spawn(name: str, options: argparse.Namespace) -> bool:
     with (options.work / f"{name}.log").open("w") as log:
         script = os.path.relpath(HERE / f"{options.script}.py")
         command = [sys.executable, script, *words, "--work", str(options.work), "--one", name]
-        environment = {**os.environ, "OMP_NUM_THREADS": threads}
+        environment = {"OMP_NUM_THREADS": threads, **os.environ}
         code = subprocess.run(command, stdout=log, stderr=log, env=environment).returncode
     measured = code == 0 and is_measured(name, options)
     metrics = json.loads((options.results / name / "results.json").read_text())["metrics"] if measured else {}
