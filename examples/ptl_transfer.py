@@ -32,7 +32,10 @@ def main() -> None:
     fields["model"] = options.model
     if options.model is None:
         fields |= with_changes(side_network(options.backbone, options.cell, options.memory), fields["changes"])
-    places = dict(step.split("=", 1) for step in options.order if "=" in step)
+    places: dict[str, str] = {}
+    for name, place in (step.split("=", 1) for step in options.order if "=" in step):
+        if places.setdefault(name, place) != place:
+            parser.error(f"{name} lies in {places[name]} and in {place}: give one folder for one name")
     order = [step.split("=", 1)[0] for step in options.order]
     made = transfer(TransferSettings(options.output_dir, order=order, data_dirs=places, **fields))
     print(json.dumps({str(folder): results["metrics"] if results else None for folder, results in made.items()}))

@@ -33,6 +33,7 @@ from reid_hub.methods.kdep import (
     Crops,
     Tap,
     Teacher,
+    check_weight,
     check_widths,
     fit_basis,
     weight_decay_for,
@@ -145,14 +146,14 @@ def pretrain(settings: KDEPSettings) -> dict[str, Any]:
         ValueError, FileNotFoundError: for anything unknown or impossible, before training starts; so for a student
             wider than the teacher, or a basis of another one.
     """
-    recipe, out = settings.pretraining_recipe(), Path(settings.output_dir)
+    recipe, out, weight = settings.pretraining_recipe(), Path(settings.output_dir), _given_weight(settings)
     settings = replace(settings, teacher=settings.teacher or small_teacher(settings))
     set_seed(settings.seed)
     student = model_to_train(settings, recipe)
     start_weights(student, settings)
     crops = _crops(settings, recipe, student)
     check_widths(recipe.options["align"], crops.teacher.dim, Tap(student).dim)
-    about, weight = _about(settings, recipe, crops), _given_weight(settings)
+    about = _about(settings, recipe, crops)
     if not settings.resume:
         check_fresh(out)
     elif _is_done(settings, about):
@@ -215,11 +216,14 @@ def _fit(settings: KDEPSettings, crops: Crops) -> Basis:
 
 
 def _given_weight(settings: KDEPSettings) -> float | None:
-    """The loss' weight, if the settings say one."""
+    """The loss' weight, if the settings say one; refused before hours go into a basis."""
+    if settings.weight is None:
+        return None
     try:
-        return None if settings.weight is None else float(settings.weight)
+        weight = float(settings.weight)
     except ValueError:
         return lookup(PAIR_WEIGHTS, settings.weight, "pair")
+    return check_weight(weight)
 
 
 def _pair_weight(method: KDEPMethod, crops: Crops) -> float:

@@ -62,20 +62,19 @@ def classification_arm(backbone: str, cell: str = "v1", memory: bool = True, aug
 
 
 def with_changes(arm: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of an arm with further changes of the recipe; of its side network only the options that they name.
+    """The fields of an arm with further changes of the recipe; of mappings of its own only the keys that they name.
 
     Raises:
         ValueError: for options of a side network where the arm has none.
     """
-    side = changes.get("config.side")
-    if not isinstance(side, Mapping):
-        return {**arm, "changes": {**arm["changes"], **changes}}
-    if "config.side" not in arm["changes"]:
+    own = arm["changes"]
+    if isinstance(changes.get("config.side"), Mapping) and "config.side" not in own:
         raise ValueError(
-            f"config.side {dict(side)} is of a side network, and {arm['model']} without a cell has none: choose one, "
-            "or leave config.side out"
+            f"config.side {dict(changes['config.side'])} is of a side network, and {arm['model']} without a cell has "
+            "none: choose one, or leave config.side out"
         )
-    return {**arm, "changes": {**arm["changes"], **changes, "config.side": {**arm["changes"]["config.side"], **side}}}
+    nested = [key for key in own if isinstance(own[key], Mapping) and isinstance(changes.get(key), Mapping)]
+    return {**arm, "changes": {**own, **changes, **{key: {**own[key], **changes[key]} for key in nested}}}
 
 
 @dataclass

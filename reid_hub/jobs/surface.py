@@ -45,10 +45,12 @@ def draw_surfaces(
 
     Raises:
         FileNotFoundError: for a folder without results, or without its classifier.
-        ValueError: for a training of another method, or on other identities.
+        ValueError: for a training of another method, or on other identities, or a folder that is given twice.
     """
-    surfaces = {}
-    for folder in map(Path, folders):
+    surfaces, folders = {}, [Path(folder) for folder in folders]
+    if len(set(folders)) < len(folders):
+        raise ValueError(f"each training is drawn once; got {', '.join(map(str, folders))}")
+    for folder in folders:
         method, loss = training_loss(folder, split, count=count, arguments=arguments)
         name = folder.name if folder.name not in surfaces else str(folder)
         surfaces[name] = loss_surface(method, loss, points=points, span=span, seed=seed)

@@ -81,9 +81,14 @@ def _from_timm(name: str) -> ReIDModel:
 
 
 def _from_transformers(name: str, config: PreTrainedConfig) -> ReIDModel:
-    source = AutoModel.from_pretrained(name).state_dict()
+    config = getattr(config, "vision_config", config)  # the half of CLIP and its like that sees
+    if hasattr(config, "mask_ratio"):
+        config.mask_ratio = 0.0  # a masked autoencoder sees everything
+    source = AutoModel.from_pretrained(name, config=config).state_dict()
     # A class token stands in front of the others; without one tokens are averaged.
-    pooling = "cls" if any(key.split(".")[-1] in ("cls_token", "class_embedding") for key in source) else "avg"
+    marks = ("cls_token", "class_embedding")
+    has_class_token = config.model_type == "dinov3_convnext" or any(key.split(".")[-1] in marks for key in source)
+    pooling = "cls" if has_class_token else "avg"
     fields = {"backbone_config": config, "pooling": pooling, "neck": "none", **_input(name, config)}
     try:
         model = ReIDModel(ReIDConfig(**fields))

@@ -3,6 +3,7 @@
 import inspect
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoModel
 
@@ -16,7 +17,7 @@ class LibraryBackbone(nn.Module):
         stage_channels, stage_reductions: of the maps that `stages` returns; empty for a model without them.
 
     Raises:
-        ValueError: if `last_stride` is given for a trunk that has no strided last stage, or the width is unknown.
+        ValueError: if `last_stride` is given for a trunk that has no strided last stage, or for a model of no pictures.
     """
 
     def __init__(self, config, last_stride: int | None = None):
@@ -27,8 +28,8 @@ class LibraryBackbone(nn.Module):
             self.model = TimmModel(config)
             self.out_channels = self.model.timm_model.num_features
         else:
-            self.model = _without_pooler(config)
             self.out_channels = _width(config)
+            self.model = _without_pooler(config)
         self.channels_last = getattr(getattr(self.model, "timm_model", None), "output_fmt", None) == "NHWC"
         self.stage_channels, self.stage_reductions = _stages(self.model, config)
         if last_stride is not None:
@@ -98,11 +99,21 @@ def _without_pooler(config) -> nn.Module:
 
 
 def _width(config) -> int:
-    for name in ("hidden_sizes", "hidden_size", "num_channels_out"):
-        value = getattr(config, name, None)
-        if value:
-            return value[-1] if isinstance(value, (list, tuple)) else value
-    raise ValueError(f"cannot tell the feature width of a {config.model_type!r} backbone: it has no hidden_size(s)")
+    """Channels of what comes out, found without any arithmetic: configurations name them in a dozen ways.
+
+    Raises:
+        ValueError: for a model that makes no map and no tokens of a picture alone.
+    """
+    if config.model_type == "resnet":
+        return config.hidden_sizes[-1]
+    size = getattr(config, "image_size", None) or 224
+    size = [size, size] if isinstance(size, int) else size
+    try:
+        with torch.device("meta"):
+            shape = _without_pooler(config).eval()(torch.zeros(1, 3, *size)).last_hidden_state.shape
+    except (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"a {config.model_type!r} model makes no feature map of a picture alone ({error})") from error
+    return shape[1] if len(shape) == 4 else shape[-1]
 
 
 def _stages(model: nn.Module, config) -> tuple[tuple[int, ...], tuple[int, ...]]:

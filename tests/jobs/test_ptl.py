@@ -24,8 +24,9 @@ from reid_hub.jobs.ptl import (
     distill,
     side_network,
     transfer,
+    with_changes,
 )
-from reid_hub.jobs.surface import training_loss
+from reid_hub.jobs.surface import draw_surfaces, training_loss
 from reid_hub.jobs.train import TrainSettings, train
 from reid_hub.training import RECIPES, known_identities, override, read_heads
 
@@ -116,6 +117,10 @@ def test_the_arms_for_general_pictures():
     assert (recipe.augmentation.flip, recipe.augmentation.pad) == (0.0, 0)
     augmented = classification_arm("densenet-bc-100", "v2", augment=True)
     assert built(augmented, classes=10).config.backbone_config.dropout == 0
+    changed = with_changes(arm, {"config.backbone_config": {"blocks": [2, 2, 2]}, "config.side": {"memory": False}})
+    backbone = built(changed, classes=10).config.backbone_config
+    assert (backbone.blocks, backbone.dropout, backbone.growth) == ([2, 2, 2], 0.2, 12)
+    assert changed["changes"]["config.side"] == {"cell": "v2", "memory": False}
     assert override(RECIPES["cifar"], augmented["changes"]).augmentation == RECIPES["cifar"].augmentation
 
 
@@ -350,3 +355,5 @@ def test_surfaces_are_of_the_classification_of_training_pictures(made, teacher, 
     assert str(tmp_path / "surface.png") in result.stdout
     with Image.open(tmp_path / "surface.png") as picture:
         assert len(picture.convert("RGB").getcolors(1 << 20)) > 100
+    with pytest.raises(ValueError, match="each training is drawn once"):
+        draw_surfaces([teacher, student, teacher], split, tmp_path / "twice.png")

@@ -10,7 +10,7 @@ from reid_hub.methods.kdep.alignment import (
 from reid_hub.methods.kdep.basis import Basis, Moments, fit_basis
 from reid_hub.methods.kdep.tap import Tap
 from reid_hub.methods.kdep.teacher import TAPS, CachedFeatures, Crops, Teacher, write_features
-from reid_hub.methods.kdep.training import PAIR_WEIGHTS, KDEPMethod, weight_decay_for, weight_for
+from reid_hub.methods.kdep.training import PAIR_WEIGHTS, KDEPMethod, check_weight, weight_decay_for, weight_for
 
 __all__ = [
     "ALIGNMENTS",
@@ -24,6 +24,7 @@ __all__ = [
     "Moments",
     "Tap",
     "Teacher",
+    "check_weight",
     "check_widths",
     "fit_basis",
     "make_alignment",

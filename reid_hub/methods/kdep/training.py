@@ -69,9 +69,7 @@ class KDEPMethod(Method):
         seed: int = 0,
     ):
         super().__init__(model)
-        if not 0 < weight < math.inf:
-            raise ValueError(f"the weight of the loss must be above 0, got {weight}")
-        self.weight, tap = weight, Tap(model)
+        self.weight, tap = check_weight(weight), Tap(model)
         options = {"basis": basis, "seed": seed, "temperature": temperature, "power": power}
         self.alignment = make_alignment(align, features.dim, tap.dim, **options).float()
         if align in PARAMETRIC and not tap.is_map:
@@ -110,6 +108,17 @@ class KDEPMethod(Method):
         student = self.alignment.compared(tap, tap.last(pixel_values))
         distance = self.alignment.distance(student, target)
         return {"loss": self.weight * distance, "distance": distance}
+
+
+def check_weight(weight: float) -> float:
+    """The weight of a loss, if it can be one.
+
+    Raises:
+        ValueError: if it is not above 0, or not finite.
+    """
+    if not 0 < weight < math.inf:
+        raise ValueError(f"the weight of the loss must be above 0, got {weight}")
+    return weight
 
 
 def weight_decay_for(pictures: float) -> float:

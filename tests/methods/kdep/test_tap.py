@@ -5,7 +5,18 @@ import timm
 import torch
 from torch import nn
 from torchvision.models import mobilenet_v2, resnet18
-from transformers import AutoModel, Dinov2Config, ResNetConfig, SwinConfig
+from transformers import (
+    AutoModel,
+    BertConfig,
+    CLIPConfig,
+    Dinov2Config,
+    DINOv3ConvNextConfig,
+    MobileNetV2Config,
+    MobileViTConfig,
+    ResNetConfig,
+    SwinConfig,
+    ViTMAEConfig,
+)
 
 from reid_hub import ReIDConfig, ReIDModel
 from reid_hub.hub.convert import load_foreign
@@ -137,15 +148,25 @@ def saved(folder, network, **processor):
     return str(folder)
 
 
-@pytest.mark.parametrize("kind", ["resnet", "swin", "dinov2"])
+ENDS_IN_RELU = {"resnet", "mobilenet_v2"}
+LIBRARY_CONFIGS = {
+    "resnet": ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic"),
+    "swin": SwinConfig(image_size=32, embed_dim=6, depths=[1, 1], num_heads=[1, 2], window_size=4),
+    "dinov2": Dinov2Config(image_size=28, hidden_size=12, num_hidden_layers=2, num_attention_heads=2),
+    # Of these the configuration does not say the width, or another one.
+    "mobilenet_v2": MobileNetV2Config(depth_multiplier=0.1, image_size=32),
+    "mobilevit": MobileViTConfig(
+        image_size=32, hidden_sizes=[8, 8, 8], neck_hidden_sizes=[4, 4, 4, 4, 4, 4, 24], num_attention_heads=2
+    ),
+    "dinov3_convnext": DINOv3ConvNextConfig(image_size=32, hidden_sizes=[4, 4, 8, 12], depths=[1, 1, 1, 1]),
+}
+
+
+@pytest.mark.parametrize("kind", LIBRARY_CONFIGS)
 def test_teachers_of_transformers(kind, tmp_path):
     """Loaded by name, against the library's own pooling; where a ReLU was left out, what it makes of the map."""
     torch.manual_seed(0)
-    config = {
-        "resnet": ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic"),
-        "swin": SwinConfig(image_size=32, embed_dim=6, depths=[1, 1], num_heads=[1, 2], window_size=4),
-        "dinov2": Dinov2Config(image_size=28, hidden_size=12, num_hidden_layers=2, num_attention_heads=2),
-    }[kind]
+    config = LIBRARY_CONFIGS[kind]
     network, size = shaken(AutoModel.from_config(config)), 28 if kind == "dinov2" else 32
     mean, std = [0.5, 0.4, 0.3], [0.2, 0.3, 0.25]
     name = saved(tmp_path, network, size={"height": size, "width": size}, image_mean=mean, image_std=std)
@@ -160,11 +181,37 @@ def test_teachers_of_transformers(kind, tmp_path):
     shown = (x - torch.tensor(imagenet[0]).view(3, 1, 1)) / torch.tensor(imagenet[1]).view(3, 1, 1)
     for relu in (True, False):
         said = Teacher(teacher, mean=imagenet[0], std=imagenet[1], relu=relu)(shown)
-        if relu or kind != "resnet":
+        if relu or kind not in ENDS_IN_RELU:
             assert torch.allclose(said, pooled, atol=1e-5)
         else:
             assert (said < pooled - 1e-3).any()
             assert Teacher(teacher)(theirs).equal(Tap(teacher)(theirs))
+
+
+SMALL_VIT = {
+    "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16,
+}  # fmt: skip
+
+
+def test_the_half_of_clip_that_sees(tmp_path):
+    torch.manual_seed(0)
+    text = {**SMALL_VIT, "vocab_size": 50, "bos_token_id": 0, "eos_token_id": 1}
+    config = CLIPConfig(text_config=text, vision_config={**SMALL_VIT, "image_size": 32, "patch_size": 8})
+    clip, x = shaken(AutoModel.from_config(config)), torch.randn(2, 3, 32, 32)
+    teacher = open_teacher(saved(tmp_path, clip))
+    with torch.no_grad():
+        token = clip.vision_model(x).last_hidden_state[:, 0]
+    assert teacher.config.image_size == [32, 32]
+    assert torch.allclose(Teacher(teacher)(x), token, atol=1e-5)
+
+
+def test_a_masked_autoencoder_sees_everything(tmp_path):
+    torch.manual_seed(0)
+    mae = AutoModel.from_config(ViTMAEConfig(**SMALL_VIT, image_size=32, patch_size=8))
+    teacher, x = Teacher(open_teacher(saved(tmp_path, mae))), torch.randn(2, 3, 32, 32)
+    features = [teacher(x) for _ in range(3)]  # the order of its tokens is drawn anew each time
+    for again in features[1:]:
+        assert torch.allclose(features[0], again, atol=1e-5)
 
 
 def test_teachers_of_timm_that_were_saved(tmp_path):
@@ -195,5 +242,8 @@ def test_what_is_no_teacher_is_refused(tmp_path):
         open_teacher("res18")
     with pytest.raises(FileNotFoundError, match=r"it has no config\.json"):
         open_teacher(tmp_path)
+    reads = saved(tmp_path / "bert", AutoModel.from_config(BertConfig(**SMALL_VIT, vocab_size=50)))
+    with pytest.raises(ValueError, match=r"no image model whose feature is known.*makes no feature map of a picture"):
+        open_teacher(reads)
     with pytest.raises(ValueError, match="choices are features, map"):
         Teacher(model(6, 8), tap="logits")
