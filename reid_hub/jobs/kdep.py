@@ -36,8 +36,8 @@ from reid_hub.methods.kdep import (
     check_weight,
     check_widths,
     fit_basis,
+    new_pair,
     weight_decay_for,
-    weight_for,
     write_features,
 )
 from reid_hub.models import ReIDModel
@@ -46,7 +46,7 @@ from reid_hub.training import HEADS_FILE, RECIPES, Recipe, TrainingSubset, overr
 from reid_hub.training.resume import check_fresh
 
 ABOUT_FILE = HEADS_FILE.with_name("kdep.json")
-_SAMPLE = 1024  # pictures that the weight of a new pair is computed from
+_SAMPLE = 1024  # pictures that the scale of a new pair is computed from
 
 
 @dataclass
@@ -62,7 +62,8 @@ class KDEPSettings(TrainSettings):
         align: a key of `ALIGNMENTS`, in place of the recipe's.
         basis: the file of the basis, made where it is missing; by default training/basis.safetensors in
             `output_dir`.
-        weight: of the loss, or a key of `PAIR_WEIGHTS`; by default that of a new pair, see `weight_for`.
+        weight: of the loss, or a key of `PAIR_WEIGHTS`; by default weight and scale are those of a new pair, see
+            `new_pair`.
         crops: each picture is shown as so many crops, for which the teacher is asked only once; 0 draws new ones in
             every epoch.
         cache: folder of what it said of them; by default features in `output_dir`.
@@ -168,7 +169,7 @@ def pretrain(settings: KDEPSettings) -> dict[str, Any]:
         options["features"] = CachedFeatures(cache, settings.crops, crops.images.dataset["path"][:], crops.mark())
     method = KDEPMethod(student, **options)
     if weight is None:
-        method.weight = _pair_weight(method, crops)
+        method.weight, method.scale = _new_pair(method, crops)
     trainer = _trainer(settings, recipe, method, crops.images)
     if trainer.is_world_process_zero():
         with atomic_file(out / ABOUT_FILE) as temporary:
@@ -176,7 +177,7 @@ def pretrain(settings: KDEPSettings) -> dict[str, Any]:
     run(trainer, settings, {}, report=partial(_report, about=about))
     training = provenance(settings, recipe, trainer)
     training.pop("identities")
-    training |= {**about, "weight": method.weight, "weight_decay": trainer.args.weight_decay}
+    training |= {**about, "weight": method.weight, "scale": method.scale, "weight_decay": trainer.args.weight_decay}
     training["basis_features"] = basis and basis.count
     results = _record(settings, trainer.model.export(), training)
     publish(trainer, settings)
@@ -226,12 +227,12 @@ def _given_weight(settings: KDEPSettings) -> float | None:
     return check_weight(weight)
 
 
-def _pair_weight(method: KDEPMethod, crops: Crops) -> float:
-    """That of a new pair, from the first crops of some pictures."""
+def _new_pair(method: KDEPMethod, crops: Crops) -> tuple[float, float]:
+    """Weight and scale of a new pair, from the first crops of some pictures."""
     rows = np.linspace(0, len(crops) - 1, min(_SAMPLE, len(crops))).astype(int)
     batches = np.array_split(rows, -(-len(rows) // 64))
     features = torch.cat([crops.represent(batch).cpu() for batch in batches])
-    return weight_for(method.alignment(features))
+    return new_pair(method.alignment(features))
 
 
 def _trainer(settings: KDEPSettings, recipe: Recipe, method: KDEPMethod, images: ImageDataset):

@@ -90,8 +90,8 @@ def test_the_student_is_a_plain_model_with_its_results(made, student):
     assert {path.name for path in (out / "training").glob("[!.]*")} == {"basis.safetensors", "kdep.json"}
 
 
-def test_the_weight_of_a_new_pair_makes_the_loss_that_of_a_classification(made):
-    """ln 1000 / mean(target^2), over the first crops, computed here from the basis and the stored features."""
+def test_a_new_pair_has_targets_of_size_1_and_the_loss_of_a_classification(made):
+    """Over the first crops, computed here from the basis and the stored features; a weight that is given is w alone."""
     out = Path(made.output_dir)
     stored = replace(made, output_dir=out / "stored", crops=1, basis=str(out / "training" / "basis.safetensors"))
     pretrain(stored)
@@ -99,9 +99,13 @@ def test_the_weight_of_a_new_pair_makes_the_loss_that_of_a_classification(made):
     x, basis = load_file(file)["representations"].double(), Basis.load(stored.basis)
     assert torch.allclose(x.mean(0), basis.mean, atol=1e-5)  # the basis is of the same crops
     target = power_temperature_scale((x - basis.mean) @ basis.vectors[:, :8])
-    weight = results_of(out / "stored")["training"]["weight"]
-    assert weight * float((target**2).mean()) == pytest.approx(np.log(1000), rel=1e-3)
-    assert weight == pytest.approx(results_of(out)["training"]["weight"], rel=1e-3)
+    training = results_of(out / "stored")["training"]
+    assert training["weight"] == pytest.approx(np.log(1000))
+    assert training["scale"] ** 2 * float((target**2).mean()) == pytest.approx(1, rel=1e-3)
+    assert training["scale"] == pytest.approx(results_of(out)["training"]["scale"], rel=1e-3)
+    pretrain(replace(stored, output_dir=out / "given", weight="sp-res50/res18"))
+    training = results_of(out / "given")["training"]
+    assert (training["weight"], training["scale"]) == (20, 1)
     shared = replace(stored, cache=str(out / "stored" / "features"), epochs=1)
     before = file.stat().st_mtime_ns
     for align in ("cs.var", "post-relu"):

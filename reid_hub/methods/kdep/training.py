@@ -12,7 +12,7 @@ from reid_hub.methods.kdep.tap import Tap
 from reid_hub.methods.kdep.teacher import Features
 from reid_hub.models import ReIDModel
 
-# Weights of the paper's pairs, which make the loss as large as that of a classification of ImageNet.
+# Weights w of the paper's pairs, which make the loss as large as that of a classification of ImageNet.
 PAIR_WEIGHTS = {
     "sp-res50/res18": 20.0,
     "ms-res50/res18": 3.0,
@@ -28,7 +28,7 @@ WEIGHT_DECAYS = {11.5e6: 5e-4, 23e6: 4e-4, 115e6: 1e-4}
 
 
 class KDEPMethod(Method):
-    """KDEP (arXiv:2203.05180): regress the teacher's pooled features without labels; w * mean((s - A(t))^2).
+    """KDEP (arXiv:2203.05180): regress the teacher's pooled features without labels; w * mean((s - c A(t))^2).
 
     The mean is over batch and channels. The student's feature is the average of its last map in front of the final
     ReLU, which is back in its place wherever else the model is used. Nothing but the trunk is trained: head, neck and
@@ -40,7 +40,7 @@ class KDEPMethod(Method):
         features: what the teacher says; it is no part of the method's state.
         basis: of the teacher, for the alignments that need one.
         align: a key of `ALIGNMENTS`; `temperature` and `power` are those of "svd+pts".
-        weight: w; `weight_for` gives one for a new pair.
+        weight, scale: w and c; 1 in the paper's pairs, `new_pair` gives both for another one.
         seed: of the channels that "cs.rand" draws.
 
     Raises:
@@ -66,10 +66,11 @@ class KDEPMethod(Method):
         temperature: float = 0.1,
         power: float = 3,
         weight: float = 1.0,
+        scale: float = 1.0,
         seed: int = 0,
     ):
         super().__init__(model)
-        self.weight, tap = check_weight(weight), Tap(model)
+        self.weight, self.scale, tap = check_weight(weight), scale, Tap(model)
         options = {"basis": basis, "seed": seed, "temperature": temperature, "power": power}
         self.alignment = make_alignment(align, features.dim, tap.dim, **options).float()
         if align in PARAMETRIC and not tap.is_map:
@@ -104,7 +105,7 @@ class KDEPMethod(Method):
     ) -> dict[str, Tensor]:
         tap = self._outside[1]
         with torch.no_grad():
-            target = self.alignment(self.features(pixel_values, indices))
+            target = self.scale * self.alignment(self.features(pixel_values, indices))
         student = self.alignment.compared(tap, tap.last(pixel_values))
         distance = self.alignment.distance(student, target)
         return {"loss": self.weight * distance, "distance": distance}
@@ -126,8 +127,11 @@ def weight_decay_for(pictures: float) -> float:
     return WEIGHT_DECAYS[min(WEIGHT_DECAYS, key=lambda budget: abs(math.log(budget / pictures)))]
 
 
-def weight_for(targets: Tensor) -> float:
-    """w for a pair that the paper has not: w * mean(target^2) = ln 1000, the loss that a classification starts from.
+def new_pair(targets: Tensor) -> tuple[float, float]:
+    """w and c for a pair that the paper has not: w * mean((c * target)^2) = ln 1000, where a classification starts.
+
+    c makes the targets' mean square 1. The weight alone would do it as well, but features begin at about that size
+    whatever the teacher: where its own are of another, a weight of hundreds throws the student off in the first steps.
 
     Args:
         targets: what an alignment gives for some pictures, (B, D).
@@ -138,4 +142,4 @@ def weight_for(targets: Tensor) -> float:
     size = targets.double().square().mean().item()
     if not size > 0:
         raise ValueError("the teacher's targets are all 0: give another teacher, other pictures or another alignment")
-    return math.log(1000) / size
+    return math.log(1000), size**-0.5

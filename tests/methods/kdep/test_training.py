@@ -17,8 +17,8 @@ from reid_hub.methods.kdep import (
     Moments,
     Tap,
     Teacher,
+    new_pair,
     weight_decay_for,
-    weight_for,
     write_features,
 )
 from reid_hub.methods.kdep.tap import left_out
@@ -46,12 +46,12 @@ def method(align: str = "svd+pts", student: ReIDModel | None = None, **options) 
 
 
 def test_loss_by_hand():
-    made, x = method(weight=20.0).train(), torch.randn(6, 3, *SIZE)
+    made, x = method(weight=20.0, scale=0.5).train(), torch.randn(6, 3, *SIZE)
     basis, teacher = basis_of(made.features), made.features.model
     with torch.no_grad(), left_out([(teacher.backbone.model.encoder.stages[1].layers[0].activation, 0)]):
         t = teacher.backbone(x).mean((2, 3)).double()
     z = (t - basis.mean) @ basis.vectors[:, :5]
-    target = z.sign() * (z.abs() / 0.1) ** (1 / 3)
+    target = 0.5 * z.sign() * (z.abs() / 0.1) ** (1 / 3)
     with left_out([(made.model.backbone.model.encoder.stages[1].layers[0].activation, 0)]):
         s = made.model.backbone(x).mean((2, 3))
     s = s.detach()
@@ -102,9 +102,11 @@ def test_neither_teacher_nor_basis_is_in_a_checkpoint():
 
 def test_weights_of_pairs_and_budgets():
     targets = torch.randn(500, 7, generator=torch.Generator().manual_seed(0)) * 3
-    assert weight_for(targets) * float((targets**2).mean()) == pytest.approx(math.log(1000))
+    weight, scale = new_pair(targets)
+    assert weight * float(((scale * targets) ** 2).mean()) == pytest.approx(math.log(1000))
+    assert (weight, scale) == pytest.approx((math.log(1000), 1 / 3), rel=0.02)
     with pytest.raises(ValueError, match="all 0"):
-        weight_for(torch.zeros(3, 2))
+        new_pair(torch.zeros(3, 2))
     imagenet, tenth = 1_281_167, 128_000
     budgets = {(tenth, 90): 5e-4, (tenth, 180): 4e-4, (imagenet, 9): 5e-4, (imagenet, 18): 4e-4, (imagenet, 90): 1e-4}
     assert {budget: weight_decay_for(budget[0] * budget[1]) for budget in budgets} == budgets
