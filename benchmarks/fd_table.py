@@ -102,11 +102,11 @@ def _verdict(runs: dict, student: str, teacher: str) -> list[str]:
     said = f"**{student}**, points of mAP over the same epochs without teachers: {gains}."
     if max(taught.values()) <= control:
         said += " **Distillation does not help here.**"
-        if student == teacher:
-            said += (
-                " The teachers are no stronger than the student: that of the whole picture is the initial student "
-                "itself, whose vectors it is drawn back to, while the control goes on learning."
-            )
+    if student == teacher and min(taught.values()) <= control:
+        said += (
+            " The teachers are no stronger than this student: that of the whole picture is the initial student "
+            "itself, whose vectors it is drawn back to, while the control goes on learning."
+        )
     alone = [arm for arm in ("attribute", "metric") if arm in taught]
     if "all" in taught and alone and (best := max(alone, key=taught.get)) and taught[best] > taught["all"]:
         said += f" Unlike published (table 7), the {best} loss alone is better than both together."

@@ -226,7 +226,7 @@ def test_wrong_input_is_said_in_a_line(words, complaint, tmp_path, teacher):
         (["--recipe", "demo"], "pre-training needs a recipe of the method 'kdep'"),
         (["--align", "svd-pts"], "did you mean 'svd"),
         (["--weight", "res50/res18"], "unknown pair 'res50/res18'"),
-        (["--weight", "0"], "the weight of the loss must be above 0, got 0.0"),
+        (["--weight", "0"], "the weight of the loss must be above 0 and finite, got 0.0"),
         (["--teacher", "res18"], "a teacher is a trained model"),
         (["--tap", "logits"], "unknown tap 'logits'"),
         (["--arg", "seed=7"], "the seed is an option of its own, got 7"),

@@ -40,7 +40,8 @@ class KDEPMethod(Method):
         features: what the teacher says; it is no part of the method's state.
         basis: of the teacher, for the alignments that need one.
         align: a key of `ALIGNMENTS`; `temperature` and `power` are those of "svd+pts".
-        weight, scale: w and c; 1 in the paper's pairs, `new_pair` gives both for another one.
+        weight, scale: w and c. In the paper's pairs c is 1 and w one of `PAIR_WEIGHTS`; `new_pair` gives both for
+            another pair.
         seed: of the channels that "cs.rand" draws.
 
     Raises:
@@ -70,7 +71,7 @@ class KDEPMethod(Method):
         seed: int = 0,
     ):
         super().__init__(model)
-        self.weight, self.scale, tap = check_weight(weight), scale, Tap(model)
+        self.weight, self.scale, tap = check_weight(weight), check_weight(scale, "scale of the targets"), Tap(model)
         options = {"basis": basis, "seed": seed, "temperature": temperature, "power": power}
         self.alignment = make_alignment(align, features.dim, tap.dim, **options).float()
         if align in PARAMETRIC and not tap.is_map:
@@ -111,14 +112,14 @@ class KDEPMethod(Method):
         return {"loss": self.weight * distance, "distance": distance}
 
 
-def check_weight(weight: float) -> float:
-    """The weight of a loss, if it can be one.
+def check_weight(weight: float, what: str = "weight of the loss") -> float:
+    """The weight of a loss, or another factor, if it can be one.
 
     Raises:
         ValueError: if it is not above 0, or not finite.
     """
     if not 0 < weight < math.inf:
-        raise ValueError(f"the weight of the loss must be above 0, got {weight}")
+        raise ValueError(f"the {what} must be above 0 and finite, got {weight}")
     return weight
 
 

@@ -123,6 +123,8 @@ def test_unsuitable_students_are_refused():
         method("pre-relu", ReIDModel(ReIDConfig.from_variant("vit-s-s1", image_size=SIZE)))
     with pytest.raises(ValueError, match="weight of the loss must be above 0"):
         method(weight=0.0)
+    with pytest.raises(ValueError, match="scale of the targets must be above 0"):
+        method(scale=-1.0)
 
     class Clipped(torch.nn.Module):
         def __init__(self, backbone):
