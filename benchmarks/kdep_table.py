@@ -92,20 +92,31 @@ def section(kind: str, runs: Runs, before: dict) -> list[str]:
     least = shares[0]
     taught = next((before[stage] for stage in before if stage not in ("teacher", "pre-supervised")), first)
     what = "identities" if kind == "people" else "pictures of each class"
+
+    def tuned(start: str, share: int) -> str:
+        return _cell(kind, runs.get((kind, start, share), []))
+
+    def pretrained(start: str) -> list[dict]:
+        return [before[stage] for stage in (f"pre-{start}",) if stage in before]
+
+    bare = kind == "people"  # who has no labels at all can compare people, but not name classes
     lines = [
         f"## {KINDS[kind][0].upper() + KINDS[kind][1:]}",
         "",
         *wrapped(
             f"Data set: {first['dataset']['name']} ({counts(first)}), pictures of {size(first)}. **Not comparable with "
             f"published figures.** Students of {first['cost']['parameters']:,} parameters; pre-training: "
-            f"{how(taught)}, {taught['training'].get('crops', 0)} stored crops of each picture. "
+            f"{how(taught)}, {taught['training'].get('crops', 0)} stored crops of each picture"
+            f"{teacher_of(taught['training'])}. "
             f"Then {how(first)} on the share of {what}."
         ),
         "",
-        "| start | " + " | ".join(f"{share} % of {what}" for share in shares) + " |",
-        "|---|" + "---:|" * len(shares),
+        "| start |" + bare * " as it starts |" + "".join(f" {share} % of {what} |" for share in shares),
+        "|---|" + "---:|" * (bare + len(shares)),
         *(
-            f"| {label} | " + " | ".join(_cell(kind, runs.get((kind, start, share), [])) for share in shares) + " |"
+            "| "
+            + " | ".join([label, *bare * [_cell(kind, pretrained(start))], *(tuned(start, n) for n in shares)])
+            + " |"
             for start, label in STARTS.items()
         ),
         "",
@@ -123,9 +134,14 @@ def section(kind: str, runs: Runs, before: dict) -> list[str]:
     compared = {start: runs[kind, start, least] for start in ALIGNMENTS if (kind, start, least) in runs}
     if len(compared) > 1:
         lines += [
-            f"| alignment ({least} % of {what}) | after fine-tuning |",
-            "|---|---:|",
-            *(f"| {ALIGNMENTS[name]} | {_cell(kind, results)} |" for name, results in compared.items()),
+            "| alignment |" + bare * " as it starts |" + f" {least} % of {what} |",
+            "|---|" + "---:|" * (bare + 1),
+            *(
+                "| "
+                + " | ".join([ALIGNMENTS[name], *bare * [_cell(kind, pretrained(name))], tuned(name, least)])
+                + " |"
+                for name in compared
+            ),
             "",
         ]
         ranked = sorted(compared, key=lambda name: -_score(kind, compared[name]))
@@ -135,6 +151,11 @@ def section(kind: str, runs: Runs, before: dict) -> list[str]:
             )
             lines += [f"Against the paper, {ALIGNMENTS[ranked[0]]} is ahead of SVD+PTS by {ahead:.1f} points.", ""]
     return lines
+
+
+def teacher_of(training: dict) -> str:
+    """Whom a student was taught by, in words."""
+    return f", taught by {training['teacher']}" if "teacher" in training else ""
 
 
 def plot(path: Path, runs: Runs) -> None:

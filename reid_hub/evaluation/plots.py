@@ -241,10 +241,12 @@ def _draw_rows(path: str | Path, rows: Sequence[tuple], k: int) -> Path:
     """Draw (query cell, answer cells) per row; a cell is (image, frame colour, caption, mark)."""
     first = _image(rows[0][0][0])
     aspect, gap = first.height / first.width, 0.3
-    size = (CELL_WIDTH * (k + 1 + gap), (CELL_WIDTH * aspect + 0.55) * len(rows) + 0.4)
+    captions = [caption for query, answers in rows for *_, caption, _ in (query, *answers)]
+    text = 0.2 + 0.12 * max(len(caption.splitlines()) for caption in captions)  # inches: the mark and the caption
+    size = (CELL_WIDTH * (k + 1 + gap), (CELL_WIDTH * aspect + text) * len(rows) + 0.4)
     with saved_figure(path, size) as figure:
         widths = [1, gap, *[1] * k]
-        grid = figure.add_gridspec(len(rows), k + 2, width_ratios=widths, wspace=0.12, hspace=0.44 / aspect)
+        grid = figure.add_gridspec(len(rows), k + 2, width_ratios=widths, wspace=0.12, hspace=0.8 * text / aspect)
         for row, (query, answers) in enumerate(rows):
             for column, (image, colour, caption, mark) in zip([0, *range(2, k + 2)], [query, *answers], strict=False):
                 _draw_cell(figure.add_subplot(grid[row, column]), image, aspect, colour, caption, mark)
