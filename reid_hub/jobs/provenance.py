@@ -19,7 +19,6 @@ def provenance(settings: "TrainSettings", recipe: Recipe, trainer: ReIDTrainer) 
         "method": settings.origin or recipe.method,
         "recipe": settings.recipe,
         "changes": dict(settings.changes),
-        "dataset": settings.dataset_name or settings.data,
         "epochs": args.num_train_epochs,
         "seed": settings.seed,
         "batch_size": args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
@@ -29,7 +28,7 @@ def provenance(settings: "TrainSettings", recipe: Recipe, trainer: ReIDTrainer) 
         "init": public_source(
             settings.init or ("random" if trainer.model.model.name_or_path == "" else settings.model)
         ),
-        **_data_and_start(settings),
+        **data_and_start(settings),
     }
 
 
@@ -46,8 +45,7 @@ def is_done(settings: "TrainSettings", about: Mapping[str, Any] | None = None) -
     found, epochs = results["training"], settings.epochs or override(RECIPES[settings.recipe], settings.changes).epochs
     asked = {"recipe": settings.recipe, "epochs": epochs, "seed": settings.seed, "changes": dict(settings.changes)}
     # What an earlier version did not say of its data and start is not held against it.
-    more = {"dataset": settings.dataset_name or settings.data, **_data_and_start(settings)}
-    asked |= {name: value for name, value in more.items() if name in found}
+    asked |= {name: value for name, value in data_and_start(settings).items() if name in found}
     asked |= about or {}
     found = {key: found.get(key) for key in asked}
     if settings.image_size is not None:
@@ -63,11 +61,12 @@ def public_source(source: str | Path) -> str:
     return Path(source).name if Path(source).exists() else str(source)
 
 
-def _data_and_start(settings: "TrainSettings") -> dict[str, Any]:
+def data_and_start(settings: "TrainSettings") -> dict[str, Any]:
     """What else decides a result, as JSON reads it back and without the folders of this machine."""
     options = {
         name: Path(value).name if isinstance(value, str | Path) else value
         for name, value in settings.data_options.items()
     }
-    made = {"data_options": options, "validation": settings.validation, "keep_ids": settings.keep_ids}
+    made = {"dataset": settings.dataset_name or settings.data, "data_options": options}
+    made |= {"validation": settings.validation, "keep_ids": settings.keep_ids}
     return json.loads(json.dumps({"model": Path(settings.model).name, **made}))

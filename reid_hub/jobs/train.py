@@ -17,9 +17,9 @@ from reid_hub.evaluation import embed, evaluate_embedded
 from reid_hub.hub.convert import load_weights
 from reid_hub.hub.push import push_folder
 from reid_hub.jobs.evaluate import evaluate
-from reid_hub.jobs.models import model_to_train
+from reid_hub.jobs.models import is_checkpoint, model_to_train
 from reid_hub.jobs.processes import wait_for_everyone
-from reid_hub.jobs.provenance import provenance
+from reid_hub.jobs.provenance import data_and_start, provenance
 from reid_hub.methods import METHODS, Method, SupervisedMethod
 from reid_hub.models import ReIDModel
 from reid_hub.registry import lookup
@@ -105,7 +105,7 @@ def train(
     """
     recipe = override(lookup(RECIPES, settings.recipe, "recipe"), settings.changes)
     splits = load_splits(settings) if splits is None else splits
-    trainer = build_trainer(settings, recipe, splits["train"], **parts)
+    trainer = build_trainer(settings, recipe, splits["train"], about=about, **parts)
     run(trainer, settings, splits)
     results = None
     if {"query", "gallery"} <= splits.keys():
@@ -163,6 +163,7 @@ def build_trainer(
     make_method: Callable[[ReIDModel, TrainingSubset], Method] | None = None,
     validated: Callable[[PreTrainedModel], ReIDModel] = lambda model: model,
     make_callbacks: Callable[[Method], Sequence[TrainerCallback]] = lambda method: (),
+    about: Mapping[str, Any] | None = None,
 ) -> ReIDTrainer:
     """The trainer of a run: a model on the training split, watched on held-out identities of it.
 
@@ -170,10 +171,13 @@ def build_trainer(
         make_method: from the model and what it is trained on; by default the recipe's method with its options.
         validated: from what the method exports to the model that is evaluated.
         make_callbacks: further callbacks of the trainer.
+        about: what else decides the run, such as a teacher; it goes on from checkpoints of the same alone.
     """
     set_seed(settings.seed)
     model = model_to_train(settings, recipe)
     start_weights(model, settings)
+    given = settings.init is not None or is_checkpoint(settings.model)
+    about = {"start_weights": model.fingerprint() if given else "random", **(about or {})}
     resize = {"interpolation": recipe.interpolation, "resize_shortest": model.config.resize_shortest}
     images = training_images(train_split, tuple(model.config.image_size), recipe.augmentation, **resize)
     rows, evaluator = np.flatnonzero(images.pids >= 0), None
@@ -185,7 +189,8 @@ def build_trainer(
         rows = rows[np.isin(images.pids[rows], draw_identities(images.pids[rows], settings.keep_ids, settings.seed))]
     subset = TrainingSubset(images, rows)
     method = (make_method or partial(method_of, recipe))(model, subset)
-    return new_trainer(settings, recipe, method, subset, evaluator=evaluator, callbacks=make_callbacks(method))
+    options = {"evaluator": evaluator, "callbacks": make_callbacks(method), "about": about}
+    return new_trainer(settings, recipe, method, subset, **options)
 
 
 def start_weights(model: ReIDModel, settings: TrainSettings) -> None:
@@ -202,12 +207,14 @@ def new_trainer(
     *,
     evaluator: Callable[[Any], Mapping[str, float]] | None = None,
     arguments: Mapping[str, Any] | None = None,
+    about: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> ReIDTrainer:
     """The trainer that the settings describe, of a method on a training set.
 
     Args:
         arguments: defaults for the settings' arguments.
+        about: see `build_trainer`.
         options: further ones of `ReIDTrainer`.
     """
     values = {
@@ -218,7 +225,8 @@ def new_trainer(
         **settings.arguments,
     }
     args = training_arguments(recipe, settings.output_dir, **values)
-    options = {"evaluator": evaluator, "channels_last": settings.channels_last, **options}
+    origin = {**data_and_start(settings), **(about or {})}
+    options = {"evaluator": evaluator, "channels_last": settings.channels_last, "origin": origin, **options}
     return ReIDTrainer(method, recipe, args, subset, **options)
 
 

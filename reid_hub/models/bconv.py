@@ -37,7 +37,7 @@ class Cell(nn.Module):
         """What the batch `x` (B, c_in, h, w) meets, (B, c_out, h', w') each, in float32 or better."""
         shape = [len(x), self.c_out, *((size - 1) // self.stride + 1 for size in x.shape[2:])]
         zeros = torch.zeros(shape, device=x.device, dtype=_at_least_float32(x.dtype))
-        if not (self.training and self.slots) or self.slots[0].shape[2:] != zeros.shape[2:]:
+        if not (self.training and self.remembers and self.slots) or self.slots[0].shape[2:] != zeros.shape[2:]:
             return [zeros] * self.states
         if self.batch_mean:
             return [_usable(slots, zeros).expand(shape) for slots in self.slots]
@@ -103,7 +103,7 @@ class BConvCell2(Cell):
         self.recover = nn.ConvTranspose2d(c_out, c_in, kernel, stride, padding, bias=False)
         self.gates = _gates(2 * c_in, c_out, stride, bias)
         self.kind = aggregate
-        self.aggregate = nn.Conv2d(2 * c_out, c_out, 1, bias=False) if aggregate == "conv" else None
+        self.aggregate = fan_in(nn.Conv2d(2 * c_out, c_out, 1, bias=False)) if aggregate == "conv" else None
 
     def forward(self, x: Tensor) -> Tensor:
         state, history, last = self.recall(x)
@@ -173,7 +173,8 @@ def set_memory(module: nn.Module, memory: Sequence[Tensor]) -> None:
 
 
 def _cells(module: nn.Module) -> list[Cell]:
-    return [cell for cell in module.modules() if isinstance(cell, Cell)]
+    # By what they have, not by class: a model that came with its own code (trust_remote_code) has cells of that code.
+    return [cell for cell in module.modules() if isinstance(getattr(cell, "slots", None), list)]
 
 
 def _gates(c_in: int, c_out: int, stride: int, bias: bool) -> nn.Conv2d:

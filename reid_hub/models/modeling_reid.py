@@ -88,6 +88,11 @@ class ReIDModel(CheckpointMixin, EncodingMixin, PreTrainedModel):
         super().__init__(config)
         backbone = config.backbone_config
         if backbone.model_type in BACKBONES:
+            if config.last_stride is not None:
+                raise ValueError(
+                    f"last_stride={config.last_stride} is for a ResNet; {backbone.model_type} has strides of its own: "
+                    "leave it at None"
+                )
             self.backbone = BACKBONES[backbone.model_type](backbone)
         else:
             self.backbone = LibraryBackbone(backbone, config.last_stride)

@@ -1,6 +1,7 @@
 """Which run a checkpoint belongs to, so that only that run goes on from it."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,12 @@ _ARGUMENTS = (
 )  # fmt: skip
 
 
-def describe_run(recipe: Recipe, args: TrainingArguments, num_images: int) -> dict[str, Any]:
-    """All that decides the weights of a run, besides the data and the model themselves, as JSON reads it back."""
+def describe_run(
+    recipe: Recipe, args: TrainingArguments, num_images: int, origin: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """All that decides the weights of a run, as JSON reads it back; `origin` says what it starts and learns from."""
     arguments = {**{name: getattr(args, name) for name in _ARGUMENTS}, "num_processes": args.world_size}
-    return json.loads(json.dumps({**asdict(recipe), **arguments, "num_images": num_images}))
+    return json.loads(json.dumps({**asdict(recipe), **arguments, "num_images": num_images, "origin": origin or {}}))
 
 
 def check_same_run(checkpoint: str | Path, run: dict[str, Any]) -> None:
@@ -36,7 +39,10 @@ def check_same_run(checkpoint: str | Path, run: dict[str, Any]) -> None:
     before = json.loads(Path(checkpoint, RUN_FILE).read_text())
     # What an augmentation can do now and could not do when the run began, it does not do.
     before["augmentation"] = {**json.loads(json.dumps(asdict(Augmentation()))), **before.get("augmentation", {})}
-    before.setdefault("num_processes", run["num_processes"])  # runs before it was written down
+    for key in ("num_processes", "origin"):  # runs before it was written down
+        before.setdefault(key, run[key])
+    before, run = ({**of, **of["origin"]} for of in (before, run))
+    run.pop("origin")
     changed = [f"{key} was {before.get(key)!r} and is {run[key]!r}" for key in run if before.get(key) != run[key]]
     if changed:
         raise ValueError(

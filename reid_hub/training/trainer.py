@@ -53,6 +53,7 @@ class ReIDTrainer(Trainer):
         evaluate_every: with eval_strategy="epoch", epochs between two evaluations; the last epoch always has one.
         publisher: called with the exported model by `push_to_hub`.
         channels_last: memory format of pictures and convolutions; faster for CNNs in half precision.
+        origin: what the run starts and learns from, as JSON; a checkpoint of a run from elsewhere is not gone on with.
 
     Raises:
         ValueError: if the arguments ask for an evaluation or a push that nobody can do.
@@ -71,13 +72,14 @@ class ReIDTrainer(Trainer):
         evaluate_every: int = 1,
         publisher: Callable[[ReIDModel], Any] | None = None,
         channels_last: bool = False,
+        origin: Mapping[str, Any] | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ):
         check_arguments(args, evaluator, publisher)
         if args.n_gpu > 1:
             args._n_gpu = 1  # else torch's DataParallel would cut every batch; several GPUs need accelerate launch
         config = method.model.config
-        self.recipe, self.evaluator, self.publisher = recipe, evaluator, publisher
+        self.recipe, self.evaluator, self.publisher, self.origin = recipe, evaluator, publisher, origin
         self.transform = BatchTransform(
             recipe.augmentation, config.image_mean, config.image_std, tuple(config.image_size)
         )
@@ -243,7 +245,7 @@ class ReIDTrainer(Trainer):
             Path(output_dir, RUN_FILE).write_text(json.dumps(self._run(), indent=2))
 
     def _run(self) -> dict[str, Any]:
-        return describe_run(self.recipe, self.args, len(self.train_dataset))
+        return describe_run(self.recipe, self.args, len(self.train_dataset), self.origin)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         check_same_run(resume_from_checkpoint, self._run())

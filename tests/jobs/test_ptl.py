@@ -35,8 +35,8 @@ HEAD = {"head": "linear", "head_bias": True, "head_norm": False, "embedding_dim"
 CHANGES = {"batch_size": 8, "options.hidden": [8]}
 
 
-def saved(folder, side=None, **changes) -> str:
-    torch.manual_seed(0)
+def saved(folder, side=None, seed=0, **changes) -> str:
+    torch.manual_seed(seed)
     ReIDModel(ReIDConfig(backbone_config=TRUNK, image_size=(32, 16), side=side, **{**HEAD, **changes})).save_pretrained(
         folder
     )
@@ -192,6 +192,27 @@ def test_resuming_repeats_nothing_and_refuses_what_is_something_else(made, plain
     ):
         with pytest.raises(ValueError, match=said):
             distill(replace(settings, resume=True, **change))
+
+
+def test_a_run_that_was_cut_goes_on_with_the_same_teacher_and_student_alone(made, plain, tmp_path):
+    settings, _ = made
+    out = tmp_path / "std"
+    shutil.copytree(Path(settings.output_dir), out)
+    (out / "lam-0.8" / "results.json").unlink()
+    for path in sorted((out / "lam-0.8").glob("checkpoint-*"), key=lambda path: int(path.name[11:]))[1:]:
+        shutil.rmtree(path)
+    settings = replace(settings, output_dir=out, lams=(0.8,), resume=True)
+    before = times(out)
+    for change, word in (
+        ({"teacher": plain}, "teacher was"),
+        ({"model": saved(tmp_path / "student")}, "model was"),
+        ({"model": saved(tmp_path / Path(plain).name, seed=1)}, "start_weights was"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            distill(replace(settings, **change))
+    assert times(out) == before
+    resumed = distill(settings)
+    assert resumed[out / "lam-0.8"]["metrics"] == made[1][Path(made[0].output_dir) / "lam-0.8"]["metrics"]
 
 
 def test_what_cannot_be_distilled_is_said_before_anything_is_trained(settings, teacher, tmp_path):

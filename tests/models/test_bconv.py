@@ -137,6 +137,9 @@ def test_without_a_memory_every_batch_is_the_first():
     cell(first)
     assert torch.equal(cell(second), cell.eval()(second))
     assert all_memory(cell) == []
+    expected = cell(second)
+    set_memory(cell, [torch.ones_like(expected)] * 3)
+    assert torch.equal(cell.train()(second), expected)
 
 
 def test_version_2_without_history_is_version_1_with_the_weights_of_its_input():

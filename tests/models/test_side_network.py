@@ -241,8 +241,9 @@ def test_mgn_norms_each_part_by_itself():
 
 def test_initial_weights_are_those_of_the_published_code():
     torch.manual_seed(0)
-    model = ReIDModel(ReIDConfig.from_variant("mgn-ptl", side={"cell": "v2"}))
-    for convolution in (model.side.cells[1].gates, model.side.fuse[2][0], model.head.fc):
+    model = ReIDModel(ReIDConfig.from_variant("mgn-ptl", side={"cell": "v2", "aggregate": "conv"}))
+    cell = model.side.cells[1]
+    for convolution in (cell.gates, cell.aggregate, model.side.fuse[2][0], model.head.fc):
         fan_in = convolution.weight[0].numel()
         assert convolution.weight.std().item() == pytest.approx((2 / fan_in) ** 0.5, rel=0.03)
     assert model.head.bn.weight.std().item() == pytest.approx(0.02, rel=0.2)

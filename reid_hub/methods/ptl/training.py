@@ -68,7 +68,7 @@ class PTLMethod(SupervisedMethod):
             self.classifier = nn.Linear(hidden[-1], num_ids)
         for layer in (*self.hidden.modules(), *self.classifier.modules()):
             if isinstance(layer, nn.Linear):  # as the released code starts them
-                nn.init.kaiming_normal_(layer.weight, mode="fan_in")
+                nn.init.kaiming_normal_(layer.weight, mode="fan_in" if hidden or model.side is not None else "fan_out")
                 nn.init.zeros_(layer.bias)
 
     def losses(self, output: ReIDOutput, pids: Tensor) -> dict[str, Tensor]:

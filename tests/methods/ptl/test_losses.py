@@ -49,8 +49,12 @@ def test_three_fully_connected_layers_classify_without_smoothing(pixels):
 
 def test_layers_start_as_in_the_released_code():
     method = PTLMethod(tiny(), 400, hidden=(300, 500))
-    for layer in (method.hidden[0], method.hidden[2], method.classifier):
-        assert layer.weight.std().item() == pytest.approx((2 / layer.in_features) ** 0.5, rel=0.05)
+    layers = [(layer, layer.in_features) for layer in (method.hidden[0], method.hidden[2], method.classifier)]
+    for side, counted in (({"cell": "v1"}, "in_features"), (None, "out_features")):  # MGN with a side network, alone
+        layer = PTLMethod(tiny(side=side), 2000, hidden=()).classifier
+        layers.append((layer, getattr(layer, counted)))
+    for layer, fan in layers:
+        assert layer.weight.std().item() == pytest.approx((2 / fan) ** 0.5, rel=0.05)
         assert not layer.bias.any()
 
 

@@ -1,11 +1,13 @@
 """A memory between batches under the real trainer: it lasts an epoch, evaluations do not touch it, it resumes."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import TrainerCallback, set_seed
+from transformers import TrainerCallback, dynamic_module_utils, set_seed
 
 from reid_hub import ReIDConfig, ReIDForImageClassification, ReIDModel
 from reid_hub.data.images import ImageDataset
@@ -207,6 +209,24 @@ def test_mgn_trains_by_its_recipe_with_a_memory_and_without():
             method(pixels, torch.arange(8) // 2)["loss"].backward()
         assert all(parameter.grad is not None for parameter in method.parameters())
         assert bool(method.carried()) == (variant == "mgn-ptl")
+
+
+def test_a_model_that_came_with_its_own_code_forgets_and_carries_too(tmp_path, monkeypatch):
+    """Its cells are of another class than those of the package."""
+    folder = str(tmp_path / "model")
+    model({"cell": "v1"}).save_pretrained(folder)
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    travelled = dynamic_module_utils.get_class_from_dynamic_module("modeling_reid.ReIDModel", folder)
+    method = PTLMethod(travelled.from_pretrained(folder), 10)
+    assert not isinstance(method.model, ReIDModel)
+    method.train()(torch.randn(4, 3, 32, 16), torch.arange(4))
+    kept = method.carried()
+    assert kept
+    method.start_epoch(1)
+    assert method.carried() == {}
+    method.restore_carried(kept)
+    assert same(method.carried(), kept)
 
 
 def test_pictures_of_another_size_and_larger_batches_start_from_zeros(dataset):
