@@ -1,8 +1,7 @@
 """KDEP: a basis of a teacher's features, and a student's trunk pre-trained from them without labels."""
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,8 @@ import numpy as np
 import torch
 from transformers import set_seed
 
+from reid_hub.data import load_reid_dataset
+from reid_hub.data.describe import digest_sample
 from reid_hub.data.images import ImageDataset
 from reid_hub.data.pictures import load_pictures
 from reid_hub.data.stored import training_images
@@ -23,7 +24,7 @@ from reid_hub.jobs.models import model_to_train, on_accelerator
 from reid_hub.jobs.processes import is_main_process, wait_for_everyone
 from reid_hub.jobs.provenance import is_done, provenance, public_source
 from reid_hub.jobs.teachers import open_teacher, small_teacher
-from reid_hub.jobs.train import TrainSettings, load_splits, new_trainer, publish, run, start_weights
+from reid_hub.jobs.train import TrainSettings, new_trainer, publish, run, start_weights
 from reid_hub.methods import KDEPMethod
 from reid_hub.methods.kdep import (
     PAIR_WEIGHTS,
@@ -91,8 +92,9 @@ class KDEPSettings(TrainSettings):
                 "pre-training has no labels, so no identities are held out or left out: validation must be 0 and "
                 f"keep_ids 1, got {self.validation} and {self.keep_ids}; fewer pictures are share, per_class or limit"
             )
-        if "seed" in self.arguments:  # crops and results would be of the other one
-            raise ValueError(f"the seed is an option of its own, got {self.arguments['seed']} among the arguments")
+        for name, option in (("seed", "seed"), ("num_train_epochs", "epochs")):
+            if name in self.arguments:  # crops, weight decay and results would be of the other one
+                raise ValueError(f"{option} is an option of its own, got {name}={self.arguments[name]} as an argument")
         if self.crops < 0:
             raise ValueError(f"crops must be at least 0, got {self.crops}")
 
@@ -170,14 +172,15 @@ def pretrain(settings: KDEPSettings) -> dict[str, Any]:
     method = KDEPMethod(student, **options)
     if weight is None:
         method.weight, method.scale = _new_pair(method, crops)
-    trainer = _trainer(settings, recipe, method, crops.images)
+    made_with = {**about, "basis": basis and basis.digest()}
+    trainer = _trainer(settings, recipe, method, crops.images, made_with)
     if trainer.is_world_process_zero():
         with atomic_file(out / ABOUT_FILE) as temporary:
             temporary.write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
     run(trainer, settings, {}, report=partial(_report, about=about))
     training = provenance(settings, recipe, trainer)
     training.pop("identities")
-    training |= {**about, "weight": method.weight, "scale": method.scale, "weight_decay": trainer.args.weight_decay}
+    training |= {**made_with, "weight": method.weight, "scale": method.scale, "weight_decay": trainer.args.weight_decay}
     training["basis_features"] = basis and basis.count
     results = _record(settings, trainer.model.export(), training)
     publish(trainer, settings)
@@ -235,20 +238,20 @@ def _new_pair(method: KDEPMethod, crops: Crops) -> tuple[float, float]:
     return new_pair(method.alignment(features))
 
 
-def _trainer(settings: KDEPSettings, recipe: Recipe, method: KDEPMethod, images: ImageDataset):
+def _trainer(settings: KDEPSettings, recipe: Recipe, method: KDEPMethod, images: ImageDataset, about: dict):
     """The trainer on all pictures; the weight decay is the table's unless the settings say another."""
     arguments = {}
     if "weight_decay" not in settings.changes:
         arguments["weight_decay"] = weight_decay_for(len(images) * (settings.epochs or recipe.epochs))
     subset = TrainingSubset(images, np.arange(len(images)))
-    return new_trainer(settings, recipe, method, subset, arguments=arguments)
+    return new_trainer(settings, recipe, method, subset, arguments=arguments, about=about)
 
 
 def _about(settings: KDEPSettings, recipe: Recipe, crops: Crops) -> dict[str, Any]:
     """What decides the result beside the recipe: kept in the folder, so that only the same run goes on in it."""
     return {
         "data": settings.dataset_name or settings.data,
-        "pictures": _digest(crops.images.dataset["path"][:]),
+        "pictures": digest_sample(crops.images.dataset),
         "student": public_source(settings.model),
         "initial": None if settings.init is None else public_source(settings.init),
         "teacher": public_source(settings.teacher),
@@ -265,11 +268,6 @@ def _about(settings: KDEPSettings, recipe: Recipe, crops: Crops) -> dict[str, An
     }
 
 
-def _digest(paths: Sequence[str]) -> str:
-    """Which pictures, wherever their folder lies now."""
-    return hashlib.sha256(json.dumps(paths).encode()).hexdigest()[:16]
-
-
 def _is_done(settings: KDEPSettings, about: Mapping[str, Any]) -> bool:
     """Whether the folder holds the result of these settings.
 
@@ -283,7 +281,8 @@ def _is_done(settings: KDEPSettings, about: Mapping[str, Any]) -> bool:
             f"{key} {before.get(key)} instead of {about[key]}" for key in about if before.get(key) != about[key]
         ]:
             raise ValueError(f"{path.parent} was made with {', '.join(differing)}: give another output folder")
-    return is_done(settings)
+    fitted = about["align"] not in WITHOUT_BASIS and settings.basis_file.is_file()
+    return is_done(settings, {"basis": Basis.load(settings.basis_file).digest()} if fitted else None)
 
 
 def _report(splits: Mapping[str, Any], about: Mapping[str, Any]) -> None:
@@ -294,7 +293,9 @@ def _report(splits: Mapping[str, Any], about: Mapping[str, Any]) -> None:
 def _record(settings: KDEPSettings, model: ReIDModel, training: dict[str, Any]) -> dict[str, Any]:
     """results.json and card: with what the student retrieves as it is, where the data set has a query and a gallery."""
     name = settings.dataset_name or settings.data
-    splits = {} if "/" in settings.data or settings.streaming else load_splits(settings)
+    splits = {}
+    if "/" not in settings.data and not settings.streaming:
+        splits = load_reid_dataset(settings.data, settings.data_dir, **settings.data_options)
     if {"query", "gallery"} <= set(splits):
         return evaluate(
             model, splits, dataset_name=name, flip=settings.flip, training=training, folder=settings.output_dir

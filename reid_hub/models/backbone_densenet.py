@@ -68,11 +68,12 @@ class DenseNet(nn.Module):
         self.features = nn.Sequential()
         for name, layer in layers.items():
             self.features.add_module(name, layer)
+        self.relu = nn.ReLU()  # a module, so that what looks for the final ReLU finds it
         self.out_channels = width
         self.stage_channels, self.stage_reductions = tuple(channels), tuple(reductions)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        return self.features(pixel_values).relu()
+        return self.relu(self.features(pixel_values))
 
     def stages(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         """The stem's map and those of the blocks, in front of the transitions; the last behind its norm and ReLU."""
@@ -81,4 +82,4 @@ class DenseNet(nn.Module):
             if name == "denseblock1" or name.startswith("transition"):
                 maps.append(x)
             x = layer(x)
-        return *maps, x.relu()
+        return *maps, self.relu(x)

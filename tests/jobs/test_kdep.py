@@ -136,6 +136,32 @@ def test_resuming_repeats_nothing_and_takes_nothing_else_for_its_own(made, teach
         pretrain(made)
 
 
+def cut(folder, checkpoint):
+    """A run as it is when killed: without results, its last checkpoint the given one."""
+    (folder / "results.json").unlink()
+    for path in folder.glob("checkpoint-*"):
+        if path.name != checkpoint:
+            shutil.rmtree(path)
+
+
+def test_a_run_that_was_cut_goes_on_with_the_same_basis_alone(made, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(made.output_dir, out)
+    own = Basis.load(out / "training" / "basis.safetensors")
+    other = Basis(own.vectors.flip(1), own.mean, own.singular_values, own.count, own.about)
+    other.save(tmp_path / "other.safetensors")
+    again = replace(made, output_dir=out, resume=True)
+    with pytest.raises(ValueError, match="made with basis"):
+        pretrain(replace(again, basis=str(tmp_path / "other.safetensors")))
+    steps = sorted(int(path.name[11:]) for path in out.glob("checkpoint-*"))
+    cut(out, f"checkpoint-{steps[0]}")
+    with pytest.raises(ValueError, match="basis was"):
+        pretrain(replace(again, basis=str(tmp_path / "other.safetensors")))
+    assert pretrain(again)["metrics"] == results_of(made.output_dir)["metrics"]
+    weights = [load_file(Path(folder) / "model.safetensors") for folder in (out, made.output_dir)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
+
+
 def test_a_basis_made_alone_serves_several_students(settings, tmp_path):
     file = tmp_path / "basis.safetensors"
     assert make_basis(replace(settings, output_dir=tmp_path / "any", basis=str(file))) == file
@@ -175,8 +201,20 @@ def test_classes_pretrain_and_then_train_a_classifier(settings, tmp_path):
         arguments={"use_cpu": True, "disable_tqdm": True}, **data,
     )  # fmt: skip
     assert classify(tuned)["metrics"]["top1"] > 0.9
+    # Their paths are numbers, so it is by their content that others are told.
+    for path in (tmp_path / "classes" / "train" / "dark").iterdir():
+        Image.new("RGB", (16, 32), (10, 10, 10)).save(path)
+    with pytest.raises(ValueError, match=r"pictures .* instead of"):
+        pretrain(replace(settings, output_dir=tmp_path / "trunk", per_class=12, resume=True, **data))
     trunk, classifier = (load_file(tmp_path / name / "model.safetensors") for name in ("trunk", "tuned"))
     assert {f"reid.{name}" for name in trunk} <= classifier.keys()
+
+
+def test_pictures_without_a_training_split_are_measured_all_the_same(settings, people, tmp_path):
+    shutil.copytree(people[3], tmp_path / "market", ignore=shutil.ignore_patterns("bounding_box_train"))
+    test = {"data_dir": str(tmp_path / "market"), "split": "gallery", "epochs": 1, "align": "cs.var"}
+    results = pretrain(replace(settings, output_dir=tmp_path / "out", **test))
+    assert 0 < results["metrics"]["mAP"] <= 1
 
 
 def test_any_folder_with_broken_pictures_is_trained_on(settings, tmp_path):
@@ -229,7 +267,8 @@ def test_wrong_input_is_said_in_a_line(words, complaint, tmp_path, teacher):
         (["--weight", "0"], "the weight of the loss must be above 0 and finite, got 0.0"),
         (["--teacher", "res18"], "a teacher is a trained model"),
         (["--tap", "logits"], "unknown tap 'logits'"),
-        (["--arg", "seed=7"], "the seed is an option of its own, got 7"),
+        (["--arg", "seed=7"], "seed is an option of its own, got seed=7"),
+        (["--arg", "num_train_epochs=7"], "epochs is an option of its own, got num_train_epochs=7"),
         (["--crops", "-1"], "crops must be at least 0, got -1"),
         (["--share", "2"], "must be in (0, 1], got 2"),
         (["--streaming"], "give a limit"),

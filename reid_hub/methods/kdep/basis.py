@@ -94,6 +94,11 @@ class Basis:
         """D."""
         return len(self.mean)
 
+    def digest(self) -> str:
+        """Of V, mu and S: which basis it is, wherever its file lies."""
+        content = (tensor.contiguous().numpy().tobytes() for tensor in (self.vectors, self.mean, self.singular_values))
+        return hashlib.sha256(b"".join(content)).hexdigest()[:16]
+
     @property
     def stds(self) -> Tensor:
         """Standard deviations of the features along the directions, (D,), decreasing: S / sqrt(N)."""

@@ -1,6 +1,7 @@
 """A teacher's features of what the student is shown: asked in every step, or stored for crops that are drawn once."""
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -65,6 +66,12 @@ class Teacher:
         self.model, self.tap, self.relu = model.eval().requires_grad_(False), tap, relu
         self._tap = Tap(model, behind_head=lookup(TAPS, tap, "tap"), relu=relu)
         self.dim, config = self._tap.dim, model.config
+        if not (relu or self._tap.signed):
+            warnings.warn(
+                f"the features of {model.name_or_path or 'the teacher'} are never negative, and no ReLU module ends "
+                "them that could be left out: they are taken as they are, behind whatever keeps them so",
+                stacklevel=2,
+            )
         theirs, ours = ((mean or config.image_mean, std or config.image_std), (config.image_mean, config.image_std))
         # (x * std + mean) is the picture in [0, 1]; the teacher's normalisation of it is one gain and one offset.
         (mean, std), (own_mean, own_std) = (torch.tensor(pair, dtype=torch.float64) for pair in (theirs, ours))

@@ -27,7 +27,8 @@ from reid_hub.methods.kdep.tap import left_out, trailing_relus
 from .small import model
 
 SMALL_NETWORKS = [
-    "res18-x0.25", "res50-s1", "osnet-x0.25", "msinet-x0.25", "squeezenet", "timm/resnet18", "timm/regnety_002",
+    "res18-x0.25", "res50-s1", "osnet-x0.25", "msinet-x0.25", "squeezenet", "densenet-bc-100",
+    "timm/resnet18", "timm/regnety_002",
 ]  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from reid_hub.data.augmentation import BatchTransform
 from reid_hub.methods import KDEPMethod
 from reid_hub.methods.kdep import (
     ALIGNMENTS,
+    PAIR_WEIGHTS,
     WITHOUT_BASIS,
     Basis,
     CachedFeatures,
@@ -101,6 +102,10 @@ def test_neither_teacher_nor_basis_is_in_a_checkpoint():
 
 
 def test_weights_of_pairs_and_budgets():
+    published = {"sp-res50": 20, "ms-res50": 3, "swsl-res50": 1, "meal-v2-res50": 1, "swin-b": 3}
+    assert {f"{teacher}/res18": weight for teacher, weight in published.items()} | {
+        "ms-res50/mobilenetv2": 3
+    } == PAIR_WEIGHTS
     targets = torch.randn(500, 7, generator=torch.Generator().manual_seed(0)) * 3
     weight, scale = new_pair(targets)
     assert weight * float(((scale * targets) ** 2).mean()) == pytest.approx(math.log(1000))
