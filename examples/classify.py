@@ -8,10 +8,19 @@ Without arguments it trains on shapes that reid_hub draws, in a minute on two CP
         --evaluate-every 5 --args '{"bf16": true}'
 """
 
+import argparse
 import json
+from typing import Any
 
-from reid_hub.cli.arguments import example_parser, recipe_fields, training_fields
+from reid_hub.cli.arguments import example_parser, parse_example, recipe_fields, training_fields
 from reid_hub.jobs.classify import ClassifySettings, classify
+
+
+def published(given: argparse.Namespace) -> dict[str, Any]:
+    """CIFAR by its own recipe, other pictures as a pre-trained trunk is transferred to them."""
+    if given.data.startswith("cifar"):
+        return {"model": "densenet-bc-100", "recipe": "cifar"}
+    return {"model": "res18", "recipe": "transfer"}
 
 
 def main() -> None:
@@ -21,7 +30,7 @@ def main() -> None:
     parser.add_argument("--init", help="weights of the trunk: a file, torchvision/NAME, timm/NAME or a checkpoint")
     parser.add_argument("--keep", type=float, default=1.0, help="share of each class's training pictures: few-shot")
     parser.add_argument("--evaluate-every", type=int, default=1, help="epochs between two evaluations on the test set")
-    options = parser.parse_args()
+    options = parse_example(parser, published)
     settings = ClassifySettings(
         options.output_dir,
         model=options.model,

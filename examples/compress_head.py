@@ -10,7 +10,7 @@ Without arguments it trains a small model on people that reid_hub draws, and com
 import json
 from pathlib import Path
 
-from reid_hub.cli.arguments import example_parser, recipe_fields, training_fields
+from reid_hub.cli.arguments import PEOPLE, example_parser, parse_example, recipe_fields, training_fields
 from reid_hub.jobs.compress import FITTED, TRAINED, CompressSettings, compress
 from reid_hub.jobs.train import TrainSettings, train
 
@@ -26,7 +26,7 @@ def main() -> None:
         "--granularity", default="tensor", choices=["tensor", "dimension", "vector"], help="of the scale"
     )
     parser.add_argument("--start", default="pca", choices=["pca", "random", "slice"], help="of a low-rank map")
-    options = parser.parse_args()
+    options = parse_example(parser, lambda given: {"recipe": "compress", "image_size": PEOPLE})
     model, fields = options.model, training_fields(options)
     if model is None:
         model = Path(options.output_dir) / "base"

@@ -4,8 +4,8 @@ Without arguments it does all three steps, with four small teachers, on people t
 the last:
 
     accelerate launch examples/fd_distill.py
-    accelerate launch examples/fd_distill.py --init runs/initial --cache DIR --recipe fd-student \\
-        --data market1501 --data-dir DIR --image-size 256 128 --views all --output-dir runs/fd
+    accelerate launch examples/fd_distill.py --init runs/initial --cache DIR --data market1501 \\
+        --data-dir DIR --output-dir runs/fd
 
 Ablations: --views Hol, --views Hol+G1, --set options.alpha=0 or options.beta=0; both 0 is the control, which goes on
 with the initial student for as long without teachers.
@@ -13,7 +13,15 @@ with the initial student for as long without teachers.
 
 import json
 
-from reid_hub.cli.arguments import example_parser, recipe_fields, training_fields, view_fields, view_options
+from reid_hub.cli.arguments import (
+    example_parser,
+    parse_example,
+    published_views,
+    recipe_fields,
+    training_fields,
+    view_fields,
+    view_options,
+)
 from reid_hub.jobs.fd import FDSettings, distill, train_initial, train_student
 
 
@@ -26,7 +34,7 @@ def main() -> None:
     parser.add_argument("--init", help="folder of the initial student's training; by default one is trained")
     parser.add_argument("--cache", help="representations of the teachers; by default teachers are trained for them")
     parser.add_argument("--backbone", default="res18-x0.25", help="variant of these teachers")
-    options = parser.parse_args()
+    options = parse_example(parser, lambda given: {"backbone": "res101", "student": "res18a", **published_views(given)})
     model = {"model": options.student, "backbone": options.backbone, "initial": options.init, "cache": options.cache}
     fields = {**training_fields(options), **recipe_fields(options), **view_fields(options)}
     settings = FDSettings(options.output_dir, **model, **fields)

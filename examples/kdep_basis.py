@@ -3,8 +3,8 @@
 Without arguments it is that of a small teacher, trained for it, on people that reid_hub draws:
 
     accelerate launch examples/kdep_basis.py
-    accelerate launch examples/kdep_basis.py --teacher timm/resnet50 --student res18 --recipe kdep \\
-        --image-size 224 224 --data pictures --data-dir DIR --share 0.1 --basis runs/resnet50.safetensors
+    accelerate launch examples/kdep_basis.py --teacher timm/resnet50 --data pictures --data-dir DIR \\
+        --share 0.1 --basis runs/resnet50.safetensors
 
 A killed run goes on with the same command. The basis is for any student of this picture size and recipe; the students
 themselves are made with examples/kdep_pretrain.py --basis.
@@ -14,8 +14,10 @@ import json
 
 from reid_hub.cli.arguments import (
     example_parser,
+    parse_example,
     pretraining_fields,
     pretraining_options,
+    published_pretraining,
     recipe_fields,
     training_fields,
 )
@@ -25,7 +27,7 @@ from reid_hub.jobs.kdep import KDEPSettings, make_basis
 def main() -> None:
     parser = example_parser(__doc__, output_dir="runs/kdep-demo", recipe="kdep-demo", validation=0.0)
     pretraining_options(parser)
-    options = parser.parse_args()
+    options = parse_example(parser, published_pretraining)
     fields = {**training_fields(options), **recipe_fields(options), **pretraining_fields(options)}
     print(json.dumps({"basis": str(make_basis(KDEPSettings(options.output_dir, **fields)))}))
 

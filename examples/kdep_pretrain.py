@@ -3,11 +3,12 @@
 Without arguments it makes a small teacher, a basis and a narrow ResNet-18, on people that reid_hub draws:
 
     accelerate launch examples/kdep_pretrain.py
-    accelerate launch examples/kdep_pretrain.py --teacher timm/resnet50 --student res18 --recipe kdep \\
-        --image-size 224 224 --weight sp-res50/res18 --data pictures --data-dir DIR --output-dir runs/res18
-    accelerate launch examples/kdep_pretrain.py --teacher facebook/dinov2-base --student mobilenetv2 --recipe kdep \\
+    accelerate launch examples/kdep_pretrain.py --teacher timm/resnet50 --student res18 --weight sp-res50/res18 \\
+        --data pictures --data-dir DIR --output-dir runs/res18
+    accelerate launch examples/kdep_pretrain.py --teacher facebook/dinov2-base --student mobilenetv2 \\
         --set learning_rate=0.1 --data NAMESPACE/NAME --streaming --limit 100000
 
+With pictures that are not drawn the recipe kdep at 224x224 is the default; --recipe kdep-people is for people, 256x128.
 --crops R shows each picture as R crops that are drawn once, and asks the teacher only for those. The folder is a model
 like any other: examples/kdep_transfer.py fine-tunes it.
 """
@@ -16,8 +17,10 @@ import json
 
 from reid_hub.cli.arguments import (
     example_parser,
+    parse_example,
     pretraining_fields,
     pretraining_options,
+    published_pretraining,
     recipe_fields,
     training_fields,
 )
@@ -32,7 +35,7 @@ def main() -> None:
     parser.add_argument("--weight", help="of the loss: a number, or a pair of the paper; by default that of a new pair")
     parser.add_argument("--crops", type=int, default=0, help="crops of each picture that the teacher is asked about")
     parser.add_argument("--cache", help="folder of what it said; by default in the output folder")
-    options = parser.parse_args()
+    options = parse_example(parser, published_pretraining)
     fields = {**training_fields(options), **recipe_fields(options), **pretraining_fields(options)}
     fields |= {name: getattr(options, name) for name in ("init", "align", "weight", "crops", "cache")}
     results = pretrain(KDEPSettings(options.output_dir, **fields))

@@ -12,7 +12,7 @@ Of several chains of one teacher each student takes the widest that is nowhere w
 import json
 from pathlib import Path
 
-from reid_hub.cli.arguments import example_parser, recipe_fields, training_fields
+from reid_hub.cli.arguments import PEOPLE, example_parser, parse_example, recipe_fields, training_fields
 from reid_hub.jobs.expand import choose_chain
 from reid_hub.jobs.models import open_chain
 from reid_hub.jobs.processes import is_main_process, wait_for_everyone
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--chain", nargs="+", default=["runs/oskt-demo/chain"], help="folders or repositories")
     parser.add_argument("--student", nargs="+", default=["8", "12"], help="variants or widths")
     parser.add_argument("--paper-faithful", action="store_true", help="carry no statistics of norms and no neck over")
-    options = parser.parse_args()
+    options = parse_example(parser, lambda given: {"recipe": "bot", "image_size": PEOPLE})
     chains, measured = [open_chain(chain) for chain in options.chain], {}
     for name in options.student:
         folder = Path(options.output_dir) / f"student-{name}"

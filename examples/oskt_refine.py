@@ -10,7 +10,7 @@ Without arguments it trains a small teacher on people that reid_hub draws, and r
 import json
 from pathlib import Path
 
-from reid_hub.cli.arguments import example_parser, recipe_fields, training_fields
+from reid_hub.cli.arguments import PEOPLE, example_parser, parse_example, recipe_fields, training_fields
 from reid_hub.jobs.refine import RefineSettings, refine_all
 from reid_hub.jobs.train import TrainSettings, train
 
@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--progressive", action="store_true", help="each chain's narrowest student teaches the next")
     parser.add_argument("--clustering", default="ward", choices=["ward", "random", "inverse"])
     parser.add_argument("--distance", choices=["euclidean", "cosine"], help="by default the architecture's")
-    options = parser.parse_args()
+    options = parse_example(parser, lambda given: {"recipe": "oskt", "image_size": PEOPLE})
     teacher, fields = options.teacher, training_fields(options)
     if teacher is None:
         teacher = Path(options.output_dir).parent / "teacher"

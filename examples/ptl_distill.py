@@ -4,7 +4,7 @@ Without arguments it trains a small teacher and two students on people that reid
 
     accelerate launch examples/ptl_distill.py
     accelerate launch examples/ptl_distill.py --teacher runs/ptl --student res50-conv --lam 0 0.3 0.5 0.8 1 \\
-        --recipe std --image-size 256 128 --data market1501 --data-dir DIR --args '{"bf16": true}'
+        --data market1501 --data-dir DIR --args '{"bf16": true}'
 
 --student may also be the folder of a trained model to go on with. lam 0 is the baseline.
 """
@@ -12,7 +12,7 @@ Without arguments it trains a small teacher and two students on people that reid
 import json
 from pathlib import Path
 
-from reid_hub.cli.arguments import example_parser, recipe_fields, training_fields
+from reid_hub.cli.arguments import PEOPLE, example_parser, parse_example, recipe_fields, training_fields
 from reid_hub.jobs.provenance import is_done
 from reid_hub.jobs.ptl import STDSettings, distill, side_network
 from reid_hub.jobs.train import TrainSettings, train
@@ -24,7 +24,9 @@ def main() -> None:
     parser.add_argument("--student", default="res18-x0.25-conv", help="a variant or a folder")
     parser.add_argument("--init", help="weights that the student starts from")
     parser.add_argument("--lam", type=float, nargs="+", default=[0.0, 0.8], help="weights of the distillation")
-    options = parser.parse_args()
+    options = parse_example(
+        parser, lambda given: {"recipe": "std", "image_size": PEOPLE, "student": "densenet161", "lam": [0.8]}
+    )
     teacher, fields = options.teacher, training_fields(options)
     if teacher is None:
         teacher = str(Path(options.output_dir) / "teacher")

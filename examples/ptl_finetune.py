@@ -6,17 +6,27 @@ Without arguments it trains a small network with a memory on people that reid_hu
     accelerate launch examples/ptl_finetune.py --cell v1 --no-memory     # forgets before every batch
     accelerate launch examples/ptl_finetune.py --cell none               # the backbone alone
     accelerate launch examples/ptl_finetune.py --cell plain              # as many weights, no gates, no memory
-    accelerate launch examples/ptl_finetune.py --backbone res50 --init torchvision/resnet50 --recipe ptl \\
-        --image-size 256 128 --data market1501 --data-dir DIR --args '{"bf16": true}'
-    accelerate launch examples/ptl_finetune.py --backbone mgn --recipe ptl-mgn --image-size 384 128 ...
+    accelerate launch examples/ptl_finetune.py --backbone res50 --init torchvision/resnet50 \\
+        --data market1501 --data-dir DIR --args '{"bf16": true}'
+    accelerate launch examples/ptl_finetune.py --backbone mgn --init torchvision/resnet50 --data market1501 ...
+
+With data that are not drawn the published recipe and size of the backbone are the default.
 """
 
 import argparse
 import json
+from typing import Any
 
-from reid_hub.cli.arguments import example_parser, recipe_fields, training_fields
+from reid_hub.cli.arguments import PEOPLE, example_parser, parse_example, recipe_fields, training_fields
 from reid_hub.jobs.ptl import CELLS, side_network, with_changes
 from reid_hub.jobs.train import TrainSettings, train
+
+
+def published(given: argparse.Namespace) -> dict[str, Any]:
+    """The recipe and the picture size of a backbone."""
+    if given.backbone == "mgn":
+        return {"recipe": "ptl-mgn", "image_size": (384, 128)}
+    return {"backbone": "res50", "recipe": "ptl", "image_size": PEOPLE}
 
 
 def main() -> None:
@@ -25,7 +35,7 @@ def main() -> None:
     parser.add_argument("--cell", default="v1", choices=CELLS)
     parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--init", help="weights to start from: a file, torchvision/NAME, timm/NAME or a checkpoint")
-    options = parser.parse_args()
+    options = parse_example(parser, published)
     fields = {**training_fields(options), **recipe_fields(options), "init": options.init, "flip": True}
     arm = side_network(options.backbone, options.cell, options.memory)
     results = train(TrainSettings(options.output_dir, **{**fields, **with_changes(arm, fields["changes"])}))

@@ -3,8 +3,8 @@
 Without arguments it goes over two populations that reid_hub draws; stop and repeat it to go on:
 
     accelerate launch examples/ptl_transfer.py
-    accelerate launch examples/ptl_transfer.py --backbone res50 --init torchvision/resnet50 --recipe ptl \\
-        --order duke market msmt17 --data-dir FOLDER_OF_ALL --image-size 256 128 --args '{"bf16": true}'
+    accelerate launch examples/ptl_transfer.py --backbone res50 --init torchvision/resnet50 \\
+        --order duke market msmt17 --data-dir FOLDER_OF_ALL --args '{"bf16": true}'
 
 --order duke=DIR market=DIR says where each lies; market-duke is the union of two training sets. --model goes on with a
 trained folder, such as a distilled student.
@@ -13,7 +13,7 @@ trained folder, such as a distilled student.
 import argparse
 import json
 
-from reid_hub.cli.arguments import example_parser, recipe_fields, training_fields
+from reid_hub.cli.arguments import PEOPLE, example_parser, is_drawn, recipe_fields, training_fields
 from reid_hub.jobs.ptl import CELLS, TransferSettings, side_network, transfer, with_changes
 
 
@@ -26,6 +26,9 @@ def main() -> None:
     parser.add_argument("--model", help="a variant or a folder to start from, in place of backbone and cell")
     parser.add_argument("--init", help="weights that the first step starts from")
     options = parser.parse_args()
+    if not all(is_drawn(step.split("=", 1)[0]) for step in options.order):
+        parser.set_defaults(backbone="densenet161", recipe="ptl", image_size=PEOPLE)
+        options = parser.parse_args()
     fields = {**training_fields(options), **recipe_fields(options), "init": options.init}
     if fields.pop("data") or fields.pop("dataset_name"):
         parser.error("the data sets are those of --order, by their own names: leave --data and --dataset-name out")

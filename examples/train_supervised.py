@@ -13,7 +13,7 @@ Several processes on CPUs need `--multi_gpu`, which accelerate reads as "several
 
 import json
 
-from reid_hub.cli.arguments import example_parser, recipe_fields, training_fields
+from reid_hub.cli.arguments import PEOPLE, example_parser, parse_example, recipe_fields, training_fields
 from reid_hub.jobs.train import TrainSettings, train
 
 
@@ -21,7 +21,7 @@ def main() -> None:
     parser = example_parser(__doc__, output_dir="runs/supervised")
     parser.add_argument("--model", default="res18-x0.25", help="a variant, or a checkpoint to go on with")
     parser.add_argument("--init", help="weights to start from: a file, torchvision/NAME, timm/NAME or a checkpoint")
-    options = parser.parse_args()
+    options = parse_example(parser, lambda given: {"model": "res50", "recipe": "bot", "image_size": PEOPLE})
     fields = {**training_fields(options), **recipe_fields(options)}
     results = train(TrainSettings(options.output_dir, model=options.model, init=options.init, **fields))
     print(json.dumps({"model": options.output_dir, **(results["metrics"] if results else {})}))

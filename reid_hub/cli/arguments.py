@@ -2,13 +2,17 @@
 
 import argparse
 import json
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from reid_hub.data import DATASETS
 from reid_hub.training import parse_override
+
+PEOPLE = (256, 128)  # height and width that re-identification shows people in
 
 
 def example_parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
-    """A parser with the options of a training; `defaults` replace theirs."""
+    """A parser with the options of a training; `defaults` replace theirs, for the demo on drawn data."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output-dir", help="where everything is written")
     parser.add_argument("--data", default="synthetic", help="name of the data set")
@@ -27,6 +31,25 @@ def example_parser(description: str | None, **defaults: Any) -> argparse.Argumen
     parser.add_argument("--args", type=json.loads, default={}, help="transformers.TrainingArguments, as JSON")
     parser.set_defaults(**defaults)
     return parser
+
+
+def parse_example(
+    parser: argparse.ArgumentParser, published: Callable[[argparse.Namespace], Mapping[str, Any]]
+) -> argparse.Namespace:
+    """The options of a command line; with data that are not drawn, the published experiment is the default.
+
+    Args:
+        published: from the options as they were given to defaults that take the place of the demo's.
+    """
+    options = parser.parse_args()
+    if not is_drawn(options.data):
+        parser.set_defaults(**published(options))
+    return parser.parse_args()
+
+
+def is_drawn(data: str) -> bool:
+    """Whether reid_hub draws a data set itself."""
+    return data in DATASETS and not DATASETS[data].layout
 
 
 def training_fields(options: argparse.Namespace) -> dict[str, Any]:
@@ -58,6 +81,11 @@ def view_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--view-size", type=int, nargs=2, help="height and width of a part of a picture")
 
 
+def published_views(options: argparse.Namespace) -> dict[str, Any]:
+    """Factorized Distillation as published: `published` of `parse_example`."""
+    return {"recipe": "fd-student", "views": ["all"], "image_size": PEOPLE, "view_size": (224, 224)}
+
+
 def view_fields(options: argparse.Namespace) -> dict[str, Any]:
     """The views as fields of `FDSettings`."""
     views = options.views or ["all"]
@@ -75,6 +103,12 @@ def pretraining_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--per-class", type=int, help="pictures of each class in place of a share")
     parser.add_argument("--limit", type=int, help="the first so many pictures only")
     parser.add_argument("--streaming", action="store_true", help="read the data set as a stream, up to --limit")
+
+
+def published_pretraining(options: argparse.Namespace) -> dict[str, Any]:
+    """KDEP as published, in the people's size where the recipe is theirs: `published` of `parse_example`."""
+    people = options.recipe.startswith("kdep-people")
+    return {"recipe": "kdep", "student": "res18", "image_size": PEOPLE if people else (224, 224)}
 
 
 def pretraining_fields(options: argparse.Namespace) -> dict[str, Any]:

@@ -1,0 +1,59 @@
+"""Defaults of the examples: the demo's on drawn data, the published experiment's on all others."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from reid_hub.cli import arguments
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def options(monkeypatch, example, *words):
+    """The options with which an example would begin its work."""
+    seen, parse = [], arguments.argparse.ArgumentParser.parse_args
+
+    def note(parser, *args):
+        seen.append(parse(parser, *args))
+        return seen[-1]
+
+    monkeypatch.setattr(arguments.argparse.ArgumentParser, "parse_args", note)
+    monkeypatch.setattr(sys, "argv", [example, *words])
+    # There is no such folder, so that each stops at its data.
+    with pytest.raises((FileNotFoundError, ValueError, OSError)):
+        runpy.run_path(str(EXAMPLES / f"{example}.py"), run_name="__main__")
+    return seen[-1]
+
+
+@pytest.mark.parametrize(
+    ("example", "words", "expected"),
+    [
+        ("fd_teachers", [], {"recipe": "fd-student", "views": ["all"], "image_size": (256, 128), "backbone": "res101"}),
+        ("fd_teachers", ["--views", "Hol", "--recipe", "fd-demo"], {"recipe": "fd-demo", "views": ["Hol"]}),
+        ("ptl_finetune", [], {"backbone": "res50", "recipe": "ptl", "image_size": (256, 128)}),
+        ("ptl_finetune", ["--backbone", "mgn"], {"recipe": "ptl-mgn", "image_size": (384, 128)}),
+        ("kdep_pretrain", ["--teacher", "nowhere"], {"recipe": "kdep", "student": "res18", "image_size": (224, 224)}),
+        ("kdep_pretrain", ["--teacher", "nowhere", "--recipe", "kdep-people"], {"image_size": (256, 128)}),
+        ("kdep_transfer", ["--backbone", "res18"], {"recipe": "bot", "keep_ids": 1.0, "image_size": (256, 128)}),
+    ],
+)
+def test_with_data_of_its_own_an_example_is_the_published_experiment(monkeypatch, tmp_path, example, words, expected):
+    monkeypatch.chdir(tmp_path)
+    found = options(monkeypatch, example, "--data", "market1501", "--data-dir", "nowhere", *words)
+    assert {name: getattr(found, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("example", "words", "expected"),
+    [
+        ("ptl_cifar", ["--data", "cifar100"], {"backbone": "densenet-bc-100", "recipe": "cifar", "image_size": None}),
+        ("kdep_transfer", ["--data", "dtd", "--task", "classification", "--backbone", "res18"], {"recipe": "transfer"}),
+        ("ptl_transfer", ["--order", "duke", "market"], {"backbone": "densenet161", "recipe": "ptl"}),
+    ],
+)
+def test_so_with_general_pictures_and_with_several_data_sets(monkeypatch, tmp_path, example, words, expected):
+    monkeypatch.chdir(tmp_path)
+    found = options(monkeypatch, example, "--data-dir", "nowhere", *words)
+    assert {name: getattr(found, name) for name in expected} == expected
