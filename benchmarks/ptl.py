@@ -18,6 +18,7 @@ SGD, whose rate is for pre-trained weights.
 import argparse
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 from proofs import is_measured, keep, missing, parse, proof_parser, run_all
 
@@ -116,7 +117,26 @@ def execute(name: str, options: argparse.Namespace) -> None:
     else:
         side = side_network(variant, *ARMS[arm])
         train(TrainSettings(**people, recipe="ptl", model=side["model"], changes={**scale.changes, **side["changes"]}))
+        if arm.startswith("memory"):
+            add_use_of_memory(out, people)
     keep(name, out / "results.json", options)
+
+
+def add_use_of_memory(folder: Path, people: dict, count: int = 1280) -> None:
+    """Add to results.json what the state of the batch before does to a trained network's loss on training pictures."""
+    from reid_hub import load_reid_dataset
+    from reid_hub.jobs.surface import training_loss
+
+    split = load_reid_dataset(people["data"], people["data_dir"])["train"]
+    method, loss = training_loss(folder, split, count=count)  # batches of other people than those before
+    losses = {"zeros": loss()}
+    for cell in method.model.modules():
+        if hasattr(cell, "slots"):
+            cell.train()  # reads and writes its memory; the norms stay as they are
+    losses["carried"] = loss()
+    results = json.loads((folder / "results.json").read_text())
+    results["training"]["loss_from_state"] = losses
+    (folder / "results.json").write_text(json.dumps(results, indent=2, sort_keys=True) + "\n")
 
 
 def beside(backbone: str) -> list[str]:

@@ -22,6 +22,7 @@ QUESTIONS = (
     ("memory", "forgets", "the memory itself (PTL against the same network forgetting)"),
     ("forgets", "plain", "gates instead of a plain convolution of as many weights"),
     ("plain", "none", "more weights beside the backbone"),
+    ("memory", "none", "all of PTL beside the backbone"),
     ("std", "none", "distilling into the backbone"),
 )
 
@@ -65,7 +66,7 @@ def page(runs: dict) -> str:
             if arm in people
         ),
         "",
-        *verdicts(people),
+        *verdicts(people, "mAP", "mAP"),
     ]
     if any(kind == "cifar" for kind, _ in runs):
         lines += cifar({arm: results for (kind, arm), results in runs.items() if kind == "cifar"})
@@ -84,18 +85,38 @@ def page(runs: dict) -> str:
     return "\n".join(lines)
 
 
-def verdicts(people: dict) -> list[str]:
-    """What each ingredient contributed, in points of mAP, beside the spread over seeds."""
-    lines = ["What contributes what, in points of mAP:", ""]
+def verdicts(arms: dict, metric: str, unit: str) -> list[str]:
+    """What each ingredient contributed, by pairs of runs of one seed, and a plain word on the memory."""
+    lines, gains = [f"What contributes what, in points of {unit}, seed by seed:", ""], {}
     for one, other, question in QUESTIONS:
-        if one in people and other in people:
-            gain = 100 * (mean_map(people[one]) - mean_map(people[other]))
-            seeds = min(len(people[one]), len(people[other]))
-            lines.append(f"- {question}: **{gain:+.1f}** ({seeds} seed{'s' if seeds > 1 else ''})")
-    taught = next((result["training"].get("taught_by") for result in people.get("std", [])), None)
+        gained = gains[one, other] = _gains(arms.get(one, []), arms.get(other, []), metric)
+        if gained:
+            spread = f" ± {stdev(gained):.1f}" if len(gained) > 1 else ""
+            seeds = f"{len(gained)} seed{'s' if len(gained) > 1 else ''}"
+            lines.append(f"- {question}: **{mean(gained):+.1f}{spread}** ({seeds})")
+    taught = next((result["training"].get("taught_by") for result in arms.get("std", [])), None)
     if taught:
         lines.append(f"- the teacher of STD was {taught.rpartition('.')[2]}")
+    gained = gains["memory", "forgets"]
+    if gained:
+        helps = "helped" if min(gained) > 0 else "did not help" if max(gained) <= 0 else "helped with some seeds only"
+        lines += ["", f"**Carrying the state from batch to batch {helps} here**: {mean(gained):+.1f} points of {unit}."]
+    for arm in ("memory", "memory-v2"):
+        for result in arms.get(arm, []):
+            if losses := result["training"].get("loss_from_state"):
+                lines.append(
+                    f"The trained {SHORT[arm]} classifies training pictures with a cross-entropy of "
+                    f"{losses['carried']:.3f} where it meets the state of the batch before, and of "
+                    f"{losses['zeros']:.3f} from zeros, as in use."
+                )
     return [*lines, ""]
+
+
+def _gains(ones: list[dict], others: list[dict], metric: str) -> list[float]:
+    """Differences in points between runs of the same seed."""
+    before = {result["training"]["seed"]: result["metrics"][metric] for result in others}
+    after = {result["training"]["seed"]: result["metrics"][metric] for result in ones}
+    return [100 * (after[seed] - before[seed]) for seed in sorted(before.keys() & after.keys())]
 
 
 def cifar(found: dict) -> list[str]:
@@ -109,7 +130,8 @@ def cifar(found: dict) -> list[str]:
         *wrapped(
             f"DenseNet-BC of growth 12 with {'+'.join(map(str, blocks))} layers, {training['keep']:g} of the "
             f"{data['train']['images']:,} training pictures (recompressed as JPEG), {how(first)}, with flip and crop. "
-            "**Not comparable with published figures.** Error of the last epoch in percent."
+            "**Not comparable with published figures.** Error of the last epoch in percent; as in the paper, two "
+            "linear layers classify where there is a side network, one where there is none."
         ),
         "",
         "| | parameters | error |",
@@ -120,7 +142,7 @@ def cifar(found: dict) -> list[str]:
             errors = [100 * (1 - result["metrics"]["top1"]) for result in found[arm]]
             spread = f" ± {stdev(errors):.1f}" if len(errors) > 1 else ""
             lines.append(f"| {label} | {found[arm][0]['cost']['parameters']:,} | {mean(errors):.1f}{spread} |")
-    return [*lines, ""]
+    return [*lines, "", *verdicts(found, "top1", "accuracy")]
 
 
 def plot(path: Path, runs: dict) -> None:

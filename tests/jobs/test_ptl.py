@@ -1,6 +1,7 @@
 """PTL as jobs and as commands: its arms, the distillation over several weights, and the way over several data sets."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -87,6 +88,17 @@ def built(arm: dict, classes: int | None = None):
 
 def count(model) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_the_documented_numbers_of_parameters_are_those_of_the_arms():
+    page = (Path(__file__).parents[2] / "docs" / "ptl.md").read_text()
+    rows = re.findall(r"^\| `(\S+)` \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|$", page, re.MULTILINE)
+    assert len(rows) == 5
+    for backbone, *numbers in rows:
+        general = backbone.startswith("densenet-bc")
+        for cell, number in zip(("none", "v1", "v2"), numbers, strict=True):
+            arm = classification_arm(backbone, cell, augment=True) if general else side_network(backbone, cell)
+            assert count(built(arm, classes=10 if general else None)) == int(number.replace(",", "")), (backbone, cell)
 
 
 @pytest.mark.parametrize("backbone", ["res50", "densenet161", "mgn", "res18-x0.25"])

@@ -52,9 +52,10 @@ class PTLMethod(SupervisedMethod):
     ):
         losses = {"label_smoothing": label_smoothing, "metric": metric, "metric_options": metric_options}
         super().__init__(model, num_ids, **losses, per_part=per_part, classifier_bias=True)
-        if hidden and len(self.part_dims) > 1:
+        if hidden and len(model.part_dims) > 1:
             raise ValueError(
-                f"a classifier for each of {len(self.part_dims)} parts has no hidden layers: give hidden=()"
+                f"each of {len(model.part_dims)} parts has a classifier of its own, without hidden layers: give "
+                "hidden=() and per_part=True (the recipe ptl-mgn)"
             )
         if metric_parts is not None and metric_parts < 1:
             raise ValueError(f"metric_parts must be at least 1, or None for all parts, got {metric_parts}")

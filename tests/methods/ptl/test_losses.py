@@ -176,8 +176,9 @@ def test_what_cannot_be_distilled_is_refused(options, message):
 def test_parts_have_no_hidden_layers():
     model = tiny()
     model.part_dims = (8, 8)
-    with pytest.raises(ValueError, match="each of 2 parts has no hidden layers"):
-        PTLMethod(model, 4, per_part=True)
+    for per_part in (True, False):
+        with pytest.raises(ValueError, match="each of 2 parts has a classifier of its own, without hidden layers"):
+            PTLMethod(model, 4, per_part=per_part)
 
 
 @pytest.mark.parametrize("count", [0, -1])
