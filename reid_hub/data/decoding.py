@@ -1,51 +1,78 @@
 """Any picture a user has -> an 8-bit RGB image, or an error that names the file and what to do."""
 
 import os
+import struct
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+from PIL.Image import Transpose
 
 # JPEGs above this are decoded at a half, a quarter or an eighth of their size: no person crop needs more pixels.
 LARGE_PIXELS = 16_000_000
 
-ImageSource = str | os.PathLike | bytes | Mapping
+ImageSource = str | os.PathLike | bytes | Mapping | None
+
+# How each value of the EXIF tag 0x0112 but 1, which is upright, is turned to be shown.
+_TURNS = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
 
 
 def decode_image(source: ImageSource, name: str | None = None) -> Image.Image:
     """Decode a picture upright into 8-bit RGB.
 
-    EXIF rotation is applied; CMYK, grey, palette and 1-bit pictures are converted; 16-bit grey is scaled by 255/65535
-    (not clipped); transparent pixels become black, the value that padding has. JPEGs of more than 16 million pixels
-    are decoded at a reduced size.
+    EXIF rotation is applied, where it can be read; CMYK, grey, palette and 1-bit pictures are converted; 16-bit grey
+    is scaled by 255/65535 (not clipped); transparent pixels become black, the value that padding has. JPEGs of more
+    than 16 million pixels are decoded at a reduced size.
 
     Args:
-        source: a path, the encoded bytes, or the `{"path", "bytes"}` value of an undecoded `datasets.Image` column.
+        source: a path, the encoded bytes, or the `{"path", "bytes"}` value of an undecoded `datasets.Image` column,
+            which is None in a row without a picture.
         name: what to call the picture in errors where `source` has no path.
 
     Raises:
         FileNotFoundError: if the path does not exist.
-        ValueError: if the picture is empty, truncated, too large or not a picture.
+        ValueError: if the picture is empty, truncated, too large, not a picture or null.
     """
-    data, name = _open(source, name)
+    data, name = open_source(source, name)
     try:
         with Image.open(data) as image:
             _limit(image, name)
             image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            return to_rgb(image, name)
+            turn = turn_upright(image)
+            return to_rgb(image if turn is None else image.transpose(turn), name)
     except Image.DecompressionBombError as error:
         raise ValueError(f"image {name} is too large to decode safely: {error}; {_REDUCE}") from error
     except Image.UnidentifiedImageError as error:
         raise ValueError(f"{name} is not a picture that can be read (JPEG, PNG, BMP, WebP, ...); {_REPAIR}") from error
-    except (OSError, SyntaxError, EOFError) as error:  # what Pillow's decoders raise on damaged files
+    except _DAMAGED as error:
         raise ValueError(f"image {name} is damaged or cut off: {error}; {_REPAIR}") from error
 
 
+# What Pillow's decoders raise on damaged files.
+_DAMAGED = (OSError, SyntaxError, EOFError, TypeError, AttributeError, struct.error)
 _REPAIR = "copy it again from its source, or remove it from the data set"
 _REDUCE = "reduce it first, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file"
+
+
+def turn_upright(image: Image.Image) -> Transpose | None:
+    """How the picture must be turned to be shown as its EXIF block says; None where it says nothing that can be read.
+
+    The block is not written anew as `PIL.ImageOps.exif_transpose` does, which fails for a damaged one.
+    """
+    try:
+        return _TURNS.get(image.getexif().get(0x0112))
+    except Exception:  # of many kinds, whatever the parser stumbles over; the pixels are sound all the same
+        return None
 
 
 def to_rgb(image: Image.Image, name: str = "image") -> Image.Image:
@@ -77,8 +104,8 @@ def check_images(dataset, progress: bool = True) -> dict[str, str]:
 
     raw = dataset.cast_column("image", ImageFeature(decode=False))
     problems = {}
-    for row in tqdm(raw, desc="check images", disable=not progress):
-        name = row.get("path") or row["image"]["path"]
+    for number, row in enumerate(tqdm(raw, desc="check images", disable=not progress)):
+        name = row.get("path") or (row["image"] or {}).get("path") or f"row {number}"
         try:
             decode_image(row["image"], name)
         except (ValueError, FileNotFoundError) as error:
@@ -86,11 +113,14 @@ def check_images(dataset, progress: bool = True) -> dict[str, str]:
     return problems
 
 
-def _open(source: ImageSource, name: str | None) -> tuple[BytesIO | Path, str]:
+def open_source(source: ImageSource, name: str | None = None) -> tuple[BytesIO | Path, str]:
+    """The file of an encoded picture, and what to call it in errors; see `decode_image`."""
     if isinstance(source, Mapping):
         if source.get("bytes") is not None:
-            return _open(source["bytes"], name or source.get("path"))
-        source = source["path"]
+            return open_source(source["bytes"], name or source.get("path"))
+        source = source.get("path")
+    if source is None:
+        raise ValueError(f"image {name or 'of a row'} is null, there is no picture; remove its row from the data set")
     if isinstance(source, bytes):
         name = name or "given as bytes"
         if not source:

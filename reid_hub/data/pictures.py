@@ -18,6 +18,7 @@ UNLABELLED = -1
 
 def load_pictures(
     name: str,
+    /,
     data_dir: str | Path | None = None,
     *,
     split: str = "train",
@@ -32,18 +33,21 @@ def load_pictures(
 
     Args:
         name: see `load_reid_dataset`; "luperson" reads any folder of pictures. Or "namespace/name" of any data set of
-            the Hub that has a column of pictures; its classes, where it has some, become the pids.
+            the Hub that has a column of pictures; its classes, where it has some, become the pids. Otherwise its column
+            pid is kept, as camid always, where it holds whole numbers, and left out where not: labels are needed only
+            to draw pictures of each class.
+        data_dir: where a data set that is not on the Hub was unpacked.
         share: of the pictures, drawn by the seed; where there are classes, of each class.
         per_class: pictures of each class in place of a share: 128 are the paper's tenth of ImageNet (KDEP,
             arXiv:2203.05180).
         limit: the first so many pictures only, before a share is drawn.
         streaming: read as a stream, of which `limit` pictures are kept on the disk, since a training visits each of
             them many times.
-        options: of the data set, or for one of the Hub those of `datasets.load_dataset`.
+        options: of the data set, or for one of the Hub those of `datasets.load_dataset`, as its configuration, `name`.
 
     Raises:
-        ValueError: for an unknown name, a share outside of (0, 1], a limit or number below 1, classes asked of pictures
-            without, or no pictures.
+        ValueError: for an unknown name, a folder given for the Hub, a share outside of (0, 1], a limit or number below
+            1, classes asked of pictures without, or no pictures.
         FileNotFoundError: see `load_reid_dataset`.
     """
     if not 0 < share <= 1:
@@ -56,6 +60,8 @@ def load_pictures(
     if "/" in name:
         from datasets import load_dataset
 
+        if data_dir is not None:
+            raise ValueError(f"{name!r} is a data set on the Hub, which takes no data_dir; got {str(data_dir)!r}")
         dataset = load_dataset(name, split=split, streaming=streaming, **options)
     else:
         dataset = _split(load_reid_dataset(name, data_dir, streaming=streaming, **options), split, name)
@@ -108,15 +114,21 @@ def _columns(dataset: Any, name: str) -> tuple[Any, str | None]:
     images = [column for column, feature in features.items() if isinstance(feature, Image)]
     if not images:
         raise ValueError(f"{name} has no column of pictures, only {', '.join(features)}")
-    labels = [column for column, feature in features.items() if isinstance(feature, ClassLabel)]
-    kept = [images[0], *labels[:1], *(column for column in ("pid", "camid", "path") if column in features)]
-    dataset = dataset.select_columns(kept)
-    return (dataset if images[0] == "image" else dataset.rename_column(images[0], "image")), (labels or [None])[0]
+    classes = (column for column, feature in features.items() if isinstance(feature, ClassLabel) and column != "camid")
+    label = next(classes, None)
+    kinds = {"camid": "int", "path": "string"} if label else {"pid": "int", "camid": "int", "path": "string"}
+    same = [column for column, kind in kinds.items() if _holds(features.get(column), kind)]
+    dataset = dataset.select_columns([images[0], *([label] if label else []), *same])
+    return (dataset if images[0] == "image" else dataset.rename_column(images[0], "image")), label
+
+
+def _holds(feature: Any, kind: str) -> bool:
+    return kind in str(getattr(feature, "dtype", ""))  # of uint8 or int64, of string or large_string
 
 
 def _finished(dataset: "datasets.Dataset", label: str | None) -> "datasets.Dataset":
     """The columns of a re-identification set, made up where they are missing."""
-    if label is not None:
+    if label not in (None, "pid"):
         dataset = dataset.add_column("pid", np.asarray(dataset.with_format("numpy")[label], np.int64))
         dataset = dataset.remove_columns(label)
     for column in ("pid", "camid"):
@@ -153,10 +165,10 @@ def _stored(stream: Any, limit: int, key: list) -> "datasets.Dataset":
 
     def rows() -> Iterator[dict[str, Any]]:
         for row in stream.cast_column("image", Image(decode=False)).take(limit):
-            image = row["image"]
-            if image["bytes"] is None and "://" in image["path"]:
+            image = row["image"] or {"bytes": None, "path": None}  # a row without a picture
+            if image["bytes"] is None and "://" in (image["path"] or ""):
                 with fsspec.open(image["path"], "rb") as file:
                     image = {"bytes": file.read(), "path": None}
-            yield {**row, "image": image}
+            yield {**row, "image": image if any(image.values()) else None}
 
     return Dataset.from_generator(rows, features=features, fingerprint=Hasher.hash(key))

@@ -2,17 +2,16 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from PIL.Image import Transpose
 
 from reid_hub.data.augmentation_options import Augmentation
+from reid_hub.data.decoding import open_source, turn_upright
 from reid_hub.data.images import ImageDataset
 
-# Sides are exchanged by these values of the EXIF orientation.
-_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
+_SIDES_EXCHANGED = (Transpose.TRANSPOSE, Transpose.ROTATE_270, Transpose.TRANSVERSE, Transpose.ROTATE_90)
 
 
 def training_images(
@@ -58,21 +57,20 @@ def picture_sizes(split, skip: bool = False) -> np.ndarray:
         return np.array(list(sizes), dtype=np.int64).reshape(-1, 2)
 
 
-def _size_or_none(source: dict) -> tuple[int, int]:
+def _size_or_none(source: dict | None) -> tuple[int, int]:
     try:
         return _size(source)
     except (ValueError, OSError, SyntaxError, Image.DecompressionBombError):
         return 1, 1
 
 
-def _size(source: dict) -> tuple[int, int]:
-    file = Path(source["path"]) if source["bytes"] is None else BytesIO(source["bytes"])
+def _size(source: dict | None) -> tuple[int, int]:
+    file, name = open_source(source)
     try:
         with Image.open(file) as image:
             width, height = image.size
-            turned = image.getexif().get(_ORIENTATION) in _TURNED
+            # Pillow says the size of a TIFF as it is shown, of others as it is stored.
+            turned = image.format != "TIFF" and turn_upright(image) in _SIDES_EXCHANGED
     except Image.UnidentifiedImageError as error:
-        raise ValueError(
-            f"{source['path'] or 'a picture'} is none that can be read; remove it or copy it again"
-        ) from error
+        raise ValueError(f"{name} is no picture that can be read; remove it or copy it again") from error
     return (width, height) if turned else (height, width)

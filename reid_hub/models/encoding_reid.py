@@ -1,10 +1,13 @@
 """Pictures to vectors and codes: what a model does besides its forward."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
+from PIL.Image import Transpose
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers.image_utils import load_image
@@ -14,6 +17,16 @@ from .layers import BNNeck
 from .quantization import binary_codes, int8_codes, vector_scale
 
 PRECISIONS = ("float32", "int8", "binary")
+# How pictures are turned by the values of their EXIF orientation.
+_TURNS = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
 
 
 class EncodingMixin:
@@ -107,4 +120,19 @@ class EncodingMixin:
 
 
 def _open(image):
-    return load_image(str(image)) if isinstance(image, (str, Path)) else image
+    if not isinstance(image, (str, Path)):
+        return image
+    if not os.path.isfile(image):
+        return load_image(str(image))  # a URL
+    with Image.open(image) as opened:
+        opened.load()
+        return _upright(opened).convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """As `load_image` turns a picture, but one with a damaged EXIF block, which that stumbles over, stays as it is."""
+    try:
+        turn = _TURNS.get(image.getexif().get(0x0112))
+    except Exception:  # of many kinds; the pixels are sound all the same
+        return image
+    return image if turn is None else image.transpose(turn)

@@ -1,5 +1,6 @@
 """Tiny real picture files for layouts on disk: each has a colour of its own, so that pixels tell the row."""
 
+import struct
 from pathlib import Path
 
 from PIL import Image
@@ -29,6 +30,23 @@ def rows(split) -> list[tuple[str, int, int]]:
     """(path, pid, camid) of every row."""
     return list(zip(split["path"], split["pid"], split["camid"], strict=True))
 
+
+def _entry(tag: int, kind: int, count: int, value: bytes) -> bytes:
+    return struct.pack("<HHI4s", tag, kind, count, value)
+
+
+def _exif(*entries: bytes) -> bytes:
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(entries) + bytes(4)
+
+
+# EXIF blocks that Pillow cannot read, or cannot write anew as it stumbles over a width or a resolution that is a text;
+# the pictures around them are sound. With the orientation that can be read in them.
+DAMAGED_EXIF = {
+    "width": (_exif(_entry(0x0112, 3, 1, b"\6\0\0\0"), _entry(0x0100, 2, 3, b"ab\0\0")), 6),
+    "resolution": (_exif(_entry(0x0112, 3, 1, b"\6\0\0\0"), _entry(0x011A, 2, 3, b"72\0\0")), 6),
+    "header": (b"Exif\0\0garbage and more of it", 1),
+    "end": (b"Exif\0\0II*\0", 1),
+}
 
 MARKET_FILES = [
     "bounding_box_train/0002_c1s1_000451_03.jpg",

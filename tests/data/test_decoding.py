@@ -1,11 +1,14 @@
 import io
+import struct
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from reid_hub.data import decoding
 from reid_hub.data.decoding import check_images, decode_image, to_rgb
+
+from .pictures import DAMAGED_EXIF
 
 
 def encoded(image, format="PNG", **options) -> bytes:
@@ -35,6 +38,37 @@ def test_exif_rotation_is_applied(gradient):
     exif[0x0112] = 6  # stored lying on its side: the viewer turns it by 90 degrees clockwise
     lying = Image.fromarray(np.rot90(gradient).copy())
     np.testing.assert_array_equal(np.asarray(decode_image(encoded(lying, exif=exif))), gradient)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_every_orientation_is_turned_as_pillow_does(format, gradient):
+    for orientation in range(10):  # 0 and 9 are none
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        data = encoded(Image.fromarray(gradient), format, exif=exif)
+        expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+        assert expected.shape == ((16, 24, 3) if 5 <= orientation <= 8 else (24, 16, 3))
+        np.testing.assert_array_equal(np.asarray(decode_image(data)), expected)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("damage", DAMAGED_EXIF)
+def test_a_damaged_exif_block_costs_no_picture(format, damage, gradient):
+    """It is turned where its orientation can be read."""
+    exif, orientation = DAMAGED_EXIF[damage]
+    data = encoded(Image.fromarray(gradient), format, exif=exif)
+    stored = np.asarray(Image.open(io.BytesIO(data)))
+    expected = np.rot90(stored, -1) if orientation == 6 else stored
+    np.testing.assert_array_equal(np.asarray(decode_image(data)), expected)
+
+
+def test_whatever_pillow_stumbles_over_is_an_error_that_names_the_picture(gradient):
+    """A TIFF that says that its pixels start at a text."""
+    data = encoded(Image.fromarray(gradient), "TIFF")
+    start = struct.pack("<HHI", 273, 4, 1)
+    assert data.count(start) == 1
+    with pytest.raises(ValueError, match=r"scan\.tif is damaged or cut off: .*copy it again"):
+        decode_image(data.replace(start, struct.pack("<HHI", 273, 2, 1)), name="scan.tif")
 
 
 def test_sixteen_bit_grey_is_scaled_not_clipped():
@@ -100,6 +134,9 @@ def test_empty_missing_and_foreign_files_are_told_apart(tmp_path):
         decode_image(b"", name="some/key")
     with pytest.raises(ValueError, match=r"text\.jpg is not a picture"):
         decode_image(tmp_path / "text.jpg")
+    for null in (None, {"bytes": None, "path": None}):
+        with pytest.raises(ValueError, match=r"image row 7 is null.*remove its row"):
+            decode_image(null, name="row 7")
     with pytest.raises(FileNotFoundError, match=r"gone\.jpg does not exist"):
         decode_image(tmp_path / "gone.jpg")
 
@@ -134,3 +171,5 @@ def test_check_images_names_every_damaged_picture(tmp_path, gradient):
     problems = check_images(dataset.cast_column("image", ImageFeature()), progress=False)
     assert set(problems) == {"empty.png", "text.png"}
     assert "0 bytes" in problems["empty.png"]
+    nulls = Dataset.from_dict({"image": [str(tmp_path / "good.png"), None]}).cast_column("image", ImageFeature())
+    assert list(check_images(nulls, progress=False)) == ["row 1"]

@@ -287,6 +287,9 @@ def test_shorter_side_and_centre_as_torchvision(tmp_path, monkeypatch):
     for row, picture in enumerate(shown):
         assert torch.equal(images[row]["pixel_values"], transform(picture))
     assert picture_sizes(split).tolist() == [[45, 31], [30, 45], [64, 17]]
+    pictures[2].save(tmp_path / "turned.tif", exif=exif)  # whose size Pillow says as it is shown
+    tiff = datasets.Dataset.from_dict({"image": [str(tmp_path / "turned.tif")]})
+    assert picture_sizes(tiff.cast_column("image", datasets.Image())).tolist() == [[64, 17]]
     options = Augmentation(resized_area=(0.08, 1), pad=0)
     for size, kept in (((28, 28), (32, 32)), ((224, 35), (64, 40))):
         crops = training_images(split, size, options)

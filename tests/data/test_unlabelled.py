@@ -6,6 +6,7 @@ import zlib
 from collections import Counter
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,6 +17,7 @@ from reid_hub.data.pictures import draw_pictures, load_pictures
 from reid_hub.data.stored import training_images
 
 from ..hub.client import run_python
+from .pictures import DAMAGED_EXIF
 
 ROOT = Path(__file__).parents[2]
 
@@ -127,6 +129,79 @@ def test_a_picture_too_large_to_decode_is_left_out(tmp_path):
     crops = Augmentation(resized_area=(0.5, 1.0), pad=0)
     with pytest.warns(UserWarning, match="1 of 3 images cannot be read"):
         assert len(training_images(load_pictures("pictures", folder), (8, 6), crops, on_error="skip")) == 2
+
+
+def test_a_damaged_exif_block_costs_no_picture(tmp_path):
+    folder = write(tmp_path / "pictures", ["sound.png"])
+    for name, (exif, _) in DAMAGED_EXIF.items():
+        Image.new("RGB", (12, 9)).save(folder / f"{name}.png", exif=exif)
+    crops = Augmentation(resized_area=(0.5, 1.0), pad=0)
+    images = training_images(load_pictures("pictures", folder), (8, 6), crops, on_error="skip")
+    sizes = dict(zip(images.dataset["path"], images.sizes.tolist(), strict=True))
+    turned = {
+        f"{name}.png": [12, 9] if orientation == 6 else [9, 12] for name, (_, orientation) in DAMAGED_EXIF.items()
+    }
+    assert sizes == {"sound.png": [8, 6], **turned}
+
+
+def parquet(folder, **columns):
+    """A folder of one file with four pictures and these columns, each its values and its feature."""
+    folder.mkdir()
+    features = datasets.Features({"image": datasets.Image()} | {name: kind for name, (_, kind) in columns.items()})
+    pictures = [Image.new("RGB", (6, 8), (number, 0, 0)) for number in range(4)]
+    table = {"image": pictures} | {name: values for name, (values, _) in columns.items()}
+    datasets.Dataset.from_dict(table, features=features).to_parquet(folder / "train.parquet")
+    return str(folder)
+
+
+CLASSES, NUMBERS, WORDS = datasets.ClassLabel(names=["a", "b"]), datasets.Value("int32"), datasets.Value("string")
+
+
+@pytest.mark.parametrize(
+    ("columns", "pids", "camids"),
+    [
+        ({"pid": ([0, 1, 1, 0], CLASSES)}, [0, 1, 1, 0], [-1] * 4),
+        ({"pid": ([5, 6, 7, 8], NUMBERS), "what": ([0, 1, 1, 0], CLASSES)}, [0, 1, 1, 0], [-1] * 4),
+        ({"pid": ([5, 6, 7, 8], NUMBERS), "camid": ([0, 1, 1, 0], CLASSES)}, [5, 6, 7, 8], [0, 1, 1, 0]),
+        ({"pid": (list("pqrs"), WORDS), "camid": (list("wxyz"), WORDS)}, [-1] * 4, [-1] * 4),
+        ({"pid": ([[1], [2], [3], [4]], datasets.List(NUMBERS)), "path": ([5, 6, 7, 8], NUMBERS)}, [-1] * 4, [-1] * 4),
+    ],
+)
+def test_labels_of_any_kind_stop_no_training_without_labels(tmp_path, columns, pids, camids):
+    name = parquet(tmp_path / "photos", **columns)
+    for options in ({}, {"streaming": True, "limit": 4}):
+        images = ImageDataset(load_pictures(name, **options), (8, 6), progress=False)
+        assert images.pids.tolist() == pids
+        assert images.camids.tolist() == camids
+        assert images.dataset["path"][:] == [f"{number:09d}" for number in range(4)]
+        assert images.__getitems__(range(4))["pixel_values"][:, 0, 0, 0].tolist() == [0, 1, 2, 3]
+    if "what" in columns or columns["pid"][1] is CLASSES:
+        assert Counter(load_pictures(name, per_class=1)["pid"]) == {0: 1, 1: 1}
+
+
+@pytest.mark.parametrize("options", [{}, {"streaming": True, "limit": 4}])
+def test_a_row_without_a_picture_is_left_out_and_counted(tmp_path, options):
+    (tmp_path / "photos").mkdir()
+    pictures = [None if number == 1 else Image.new("RGB", (6, 8 + number)) for number in range(4)]
+    rows = datasets.Dataset.from_dict({"image": pictures}, features=datasets.Features({"image": datasets.Image()}))
+    rows.to_parquet(tmp_path / "photos" / "train.parquet")
+    found = load_pictures(str(tmp_path / "photos"), **options)
+    with pytest.warns(UserWarning, match="1 of 4 images cannot be read and are left out.*\n.*000000001 is null"):
+        images = training_images(found, (8, 6), Augmentation(resized_area=(0.5, 1.0), pad=0), on_error="skip")
+    assert images.sizes.tolist() == [[8, 6], [10, 6], [11, 6]]
+
+
+def test_a_configuration_is_chosen_and_a_folder_refused(tmp_path):
+    for name in ("small", "large"):
+        parquet(tmp_path / name, what=([name] * 4, WORDS), pid=([len(name) + ord(name[0])] * 4, NUMBERS))
+    configurations = "".join(f"- config_name: {n}\n  data_files: {n}/*.parquet\n" for n in ("small", "large"))
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configurations}---\n")
+    for name in ("small", "large"):
+        assert set(load_pictures(str(tmp_path), **{"name": name})["pid"]) == {5 + ord(name[0])}
+    with pytest.raises(
+        ValueError, match="'alice/photos' is a data set on the Hub, which takes no data_dir; got 'here'"
+    ):
+        load_pictures("alice/photos", "here")
 
 
 def test_any_data_set_of_the_hub_is_streamed(hub, tmp_path):

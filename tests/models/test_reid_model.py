@@ -7,9 +7,12 @@ import pytest
 import torch
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, ViTConfig, pipeline
+from transformers.image_utils import load_image
 
 from reid_hub import ReIDConfig, ReIDImageProcessor, ReIDModel, list_variants
 from reid_hub.models.layers import BNNeck
+
+from ..data.pictures import DAMAGED_EXIF
 
 DENSENET = {"model_type": "reid_densenet", "growth": 4, "blocks": [1, 2, 1], "stem": 8, "dropout": 0.1}
 MGN = {"model_type": "reid_mgn", "width": 4, "depths": [1, 1, 2, 1]}
@@ -205,6 +208,21 @@ def test_gradient_checkpointing_gives_the_same_gradients_for_a_transformer():
 def test_gradient_checkpointing_is_refused_where_it_would_be_wrong(kind):
     with pytest.raises(ValueError, match="running statistics"):
         make(kind).gradient_checkpointing_enable()
+
+
+def test_encode_turns_files_by_their_exif_and_reads_those_whose_block_is_damaged(tmp_path):
+    model, picture = make("basic resnet"), np.random.default_rng(0).integers(0, 256, (32, 64, 3), dtype=np.uint8)
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.fromarray(picture).save(tmp_path / f"{orientation}.png", exif=exif)
+    for name, (block, _) in DAMAGED_EXIF.items():
+        Image.fromarray(picture).save(tmp_path / f"{name}.png", exif=block)
+    turned = [np.asarray(load_image(str(tmp_path / f"{orientation}.png"))) for orientation in range(1, 9)]
+    turned += [turned[orientation - 1] for _, orientation in DAMAGED_EXIF.values()]
+    paths = [tmp_path / f"{name}.png" for name in (*range(1, 9), *DAMAGED_EXIF)]
+    np.testing.assert_array_equal(model.encode(paths), model.encode(turned))
+    assert len(np.unique(model.encode(turned[:8], flip=False).round(4), axis=0)) == 8
 
 
 def test_encode_equals_forward_on_processed_pictures(tmp_path):
