@@ -157,8 +157,9 @@ def train_teachers(settings: FDSettings) -> dict[str, str]:
             origin=f"teacher-{view.name}",
         )
         teachers[view.name] = str(stage.output_dir)
-        if not (stage.resume and is_done(stage)):
-            train(stage, splits={name: view_split(split, view) for name, split in splits.items()})
+        about = {"view": view.describe(splits["train"]["path"] if view.region else ())}
+        if not (stage.resume and is_done(stage, about)):
+            train(stage, splits={name: view_split(split, view) for name, split in splits.items()}, about=about)
     return teachers
 
 
@@ -208,41 +209,53 @@ def train_student(settings: FDSettings) -> dict[str, Any] | None:
     recipe, taught = settings.student_recipe(), _weights(settings)
     if settings.initial is None:
         raise ValueError("the final student starts from an initial one: give the folder of its training")
-    names = [view.name for view in settings.chosen] if taught else []
+    splits = load_splits(settings)
+    representations = _representations(settings, splits["train"]) if taught else None
+    about = _about(settings.initial, representations)
     origin = settings.origin or ("fd" if taught else "fd-control")
     stage = replace(
         settings, output_dir=Path(settings.output_dir) / "student", model=settings.initial, init=None, origin=origin
     )
-    if stage.resume and is_done(stage):
-        results = read_results(Path(stage.output_dir) / "results.json")
-        if results["training"].get("views") != names:
-            raise ValueError(f"{stage.output_dir} was made with other views than {names}: give another output folder")
-        return results
+    if stage.resume and is_done(stage, about):
+        return read_results(Path(stage.output_dir) / "results.json")
 
     def make_method(model: ReIDModel, subset: TrainingSubset) -> FDMethod:
-        representations = _representations(settings, subset) if taught else None
+        if taught:
+            _check_identities(representations.identities, subset.identities.tolist())
         method = fd_method(model, len(subset.identities), representations=representations, **recipe.options)
         start_heads(method, settings.initial, subset)
         return method
 
-    return train(stage, make_method=make_method, about={"views": names})
+    return train(stage, splits=splits, make_method=make_method, about=about)
 
 
-def _representations(settings: FDSettings, subset: TrainingSubset) -> Representations:
-    split = subset.dataset.dataset
+def _representations(settings: FDSettings, split: Any) -> Representations:
     if settings.online:
-        teachers = open_teachers(settings, split)
-        found, identities = OnlineRepresentations(teachers), [teacher.identities for teacher in teachers]
-    else:
-        found = CachedRepresentations(settings.cache_dir, settings.chosen, split)
-        identities = [found.identities]
-    for known in identities:
-        if known is not None and known != subset.identities.tolist():
-            raise ValueError(
-                f"the teachers were trained on {len(known)} identities, the student is to be on "
-                f"{len(subset.identities)} or others: {_SAME}"
-            )
-    return found
+        return OnlineRepresentations(open_teachers(settings, split))
+    given = {name: open_model(folder).fingerprint() for name, folder in settings.teachers.items()}
+    return CachedRepresentations(settings.cache_dir, settings.chosen, split, teachers=given)
+
+
+def _about(initial: str, representations: Representations | None) -> dict[str, Any]:
+    """What decides a final student beside its recipe and data: what it starts from, and who teaches it what."""
+    about = {"views": [], "initial": open_model(initial).fingerprint()}
+    if representations is None:
+        return about
+    views, paths = representations.views, representations.paths
+    return {
+        **about,
+        "views": [view.name for view in views],
+        "cuts": [view.describe(paths if view.region else ()) for view in views],
+        "teachers": representations.fingerprints,
+    }
+
+
+def _check_identities(known: Sequence[int] | None, wanted: Sequence[int]) -> None:
+    if known is not None and known != wanted:
+        raise ValueError(
+            f"the teachers were trained on {len(known)} identities, the student is to be on {len(wanted)} or others: "
+            f"{_SAME}"
+        )
 
 
 def _check_teachers(settings: FDSettings) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -103,10 +104,40 @@ def test_resuming_repeats_nothing(made, capsys):
     before = files(out, "*.safetensors")
     assert distill(replace(made, resume=True)) == results_of(out / "student")
     assert files(out, "*.safetensors") == before
-    with pytest.raises(ValueError, match="made with other views"):
+    with pytest.raises(ValueError, match=r"made with views \['Hol', 'Dn1'\] instead of \['Hol'\]"):
         train_student(replace(made, resume=True, initial=str(out / "initial"), views="Hol"))
     with pytest.raises(ValueError, match="seed 0 instead of 1"):
         distill(replace(made, resume=True, seed=1))
+
+
+def test_what_is_done_is_of_the_same_views_teachers_and_start(made, tmp_path):
+    out = Path(made.output_dir)
+    again = replace(made, resume=True, initial=str(out / "initial"))
+    ready = {view.name: str(out / "teachers" / view.name) for view in made.chosen}
+    legs = replace(again, views=(made.chosen[0], replace(made.chosen[1], rows=("1/2", 1))))
+    with pytest.raises(ValueError, match=r"made with view .*3/4.* instead of .*1/2"):
+        fd.train_teachers(legs)
+    shutil.copytree(out / "teachers", tmp_path / "cut" / "teachers")
+    (tmp_path / "cut" / "teachers" / "Dn1" / "results.json").unlink()  # as if killed behind its last checkpoint
+    with pytest.raises(ValueError, match=r"view was .*3/4.* and is .*1/2"):
+        fd.train_teachers(replace(legs, output_dir=tmp_path / "cut"))
+    with pytest.raises(ValueError, match=r"made with init .* instead of other.pth"):
+        distill(replace(made, resume=True, init="other.pth"))
+    shutil.copytree(ready["Dn1"], tmp_path / "initial")  # of the same name
+    with pytest.raises(ValueError, match=r"made with initial \w+ instead of \w+"):
+        train_student(replace(again, initial=str(tmp_path / "initial")))
+    with pytest.raises(ValueError, match=r"made with teachers .* instead of"):
+        train_student(replace(again, online=True, teachers={**ready, "Dn1": ready["Hol"]}))
+    with pytest.raises(ValueError, match="Dn1 was made with other teacher"):
+        train_student(replace(again, teachers={**ready, "Dn1": ready["Hol"]}))
+    with pytest.raises(FileNotFoundError, match="no representations"):
+        train_student(replace(again, cache=str(tmp_path / "nothing")))
+    earlier = results_of(out / "student")
+    for name in ("cuts", "teachers", "initial", "init"):
+        del earlier["training"][name]
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / "results.json").write_text(json.dumps(earlier))
+    assert train_student(replace(again, output_dir=tmp_path, cache=str(made.cache_dir))) == earlier
 
 
 def test_online_teachers_teach_the_same(made, tmp_path):

@@ -21,11 +21,15 @@ class Representations(Protocol):
         views: K of them.
         dims: lengths of the teachers' vectors.
         paths: (N,) of the pictures, by the batch's `indices`.
+        identities: the pids that the teachers were trained on, where they are known.
+        fingerprints: of the teachers, by view.
     """
 
     views: tuple[View, ...]
     dims: tuple[int, ...]
     paths: list[str]
+    identities: list[int] | None
+    fingerprints: dict[str, str]
 
     def __getitem__(self, indices: Tensor) -> list[Tensor]:
         """Supervisory representations of a batch, (B,) -> K of (B, D_k)."""
@@ -91,6 +95,8 @@ class OnlineRepresentations:
         self.views = tuple(teacher.view for teacher in teachers)
         self.dims = tuple(teacher.model.embedding_dim for teacher in teachers)
         self.paths = teachers[0].split["path"][:]
+        self.identities = next((t.identities for t in teachers if t.identities is not None), None)
+        self.fingerprints = {teacher.view.name: teacher.model.fingerprint() for teacher in teachers}
 
     def __getitem__(self, indices: Tensor) -> list[Tensor]:
         return [teacher.represent(indices.cpu().numpy()) for teacher in self.teachers]
