@@ -52,7 +52,11 @@ class Teacher:
         config = model.config
         self.model, self.view, self.split, self.identities = model, view, split, identities
         self.images = ImageDataset(
-            view_split(split, view), tuple(config.image_size), interpolation=config.interpolation, progress=progress
+            view_split(split, view),
+            tuple(config.image_size),
+            interpolation=config.interpolation,
+            resize_shortest=config.resize_shortest,
+            progress=progress,
         )
         self._transform = BatchTransform(None, config.image_mean, config.image_std)
 
@@ -66,7 +70,9 @@ class Teacher:
         pixels = self.images.__getitems__(indices)["pixel_values"].to(self.model.device)
         was_training = self.model.training
         try:
-            vectors = self.model.eval().embed(self._transform(pixels).to(self.model.dtype), flip=True)
+            # Beside a student in half precision, it says what it says for a cache.
+            with torch.autocast(pixels.device.type, enabled=False):
+                vectors = self.model.eval().embed(self._transform(pixels).to(self.model.dtype), flip=True)
         finally:
             self.model.train(was_training)
         if not (finite := vectors.isfinite().all(1)).all():
