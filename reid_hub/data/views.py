@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from reid_hub.data.decoding import decode_image
 from reid_hub.registry import lookup
@@ -26,7 +26,7 @@ class View:
     """A part of a picture, cut out in the picture's own resolution; Factorized Distillation (arXiv:1811.08073), fig. 1.
 
     Attributes:
-        name: letters, digits, - and _.
+        name: letters, digits, - and _; none that `torch.nn.ModuleDict` keeps to itself, as "half" or "pop".
         rows: top and bottom as shares of the height; the view is as wide as the picture.
         image_size: (height, width) in pixels of what a teacher of this view is shown.
         dim: length of the teacher's embedding.
@@ -46,6 +46,8 @@ class View:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w-]+", self.name):
             raise ValueError(f"a view's name must be letters, digits, - and _, got {self.name!r}")
+        if hasattr(nn.ModuleDict(), self.name):  # where a student's branches lie by view
+            raise ValueError(f"a view cannot be called {self.name!r}, which torch's modules have as an attribute")
         object.__setattr__(self, "rows", tuple(Fraction(row) for row in self.rows))
         if len(self.rows) != 2 or not 0 <= self.rows[0] < self.rows[1] <= 1:
             got = " to ".join(map(str, self.rows))
@@ -57,6 +59,15 @@ class View:
     def whole(self) -> bool:
         """Whether the view is the picture itself."""
         return self.region is None and self.rows == (0, 1)
+
+    def covers(self, paths: Sequence[str]) -> bool:
+        """Whether there is a region for each of these pictures."""
+        try:
+            for path in paths if self.region else ():
+                self.region(path)
+        except LookupError:
+            return False
+        return True
 
     def box(self, size: tuple[int, int], path: str = "") -> tuple[int, int, int, int]:
         """Top, left, bottom and right in pixels of a picture of (height, width), ends exclusive: round(H * share).

@@ -5,9 +5,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from reid_hub.data.views import View, choose_views, view_split
 from reid_hub.evaluation import read_results
-from reid_hub.jobs.models import is_checkpoint, new_model, on_accelerator, open_model
+from reid_hub.jobs.models import is_checkpoint, model_to_train, new_model, on_accelerator, open_model
 from reid_hub.jobs.provenance import is_done
 from reid_hub.jobs.train import TrainSettings, load_splits, start_heads, train
 from reid_hub.methods import FDMethod
@@ -16,6 +18,7 @@ from reid_hub.methods.fd import (
     OnlineRepresentations,
     Representations,
     Teacher,
+    check_sees_all,
     fd_method,
     map_channels,
     write_representations,
@@ -83,10 +86,11 @@ class FDSettings(TrainSettings):
         if recipe.method != "fd":
             raise ValueError(f"distilling needs a recipe of the method 'fd' (fd-student, fd-demo), got {self.recipe!r}")
         moved = recipe.augmentation
-        if moved.pad or moved.crop_scale > 1 or moved.rotation:
+        if moved.pad or moved.crop_scale > 1 or moved.rotation or moved.resized_area:
             raise ValueError(
                 "the views would not be those of the student's picture: its recipe must have the augmentation's pad 0, "
-                f"crop_scale 1 and rotation 0, got {moved.pad}, {moved.crop_scale} and {moved.rotation}"
+                "crop_scale 1, rotation 0 and no resized_area, "
+                f"got {moved.pad}, {moved.crop_scale}, {moved.rotation} and {moved.resized_area}"
             )
         return recipe
 
@@ -106,12 +110,13 @@ def distill(settings: FDSettings) -> dict[str, Any] | None:
 
     Raises:
         ValueError, FileNotFoundError: for anything unknown or impossible; before training starts for a recipe, a view,
-            or a student that can have no branches.
+            a picture that has no such view, or a student that can have no branches.
     """
     taught = _weights(settings)
     _check_teachers(settings)
-    if settings.student_recipe().options.get("alpha", 4.0):
-        map_channels(new_model(settings.initial or settings.model, settings.image_size))
+    if taught:
+        _check_student(settings)
+        cut_views(settings)
     settings = replace(settings, initial=settings.initial or str(train_initial(settings)))
     if taught:
         settings = replace(settings, teachers=train_teachers(settings))
@@ -131,22 +136,21 @@ def train_initial(settings: FDSettings) -> Path:
 def train_teachers(settings: FDSettings) -> dict[str, str]:
     """Train a teacher for each view that has none; returns the folders, or repositories, of all by view.
 
-    Each is FD's network of the view's length: stabilised max pooling, FC and BN; a trained model as
-    backbone goes on with what it has.
+    Each is FD's network of the view's length, as far as `teacher_changes` say nothing else: stabilised max pooling, FC
+    and BN. A trained model as backbone goes on with what it has, and one of tokens or branches keeps its own.
 
     Raises:
-        ValueError: for a teacher of a view that is not among the settings'.
+        ValueError: for a teacher of a view that is not among the settings', or see `cut_views`; before training starts.
     """
-    views, teachers = settings.chosen, {}
     _check_teachers(settings)
-    splits = load_splits(settings)
-    for view in views:
+    teachers, cut = {}, cut_views(settings)
+    for view in settings.chosen:
         teachers[view.name] = settings.teachers.get(view.name)
         if teachers[view.name] is not None:
             continue
         head = {"pooling": "stabilised_max", "head": "linear", "neck": "none", "embedding_dim": view.dim}
-        head = {} if is_checkpoint(settings.backbone) else head
-        changes = {**settings.teacher_changes, **{f"config.{name}": value for name, value in head.items()}}
+        head = head if _has_map(settings.backbone, view.image_size) else {}
+        changes = {**{f"config.{name}": value for name, value in head.items()}, **settings.teacher_changes}
         stage = settings.earlier(
             f"teachers/{view.name}",
             part=not view.whole,
@@ -157,9 +161,26 @@ def train_teachers(settings: FDSettings) -> dict[str, str]:
             origin=f"teacher-{view.name}",
         )
         teachers[view.name] = str(stage.output_dir)
-        if not (stage.resume and is_done(stage)):
-            train(stage, splits={name: view_split(split, view) for name, split in splits.items()})
+        about = {"view": view.describe(cut[view.name]["train"]["path"] if view.region else ())}
+        if not (stage.resume and is_done(stage, about)):
+            train(stage, splits=cut[view.name], about=about)
     return teachers
+
+
+def cut_views(settings: FDSettings) -> dict[str, dict[str, Any]]:
+    """The data set as the teachers of all views see it, by view and split; cut once, and kept by `datasets`.
+
+    Query and gallery are there for teachers that are to be trained; for a region, if all of their pictures have one.
+
+    Raises:
+        ValueError: if a picture is damaged, is too small for a view, or has no region, naming it.
+    """
+    splits, cut = load_splits(settings), {}
+    for view in settings.chosen:
+        tested = view.name not in settings.teachers and all(view.covers(split["path"]) for split in splits.values())
+        seen = splits if tested else {"train": splits["train"]}
+        cut[view.name] = {name: view_split(split, view) for name, split in seen.items()}
+    return cut
 
 
 def open_teachers(settings: FDSettings, split: Any) -> list[Teacher]:
@@ -208,46 +229,77 @@ def train_student(settings: FDSettings) -> dict[str, Any] | None:
     recipe, taught = settings.student_recipe(), _weights(settings)
     if settings.initial is None:
         raise ValueError("the final student starts from an initial one: give the folder of its training")
-    names = [view.name for view in settings.chosen] if taught else []
+    splits = load_splits(settings)
+    representations = _representations(settings, splits["train"]) if taught else None
+    about = _about(settings.initial, representations)
     origin = settings.origin or ("fd" if taught else "fd-control")
     stage = replace(
         settings, output_dir=Path(settings.output_dir) / "student", model=settings.initial, init=None, origin=origin
     )
-    if stage.resume and is_done(stage):
-        results = read_results(Path(stage.output_dir) / "results.json")
-        if results["training"].get("views") != names:
-            raise ValueError(f"{stage.output_dir} was made with other views than {names}: give another output folder")
-        return results
+    if stage.resume and is_done(stage, about):
+        return read_results(Path(stage.output_dir) / "results.json")
 
     def make_method(model: ReIDModel, subset: TrainingSubset) -> FDMethod:
-        representations = _representations(settings, subset) if taught else None
+        if taught:
+            _check_identities(representations.identities, subset.identities.tolist())
         method = fd_method(model, len(subset.identities), representations=representations, **recipe.options)
         start_heads(method, settings.initial, subset)
         return method
 
-    return train(stage, make_method=make_method, about={"views": names})
+    return train(stage, splits=splits, make_method=make_method, about=about)
 
 
-def _representations(settings: FDSettings, subset: TrainingSubset) -> Representations:
-    split = subset.dataset.dataset
+def _representations(settings: FDSettings, split: Any) -> Representations:
     if settings.online:
-        teachers = open_teachers(settings, split)
-        found, identities = OnlineRepresentations(teachers), [teacher.identities for teacher in teachers]
-    else:
-        found = CachedRepresentations(settings.cache_dir, settings.chosen, split)
-        identities = [found.identities]
-    for known in identities:
-        if known is not None and known != subset.identities.tolist():
-            raise ValueError(
-                f"the teachers were trained on {len(known)} identities, the student is to be on "
-                f"{len(subset.identities)} or others: {_SAME}"
-            )
-    return found
+        return OnlineRepresentations(open_teachers(settings, split))
+    given = {name: open_model(folder).fingerprint() for name, folder in settings.teachers.items()}
+    return CachedRepresentations(settings.cache_dir, settings.chosen, split, teachers=given)
+
+
+def _about(initial: str, representations: Representations | None) -> dict[str, Any]:
+    """What decides a final student beside its recipe and data: what it starts from, and who teaches it what."""
+    about = {"views": [], "initial": open_model(initial).fingerprint()}
+    if representations is None:
+        return about
+    views, paths = representations.views, representations.paths
+    return {
+        **about,
+        "views": [view.name for view in views],
+        "cuts": [view.describe(paths if view.region else ()) for view in views],
+        "teachers": representations.fingerprints,
+    }
+
+
+def _check_identities(known: Sequence[int] | None, wanted: Sequence[int]) -> None:
+    if known is not None and known != wanted:
+        raise ValueError(
+            f"the teachers were trained on {len(known)} identities, the student is to be on {len(wanted)} or others: "
+            f"{_SAME}"
+        )
 
 
 def _check_teachers(settings: FDSettings) -> None:
+    views = {view.name: view for view in settings.chosen}
     for name in settings.teachers:
-        lookup({view.name: view for view in settings.chosen}, name, "view of these teachers")
+        lookup(views, name, "view of these teachers")
+
+
+def _check_student(settings: FDSettings) -> None:
+    """Refuse a student that cannot be taught, by the model that its training starts from."""
+    stage = settings.earlier("initial") if settings.initial is None else replace(settings, model=settings.initial)
+    model = model_to_train(stage, override(lookup(RECIPES, stage.recipe, "recipe"), stage.changes))
+    check_sees_all(model.config)
+    if settings.student_recipe().options.get("alpha", 4.0):
+        map_channels(model)
+
+
+def _has_map(backbone: str, image_size: Sequence[int]) -> bool:
+    """Whether it is a variant that makes one map of a picture, not tokens or branches, for a pooling of FD's."""
+    if is_checkpoint(backbone):
+        return False
+    with torch.device("meta"):
+        model = new_model(backbone, image_size).eval()
+        return model.config.pooling != "branch_stripes" and model.backbone(torch.zeros(1, 3, *image_size)).ndim == 4
 
 
 def _weights(settings: FDSettings) -> bool:

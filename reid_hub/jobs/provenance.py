@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reid_hub.evaluation import read_results
+from reid_hub.jobs.models import is_checkpoint
 from reid_hub.training import RECIPES, Recipe, ReIDTrainer, override
 
 if TYPE_CHECKING:
@@ -25,9 +26,7 @@ def provenance(settings: "TrainSettings", recipe: Recipe, trainer: ReIDTrainer) 
         "precision": "bfloat16 autocast" if args.bf16 else "float16 autocast" if args.fp16 else "float32",
         "identities": int(trainer.train_dataset.pids.max()) + 1,
         "images": len(trainer.train_dataset),
-        "init": public_source(
-            settings.init or ("random" if trainer.model.model.name_or_path == "" else settings.model)
-        ),
+        "init": first_weights(settings),
         **data_and_start(settings),
     }
 
@@ -44,9 +43,9 @@ def is_done(settings: "TrainSettings", about: Mapping[str, Any] | None = None) -
     results = read_results(path)
     found, epochs = results["training"], settings.epochs or override(RECIPES[settings.recipe], settings.changes).epochs
     asked = {"recipe": settings.recipe, "epochs": epochs, "seed": settings.seed, "changes": dict(settings.changes)}
-    # What an earlier version did not say of its data and start is not held against it.
-    asked |= {name: value for name, value in data_and_start(settings).items() if name in found}
-    asked |= about or {}
+    # What an earlier version did not say of its data, start and teachers is not held against it.
+    more = {**data_and_start(settings), "init": first_weights(settings), **(about or {})}
+    asked |= {name: value for name, value in more.items() if name in found}
     found = {key: found.get(key) for key in asked}
     if settings.image_size is not None:
         asked["image_size"], found["image_size"] = list(settings.image_size), results["cost"]["image_size"]
@@ -54,6 +53,11 @@ def is_done(settings: "TrainSettings", about: Mapping[str, Any] | None = None) -
     if differing:
         raise ValueError(f"{settings.output_dir} was made with {', '.join(differing)}: give another output folder")
     return True
+
+
+def first_weights(settings: "TrainSettings") -> str:
+    """What a training starts from: weights or a model, or "random"."""
+    return public_source(settings.init or (settings.model if is_checkpoint(settings.model) else "random"))
 
 
 def public_source(source: str | Path) -> str:

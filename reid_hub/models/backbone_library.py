@@ -13,14 +13,17 @@ from .width_groups import WidthGroups
 class LibraryBackbone(nn.Module):
     """A library's model as a map from pictures to features, (B, 3, H, W) -> (B, C, h, w) or tokens (B, N, C).
 
+    Args:
+        last_stride, stride1_stage: see `ReIDConfig`.
+
     Attributes:
         stage_channels, stage_reductions: of the maps that `stages` returns; empty for a model without them.
 
     Raises:
-        ValueError: if `last_stride` is given for a trunk that has no strided last stage, or for a model of no pictures.
+        ValueError: if a stride is given for a trunk that has no such strided stage, or for a model of no pictures.
     """
 
-    def __init__(self, config, last_stride: int | None = None):
+    def __init__(self, config, last_stride: int | None = None, stride1_stage: int | None = None):
         super().__init__()
         if config.model_type == "timm_wrapper":
             from .backbone_timm import TimmModel  # timm takes a second to import, and few models need it
@@ -32,11 +35,22 @@ class LibraryBackbone(nn.Module):
             self.model = _without_pooler(config)
         self.channels_last = getattr(getattr(self.model, "timm_model", None), "output_fmt", None) == "NHWC"
         self.stage_channels, self.stage_reductions = _stages(self.model, config)
-        if last_stride is not None:
-            set_last_stride(self.model, last_stride)
-            if self.stage_reductions:
-                *rest, before, _ = self.stage_reductions
-                self.stage_reductions = (*rest, before, before * last_stride)
+        if stride1_stage is not None:
+            self._set_stride(stride1_stage, 1, f"stride1_stage={stride1_stage}")
+        elif last_stride is not None:
+            self._set_stride(4, last_stride, f"last_stride={last_stride}")
+
+    def _set_stride(self, number: int, stride: int, asked: str) -> None:
+        """Give a ResNet's last stage (4) or the one before (3) the stride `stride`, on the 3x3 and on the shortcut."""
+        stages = getattr(getattr(self.model, "encoder", None), "stages", ())
+        last = dict(zip((4, 3), reversed(stages), strict=False))
+        stage = last.get(number) or getattr(getattr(self.model, "timm_model", None), f"layer{number}", None)
+        if stage is None or not set_stride(stage, stride):
+            which = "last stage" if number == 4 else "last stage but one"
+            raise ValueError(f"{asked} needs a trunk with a strided {which} (a ResNet); leave it at None")
+        if self.stage_reductions:
+            before, after = self.stage_reductions[: number - 5], self.stage_reductions[number - 5 :]
+            self.stage_reductions = (*before, *(reduction * stride // 2 for reduction in after))
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         feature_map = self.model(pixel_values).last_hidden_state
@@ -128,15 +142,6 @@ def _stages(model: nn.Module, config) -> tuple[tuple[int, ...], tuple[int, ...]]
     if len(set(reductions)) < 2:  # a transformer's blocks all have the size of its patches
         return (), ()
     return (*(tap["num_chs"] for tap in taps[:-1]), timm_model.num_features), reductions
-
-
-def set_last_stride(model: nn.Module, stride: int) -> None:
-    """Give the strided layers of a ResNet's last stage the stride `stride`, on the 3x3 and on the shortcut."""
-    encoder = getattr(model, "encoder", None)
-    timm_model = getattr(model, "timm_model", None)
-    stage = encoder.stages[-1] if hasattr(encoder, "stages") else getattr(timm_model, "layer4", None)
-    if stage is None or not set_stride(stage, stride):
-        raise ValueError(f"last_stride={stride} needs a trunk with a strided last stage (a ResNet); leave it at None")
 
 
 def set_stride(stage: nn.Module, stride: int) -> bool:

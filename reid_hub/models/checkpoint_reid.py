@@ -20,7 +20,7 @@ VECTOR_FIELDS = (
     "last_stride", "neck", "pooling", "pooling_window", "quantization", "quantization_granularity", "retrieve",
 )  # fmt: skip
 # The same; these count only where they are set, so that the digests of older models stay what they were.
-LATER_VECTOR_FIELDS = ("resize_shortest", "side")
+LATER_VECTOR_FIELDS = ("resize_shortest", "side", "stride1_stage")
 # The same, of the backbone's configuration.
 BACKBONE_VECTOR_FIELDS = ("heads", "layer_norm_eps", "num_attention_heads", "stride")
 

@@ -13,6 +13,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 POOLINGS = ("avg", "max", "gem", "stabilised_max", "cls", "global_stripes", "part_tokens", "branch_stripes")
 HEADS = ("none", "linear", "shared_linear")
 NECKS = ("bnneck", "linear_bnneck", "part_bnneck", "none")
+STRIDE1_STAGES = (None, 3, 4)
 RETRIEVALS = ("neck", "features")
 INTERPOLATIONS = ("bilinear", "bicubic")
 COMPRESSIONS = (None, "slice", "low_rank", "pruned")
@@ -44,6 +45,8 @@ class ReIDConfig(PreTrainedConfig):
             "reid_part_vit", "reid_squeezenet", "reid_densenet", "reid_mgn"), "timm_wrapper", or any image model of
             transformers.
         last_stride: stride of the last stage of a ResNet (1 is ReID's habit); None leaves the trunk as it is.
+        stride1_stage: in its place, which stage has stride 1: 4, the last, or 3, the one before (the "conv4_1" of
+            Factorized Distillation, arXiv:1811.08073, taken literally). Either way the map is 1/16 of the picture.
         pooling: "avg", "max", "gem", "stabilised_max" (FD, eq. 5: max over `pooling_window` averages), "cls" (first
             token), "global_stripes" (MSINet: mean of the last map, and of two stripes of an earlier one),
             "part_tokens" (PASS: the class token beside the mean of three part tokens), or "branch_stripes" (MGN: the
@@ -77,6 +80,7 @@ class ReIDConfig(PreTrainedConfig):
     model_type = "reid"
     backbone_config: dict | PreTrainedConfig | None = None
     last_stride: int | None = None
+    stride1_stage: int | None = None
     pooling: str = "avg"
     gem_p: float = 3.0
     pooling_window: int = 4
@@ -133,7 +137,7 @@ class ReIDConfig(PreTrainedConfig):
         for name, choices in (
             ("pooling", POOLINGS), ("head", HEADS), ("neck", NECKS), ("retrieve", RETRIEVALS),
             ("interpolation", INTERPOLATIONS), ("compression", COMPRESSIONS), ("quantization", QUANTIZATIONS),
-            ("quantization_granularity", GRANULARITIES),
+            ("quantization_granularity", GRANULARITIES), ("stride1_stage", STRIDE1_STAGES),
         ):  # fmt: skip
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {getattr(self, name)!r}")

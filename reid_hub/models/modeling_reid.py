@@ -88,14 +88,14 @@ class ReIDModel(CheckpointMixin, EncodingMixin, PreTrainedModel):
         super().__init__(config)
         backbone = config.backbone_config
         if backbone.model_type in BACKBONES:
-            if config.last_stride is not None:
-                raise ValueError(
-                    f"last_stride={config.last_stride} is for a ResNet; {backbone.model_type} has strides of its own: "
-                    "leave it at None"
-                )
+            for name in ("last_stride", "stride1_stage"):
+                if (value := getattr(config, name)) is not None:
+                    raise ValueError(
+                        f"{name}={value} is for a ResNet, {backbone.model_type} has its own strides: leave it at None"
+                    )
             self.backbone = BACKBONES[backbone.model_type](backbone)
         else:
-            self.backbone = LibraryBackbone(backbone, config.last_stride)
+            self.backbone = LibraryBackbone(backbone, config.last_stride, config.stride1_stage)
         self.pooling = build_pooling(config, self.backbone)
         self.side = build_side(config, self.backbone)
         self.part_dims = getattr(self.pooling, "part_dims", (self.backbone.out_channels,))

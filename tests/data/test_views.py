@@ -146,6 +146,7 @@ def test_boxes_come_back_in_front_of_the_flip():
 def test_bad_views_are_refused():
     for words, reason in {
         ("up 1", (0, 1)): "letters, digits", ("a", (0.5, 0.5)): "0 <= top < bottom <= 1",
+        ("half", (0, 1)): "cannot be called 'half'", ("training", (0, 1)): "cannot be called 'training'",
         ("a", (0.5, 1.5)): "0 <= top < bottom <= 1", ("a", (-0.5, 0.5)): "0 <= top < bottom",
     }.items():  # fmt: skip
         with pytest.raises(ValueError, match=reason):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -103,10 +104,40 @@ def test_resuming_repeats_nothing(made, capsys):
     before = files(out, "*.safetensors")
     assert distill(replace(made, resume=True)) == results_of(out / "student")
     assert files(out, "*.safetensors") == before
-    with pytest.raises(ValueError, match="made with other views"):
+    with pytest.raises(ValueError, match=r"made with views \['Hol', 'Dn1'\] instead of \['Hol'\]"):
         train_student(replace(made, resume=True, initial=str(out / "initial"), views="Hol"))
     with pytest.raises(ValueError, match="seed 0 instead of 1"):
         distill(replace(made, resume=True, seed=1))
+
+
+def test_what_is_done_is_of_the_same_views_teachers_and_start(made, tmp_path):
+    out = Path(made.output_dir)
+    again = replace(made, resume=True, initial=str(out / "initial"))
+    ready = {view.name: str(out / "teachers" / view.name) for view in made.chosen}
+    legs = replace(again, views=(made.chosen[0], replace(made.chosen[1], rows=("1/2", 1))))
+    with pytest.raises(ValueError, match=r"made with view .*3/4.* instead of .*1/2"):
+        fd.train_teachers(legs)
+    shutil.copytree(out / "teachers", tmp_path / "cut" / "teachers")
+    (tmp_path / "cut" / "teachers" / "Dn1" / "results.json").unlink()  # as if killed behind its last checkpoint
+    with pytest.raises(ValueError, match=r"view was .*3/4.* and is .*1/2"):
+        fd.train_teachers(replace(legs, output_dir=tmp_path / "cut"))
+    with pytest.raises(ValueError, match=r"made with init .* instead of other.pth"):
+        distill(replace(made, resume=True, init="other.pth"))
+    shutil.copytree(ready["Dn1"], tmp_path / "initial")  # of the same name
+    with pytest.raises(ValueError, match=r"made with initial \w+ instead of \w+"):
+        train_student(replace(again, initial=str(tmp_path / "initial")))
+    with pytest.raises(ValueError, match=r"made with teachers .* instead of"):
+        train_student(replace(again, online=True, teachers={**ready, "Dn1": ready["Hol"]}))
+    with pytest.raises(ValueError, match="Dn1 was made with other teacher"):
+        train_student(replace(again, teachers={**ready, "Dn1": ready["Hol"]}))
+    with pytest.raises(FileNotFoundError, match="no representations"):
+        train_student(replace(again, cache=str(tmp_path / "nothing")))
+    earlier = results_of(out / "student")
+    for name in ("cuts", "teachers", "initial", "init"):
+        del earlier["training"][name]
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / "results.json").write_text(json.dumps(earlier))
+    assert train_student(replace(again, output_dir=tmp_path, cache=str(made.cache_dir))) == earlier
 
 
 def test_online_teachers_teach_the_same(made, tmp_path):
@@ -143,11 +174,62 @@ def test_it_starts_from_the_initial_student_with_its_classifier(made, tmp_path):
 
 
 def test_an_annotated_region_is_a_view_like_any_other(made, tmp_path):
-    out = Path(made.output_dir)
-    views = (made.chosen[0], View("bag", region=lambda path: (0.25, 0.5, 0.75, 1.0), image_size=(48, 48), dim=4))
-    results = distill(replace(made, output_dir=tmp_path, initial=str(out / "initial"), views=views))
+    """Also where the training pictures alone are annotated; its teacher is then not evaluated."""
+    out, splits = Path(made.output_dir), load_reid_dataset("market_layout", made.data_dir)
+    boxes = dict.fromkeys(splits["train"]["path"], (0.25, 0.5, 0.75, 1.0))
+    views = (made.chosen[0], View("bag", region=boxes.__getitem__, image_size=(48, 48), dim=4))
+    ready = {"Hol": str(out / "teachers" / "Hol")}
+    again = replace(made, output_dir=tmp_path, initial=str(out / "initial"), views=views, teachers=ready, resume=True)
+    results = distill(again)
     assert results["training"]["views"] == ["Hol", "bag"]
     assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["Hol", "bag"]
+    assert not (tmp_path / "teachers" / "bag" / "results.json").exists()
+    before = files(tmp_path / "cache", "*"), open_model(tmp_path / "teachers" / "bag").fingerprint()
+    assert distill(again) == results
+    assert (files(tmp_path / "cache", "*"), open_model(tmp_path / "teachers" / "bag").fingerprint()) == before
+    others = dict.fromkeys(boxes, (0.0, 0.0, 0.5, 0.5))
+    with pytest.raises(ValueError, match=r"view was .*bag.* and is .*bag"):
+        distill(replace(again, views=(views[0], replace(views[1], region=others.__getitem__))))
+    boxes.popitem()
+    with pytest.raises(ValueError, match="view 'bag' has no region for image bounding_box_train/"):
+        distill(replace(again, output_dir=tmp_path / "new", initial=None))
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"views": "up1"}, "did you mean 'Up1'"),
+        ({"views": ["Hol", "Legs=1/2:2"]}, "a band of your own is"),
+        ({"views": ["Hol", "Hat=0:1/70"]}, "too small for view 'Hat'"),
+        ({"model": "res18-x0.25", "teacher_changes": {"config.resize_shortest": 64}}, "shown the middle alone"),
+        # SqueezeNet's map of 7x3 is large enough for this window, so that what is wrong is the view.
+        (
+            {"model": "squeezenet", "image_size": (128, 64), "teacher_changes": {"config.pooling_window": 3},
+             "views": ["Hol", "Hat=0:1/70"]},
+            "too small for view 'Hat'",
+        ),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_taught_is_refused_before_anything_is_trained(settings, tmp_path, changes, reason):
+    with pytest.raises(ValueError, match=reason):
+        distill(replace(settings, output_dir=tmp_path / "new", **changes))
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("variant", "changes", "expected"),
+    [
+        ("res18-x0.25", {"config.pooling": "avg", "config.embedding_dim": 5}, ("avg", "linear", 5)),
+        ("vit-s-s1", {}, ("part_tokens", "none", None)),  # of tokens there is no window to take the mean of
+    ],
+)
+def test_a_teacher_has_the_head_that_is_asked_for_and_that_fits(settings, tmp_path, variant, changes, expected):
+    short = {"teacher_epochs": 0.25, "arguments": {**settings.arguments, "save_strategy": "no"}}
+    changes = {**settings.teacher_changes, **changes}
+    made = replace(settings, output_dir=tmp_path, backbone=variant, teacher_changes=changes, views="Hol", **short)
+    config = open_model(fd.train_teachers(made)["Hol"]).config
+    assert (config.pooling, config.head, config.embedding_dim) == expected
 
 
 def test_what_does_not_belong_together_is_refused(made, settings, tmp_path):
@@ -159,7 +241,8 @@ def test_what_does_not_belong_together_is_refused(made, settings, tmp_path):
         ({"views": "Hol+G1"}, "Mid1 has no representations|Up1 has no representations"),
         ({"initial": None}, "starts from an initial one"),
         ({"recipe": "demo", "changes": {}}, "recipe of the method 'fd'"),
-        ({"changes": {"augmentation.pad": 4}}, "pad 0, crop_scale 1 and rotation 0, got 4"),
+        ({"changes": {"augmentation.pad": 4}}, "pad 0, crop_scale 1, rotation 0 and no resized_area, got 4"),
+        ({"changes": {"augmentation.resized_area": (0.1, 0.5)}}, r"no resized_area, got .* and \(0.1, 0.5\)"),
         ({"cache": str(tmp_path / "nothing")}, "no representations"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=reason):

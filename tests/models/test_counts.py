@@ -224,3 +224,43 @@ def test_map_has_stride_sixteen(variant, size, expected):
     model = build_on_meta(variant)
     with torch.device("meta"):
         assert tuple(model.backbone(torch.empty(1, 3, *size)).shape[2:]) == expected
+
+
+@pytest.mark.parametrize(
+    ("stage", "reductions", "billions"), [(4, (4, 4, 8, 16, 16), 1.99), (3, (4, 4, 8, 8, 16), 2.79)]
+)
+def test_either_of_the_last_two_stages_can_be_the_one_without_a_stride(stage, reductions, billions):
+    """Against a trunk whose strides are set by hand; Factorized Distillation says "conv4_1", which may be either."""
+    torch.manual_seed(0)
+    model = ReIDModel(ReIDConfig.from_variant("res18", stride1_stage=stage)).eval()
+    plain = ReIDModel(ReIDConfig.from_variant("res18", last_stride=None)).eval()
+    plain.load_state_dict(model.state_dict())
+    assert plain.fingerprint() != model.fingerprint()
+    block = plain.backbone.model.encoder.stages[stage - 1].layers[0]
+    for convolution in (block.layer[0].convolution, block.shortcut.convolution):
+        assert convolution.stride == (2, 2)
+        convolution.stride = (1, 1)
+    pixels = torch.randn(1, 3, 64, 32)
+    with torch.no_grad():
+        assert torch.equal(model(pixels).feature_map, plain(pixels).feature_map)
+        assert model.backbone.stage_reductions == reductions
+        assert [64 // feature_map.shape[2] for feature_map in model.backbone.stages(pixels)] == list(reductions)
+    assert measure_cost(model, repeats=1)["macs"] / 1e9 == pytest.approx(billions, abs=0.005)
+
+
+def test_a_stage_without_a_stride_is_asked_of_a_resnet():
+    with torch.device("meta"):
+        timm = ReIDModel(ReIDConfig.from_variant("timm/resnet10t", stride1_stage=3)).eval()
+        assert timm.backbone.stage_reductions[-2:] == (8, 16)
+        assert timm(torch.empty(1, 3, 64, 32)).feature_map.shape[2:] == (4, 2)
+        for variant, fields, reason in (
+            (
+                "squeezenet",
+                {"stride1_stage": 3},
+                "is for a ResNet, reid_squeezenet has its own strides",
+            ),
+            ("timm/vit_tiny_patch16_224", {"stride1_stage": 3}, "needs a trunk with a strided last stage but one"),
+            ("res18", {"stride1_stage": 2}, "stride1_stage must be one of None, 3, 4, got 2"),
+        ):
+            with pytest.raises(ValueError, match=reason):
+                ReIDModel(ReIDConfig.from_variant(variant, **fields))

@@ -4,7 +4,7 @@ from reid_hub.methods.fd.attention import attention_maps
 from reid_hub.methods.fd.branches import FeatureMapBranch, RepresentationBranch
 from reid_hub.methods.fd.cache import CachedRepresentations, write_representations
 from reid_hub.methods.fd.representations import OnlineRepresentations, Representations, Teacher
-from reid_hub.methods.fd.training import CompressedFDMethod, FDMethod, fd_method, map_channels
+from reid_hub.methods.fd.training import CompressedFDMethod, FDMethod, check_sees_all, fd_method, map_channels
 
 __all__ = [
     "CachedRepresentations",
@@ -16,6 +16,7 @@ __all__ = [
     "Representations",
     "Teacher",
     "attention_maps",
+    "check_sees_all",
     "fd_method",
     "map_channels",
     "write_representations",

@@ -50,9 +50,6 @@ class CachedRepresentations:
         split: the training pictures, whole and in any order.
         teachers: fingerprints of teachers by view.
 
-    Attributes:
-        identities: the pids that the teachers were trained on, where they are known.
-
     Raises:
         FileNotFoundError: if a view or a shard is missing.
         ValueError: if a shard is damaged, or something does not belong together; the message says what.
@@ -61,7 +58,7 @@ class CachedRepresentations:
     def __init__(self, folder: str | Path, views: Sequence[View], split, *, teachers: Mapping[str, str] | None = None):
         self.views, self.paths = tuple(views), split["path"][:]
         check_paths(self.paths)
-        pictures, self._stored, self.identities = digest_pictures(split), [], None
+        pictures, self._stored, self.identities, self.fingerprints = digest_pictures(split), [], None, {}
         for view in self.views:
             target = Path(folder) / view.name
             expected = {"view": view.describe(self.paths if view.region else ())}
@@ -81,6 +78,7 @@ class CachedRepresentations:
                     f"these {len(self.paths)} ({pictures}): make one of this data set in another folder"
                 )
             self._check_identities(view, stored.mark["identities"])
+            self.fingerprints[view.name] = stored.mark["teacher"]
             self._stored.append((stored, rows))
         self.dims = tuple(stored.dim for stored, _ in self._stored)
 

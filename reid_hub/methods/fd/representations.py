@@ -21,11 +21,15 @@ class Representations(Protocol):
         views: K of them.
         dims: lengths of the teachers' vectors.
         paths: (N,) of the pictures, by the batch's `indices`.
+        identities: the pids that the teachers were trained on, where they are known.
+        fingerprints: of the teachers, by view.
     """
 
     views: tuple[View, ...]
     dims: tuple[int, ...]
     paths: list[str]
+    identities: list[int] | None
+    fingerprints: dict[str, str]
 
     def __getitem__(self, indices: Tensor) -> list[Tensor]:
         """Supervisory representations of a batch, (B,) -> K of (B, D_k)."""
@@ -48,7 +52,11 @@ class Teacher:
         config = model.config
         self.model, self.view, self.split, self.identities = model, view, split, identities
         self.images = ImageDataset(
-            view_split(split, view), tuple(config.image_size), interpolation=config.interpolation, progress=progress
+            view_split(split, view),
+            tuple(config.image_size),
+            interpolation=config.interpolation,
+            resize_shortest=config.resize_shortest,
+            progress=progress,
         )
         self._transform = BatchTransform(None, config.image_mean, config.image_std)
 
@@ -62,7 +70,9 @@ class Teacher:
         pixels = self.images.__getitems__(indices)["pixel_values"].to(self.model.device)
         was_training = self.model.training
         try:
-            vectors = self.model.eval().embed(self._transform(pixels).to(self.model.dtype), flip=True)
+            # Beside a student in half precision, it says what it says for a cache.
+            with torch.autocast(pixels.device.type, enabled=False):
+                vectors = self.model.eval().embed(self._transform(pixels).to(self.model.dtype), flip=True)
         finally:
             self.model.train(was_training)
         if not (finite := vectors.isfinite().all(1)).all():
@@ -91,6 +101,8 @@ class OnlineRepresentations:
         self.views = tuple(teacher.view for teacher in teachers)
         self.dims = tuple(teacher.model.embedding_dim for teacher in teachers)
         self.paths = teachers[0].split["path"][:]
+        self.identities = next((t.identities for t in teachers if t.identities is not None), None)
+        self.fingerprints = {teacher.view.name: teacher.model.fingerprint() for teacher in teachers}
 
     def __getitem__(self, indices: Tensor) -> list[Tensor]:
         return [teacher.represent(indices.cpu().numpy()) for teacher in self.teachers]

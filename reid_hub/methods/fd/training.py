@@ -11,7 +11,7 @@ from reid_hub.methods.compression import CompressionMethod
 from reid_hub.methods.fd.branches import FeatureMapBranch, RepresentationBranch
 from reid_hub.methods.fd.representations import Representations
 from reid_hub.methods.supervised import SupervisedMethod
-from reid_hub.models import ReIDModel
+from reid_hub.models import ReIDConfig, ReIDModel
 
 # Of a view's area; of more than this erased, a teacher's word on that view counts no more (arXiv:1811.08073).
 MAX_ERASED = 0.4
@@ -27,13 +27,15 @@ class FDMethod(SupervisedMethod):
     Args:
         model: any model, trained in place; without a feature map (tokens), or with one smaller than its pooling
             window, it can have no FMFB (alpha=0).
-        representations: of the teachers; None where alpha and beta are 0, the control of equal length.
+        representations: of the teachers, on the pictures that the student is shown whole; None where alpha and beta
+            are 0, the control of equal length.
         alpha, beta: weights; at 0 there are no such branches.
         width: channels of the branches.
         losses: options of `SupervisedMethod`.
 
     Raises:
-        ValueError: without representations to learn from, for a negative weight, or a map that is too small.
+        ValueError: without representations to learn from, for a negative weight, a map that is too small, or a student
+            that is shown the middle of a picture.
     """
 
     takes_erased_boxes = True
@@ -66,6 +68,7 @@ class FDMethod(SupervisedMethod):
         self.fmfb, self.rfb = nn.ModuleDict(), nn.ModuleDict()
         if self.representations is None:
             return
+        check_sees_all(model.config)
         self._erased = ErasedShares(representations.views, representations.paths, model.config.image_size)
         window, channels = model.config.pooling_window, map_channels(model) if alpha else 0
         for view, dim in zip(representations.views, representations.dims, strict=True):
@@ -120,6 +123,19 @@ def fd_method(model: ReIDModel, num_ids: int, **options: Any) -> FDMethod:
     """The method for a model: compressed or not."""
     make = FDMethod if model.config.compression is None else CompressedFDMethod
     return make(model, num_ids, **options)
+
+
+def check_sees_all(config: ReIDConfig) -> None:
+    """Refuse a student that is not shown the whole picture, which its teachers' views are parts of.
+
+    Raises:
+        ValueError: for one that is shown the middle of it.
+    """
+    if config.resize_shortest is not None:
+        raise ValueError(
+            "the views would not be those of the student's picture, of which it is shown the middle alone: its "
+            f"resize_shortest must be None, got {config.resize_shortest}"
+        )
 
 
 @torch.no_grad()

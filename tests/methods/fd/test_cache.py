@@ -13,12 +13,13 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.torch import load_file
 
 from reid_hub import ReIDConfig, ReIDModel
 from reid_hub.data.describe import digest_pictures
 from reid_hub.data.views import View, choose_views
+from reid_hub.evaluation import embed
 from reid_hub.methods.fd import CachedRepresentations, OnlineRepresentations, Teacher, write_representations
 
 ROOT = Path(__file__).parents[3]
@@ -104,6 +105,9 @@ def test_stored_and_online_representations_are_those_by_hand(cache, split):
         torch.testing.assert_close(second, expected, rtol=1e-5, atol=1e-5)
         assert not first.requires_grad
         assert not second.requires_grad
+    with torch.autocast("cpu", torch.bfloat16):  # as beside a student in half precision
+        halved = online[indices]
+    assert all(map(torch.equal, halved, online[indices]))
     assert sorted(shards(cache)) == [
         f"{v}/{i:04d}-of-0004.safetensors" for v in ("Dn2", "Hol", "Up1") for i in range(4)
     ]
@@ -130,6 +134,18 @@ def test_a_picture_and_its_mirror_image_have_one_representation(tmp_path, split)
         pair = [Teacher(network, view, pictures).represent(range(COUNT)) for pictures in (split, mirrored)]
         assert pair[0].dtype == torch.float64
         torch.testing.assert_close(pair[0], pair[1], rtol=1e-12, atol=1e-12)  # Pillow's resize commutes with the flip
+
+
+def test_a_teacher_that_cuts_from_the_centre_does_so_here_too(split):
+    """Pictures with a frame, of which the centre shows nothing."""
+    split = split.map(lambda row: {"image": ImageOps.expand(row["image"].point(lambda value: value // 9), 4, "white")})
+    network = model(VIEWS[0])
+    squeezed = Teacher(network, VIEWS[0], split).represent(range(COUNT))
+    network.config.resize_shortest = 40
+    found = Teacher(network, VIEWS[0], split).represent(range(COUNT))
+    expected = torch.from_numpy(embed(network, split, flip=True, progress=False).embeddings)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert (found - squeezed).abs().max() > 0.1
 
 
 def test_representations_do_not_depend_on_the_batch_or_the_mode(split):

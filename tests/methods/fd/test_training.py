@@ -288,4 +288,6 @@ def test_bad_input_is_refused():
         FDMethod(student(), IDS, representations=table(), alpha=-1)
     with pytest.raises(ValueError, match=r"map of at least 4x4, got \(12, 4, 2\) for images of 32x16.*alpha=0"):
         FDMethod(student(image_size=(32, 16), pooling="avg"), IDS, representations=table())
+    with pytest.raises(ValueError, match=r"shown the middle alone.* got 72"):
+        FDMethod(student(resize_shortest=72), IDS, representations=table())
     assert not FDMethod(student(image_size=(32, 16), pooling="avg"), IDS, representations=table(), alpha=0).fmfb
