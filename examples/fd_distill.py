@@ -41,7 +41,7 @@ def main() -> None:
     if options.cache is None:
         results = distill(settings)
     else:
-        print(f"teachers: {', '.join(view.name for view in settings.chosen)}")  # wrong views are named before a training
+        print(f"teachers: {', '.join(view.name for view in settings.chosen)}")  # a wrong view is said before training
         settings.initial = settings.initial or str(train_initial(settings))
         results = train_student(settings)
     print(json.dumps({"model": f"{options.output_dir}/student", **(results["metrics"] if results else {})}))
