@@ -16,7 +16,6 @@ epochs. The alignments are compared where labels are fewest.
 
 import argparse
 from dataclasses import dataclass
-from pathlib import Path
 
 from kdep_table import parts, render
 from proofs import is_measured, keep, missing, parse, proof_parser, run_all
@@ -111,22 +110,19 @@ def execute(name: str, options: argparse.Namespace) -> None:
     elif share is None:
         pretrain_from_teacher(kind, start.removeprefix("pre-"), common, options)
     else:
-        model = scale.student if start == "scratch" else trunk(options.work / f"{kind}.pre-{start}")
+        model = scale.student if start == "scratch" else str(options.work / f"{kind}.pre-{start}")
+        model = without_classifier(model) if (kind, start) == ("cifar10", "supervised") else model
         few = {"keep_ids" if kind == "people" else "keep": share / 100, "origin": start}
         supervise(kind, {**common, **few, "model": model, "epochs": scale.tuning_epochs[kind]}, scale.tuning)
     keep(name, options.work / name / "results.json", options)
 
 
-def trunk(folder: Path) -> str:
-    """The folder of a pre-trained model without a classifier of general pictures: every last step begins a new one."""
-    from transformers import AutoConfig
+def without_classifier(folder: str) -> str:
+    """A classifier of general pictures as a trunk: every last step begins a classifier of its own."""
+    from reid_hub import ReIDModel
 
-    from reid_hub import ReIDForImageClassification, ReIDModel
-
-    if ReIDForImageClassification.__name__ not in AutoConfig.from_pretrained(folder).architectures:
-        return str(folder)
-    ReIDModel.from_pretrained(folder).save_pretrained(folder / "trunk")
-    return str(folder / "trunk")
+    ReIDModel.from_pretrained(folder).save_pretrained(f"{folder}/trunk")
+    return f"{folder}/trunk"
 
 
 def supervise(kind: str, fields: dict, changes: dict) -> None:

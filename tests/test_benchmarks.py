@@ -46,6 +46,7 @@ def test_kdep_runs_every_alignment_as_what_it_is(proof, monkeypatch):
     script, options = kdep(proof, cifar_dir="x", seeds=[0, 1])
     plan, did = script.plan(options), {}
     monkeypatch.setattr(script, "keep", lambda *_: None)
+    monkeypatch.setattr(script, "without_classifier", lambda folder: f"{folder}/trunk")
     monkeypatch.setattr(script, "supervise", lambda kind, fields, changes: did.update({name: fields}))
     monkeypatch.setattr(script, "pretrain_from_teacher", lambda kind, align, common, options: did.update({name: align}))
     for name in plan:
@@ -59,6 +60,8 @@ def test_kdep_runs_every_alignment_as_what_it_is(proof, monkeypatch):
             assert (tuned["model"], tuned["seed"]) == (str(options.work / f"{kind}.pre-{align}"), 1)
             assert tuned["keep_ids" if kind == "people" else "keep"] == least / 100
         assert did[f"{kind}.pre-supervised"]["recipe"].endswith("supervised")
+        trunk = str(options.work / f"{kind}.pre-supervised") + ("/trunk" if kind == "cifar10" else "")
+        assert did[f"{kind}.supervised-{least}"]["model"] == trunk
         assert did[f"{kind}.teacher"]["model"] == "res50-s5"
 
 
