@@ -114,6 +114,7 @@ def verdicts(arms: dict, metric: str, unit: str) -> list[str]:
         for result in arms.get(arm, []):
             if losses := result["training"].get("loss_from_state"):
                 little = abs(losses["carried"] / losses["zeros"] - 1) < 0.02
+                lines.append("")
                 lines += wrapped(
                     f"The trained {SHORT[arm]} classifies training pictures with a cross-entropy of "
                     f"{losses['carried']:.3f} where it meets the state of the batch before, and of "
