@@ -131,6 +131,15 @@ def section(kind: str, runs: Runs, before: dict) -> list[str]:
     if len(scores) == 2:
         gain = scores["svd+pts"] - scores["scratch"]
         lines += [f"**With {least} % of the labels KDEP gives {gain:+.1f} points over random initial weights.**", ""]
+    starts = pretrained("svd+pts") if bare else []
+    if starts and "svd+pts" in scores and _score(kind, starts) > scores["svd+pts"]:
+        lines += [
+            *wrapped(
+                f"As it starts, with {_score(kind, starts):.1f}, KDEP's student is better than after training on {least} % "
+                "of the labels: what the teacher knows of all people is then forgotten for a few."
+            ),
+            "",
+        ]
     compared = {start: runs[kind, start, least] for start in ALIGNMENTS if (kind, start, least) in runs}
     if len(compared) > 1:
         lines += [
@@ -155,7 +164,7 @@ def section(kind: str, runs: Runs, before: dict) -> list[str]:
 
 def teacher_of(training: dict) -> str:
     """Whom a student was taught by, in words."""
-    return f", taught by {training['teacher']}" if "teacher" in training else ""
+    return f", taught by {training['teacher']}, which was trained on all labels" if "teacher" in training else ""
 
 
 def plot(path: Path, runs: Runs) -> None:
