@@ -135,8 +135,8 @@ def section(kind: str, runs: Runs, before: dict) -> list[str]:
     if starts and "svd+pts" in scores and _score(kind, starts) > scores["svd+pts"]:
         lines += [
             *wrapped(
-                f"As it starts, with {_score(kind, starts):.1f}, KDEP's student is better than after training on {least} % "
-                "of the labels: what the teacher knows of all people is then forgotten for a few."
+                f"As it starts, with {_score(kind, starts):.1f}, KDEP's student is better than after training on "
+                f"{least} % of the labels: what the teacher knows of all people is then forgotten for a few."
             ),
             "",
         ]
