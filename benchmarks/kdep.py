@@ -10,45 +10,51 @@ The test identities are met once, at the end of a run.
 
 The teacher is trained on the labels of all training pictures (or given by --people-teacher, --cifar10-teacher).
 Students see the same pictures without labels, then the labels of some of the identities, or of some pictures of each
-class. They are compared with random initial weights, and with a trunk that was trained on all labels for the same
-epochs. The alignments are compared where labels are fewest.
+class, the fewer the more epochs. They are compared with random initial weights, and with a trunk that was trained on
+all labels for the same epochs. "-slow" fine-tunes at a tenth of the rate. The alignments are compared where labels are
+fewest.
 """
 
 import argparse
 from dataclasses import dataclass
+from pathlib import Path
 
 from kdep_table import parts, render
 from proofs import is_measured, keep, missing, parse, proof_parser, run_all
 
 ALIGNMENTS = ("svd+pts", "svd", "sn", "sm", "cs.var", "cs.rand", "interp", "pre-relu", "post-relu", "overhaul")
-STARTS = ("scratch", "svd+pts", "supervised")  # those that meet every share of the labels
+STARTS = ("scratch", "svd+pts", "supervised", "svd+pts-slow", "supervised-slow")  # these meet every share of labels
 SHARES = {"people": (10, 30, 100), "cifar10": (1, 10, 100)}  # percent of the identities, or of each class' pictures
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What is trained and for how long, of people and of CIFAR-10; `crops` of each picture, see `KDEPSettings`."""
+    """What is trained and for how long, of people and of CIFAR-10; `crops` of each picture, see `KDEPSettings`.
+
+    `tuning_epochs` are of each share of the labels: with few of them as many epochs as with all would end before even
+    random weights have learnt what there is to learn.
+    """
 
     teacher: str
     student: str
     sizes: dict[str, tuple[int, int]]
     teacher_epochs: dict[str, float]
     epochs: dict[str, float]
-    tuning_epochs: dict[str, float]
+    tuning_epochs: dict[str, tuple[float, ...]]
     crops: int
     pretraining: dict
-    tuning: dict
     arguments: dict
 
 
 SCALES = {
     "small": Scale(
         "res50-s5", "res18-x0.25", {"people": (128, 64), "cifar10": (64, 64)}, {"people": 20, "cifar10": 4},
-        {"people": 12, "cifar10": 4}, {"people": 15, "cifar10": 6}, 4, {"batch_size": 64, "learning_rate": 0.1}, {}, {},
+        {"people": 12, "cifar10": 4}, {"people": (60, 30, 15), "cifar10": (100, 20, 6)}, 4,
+        {"batch_size": 64, "learning_rate": 0.1}, {},
     ),
     "full": Scale(
         "res50", "res18", {"people": (256, 128), "cifar10": (224, 224)}, {"people": 120, "cifar10": 30},
-        {"people": 90, "cifar10": 90}, {"people": 60, "cifar10": 150}, 0, {}, {}, {"bf16": True},
+        {"people": 90, "cifar10": 90}, {"people": (240, 120, 60), "cifar10": (600, 300, 150)}, 0, {}, {"bf16": True},
     ),
 }  # fmt: skip
 
@@ -67,7 +73,7 @@ def main() -> None:
 
 
 def plan(options: argparse.Namespace) -> dict[str, list[str]]:
-    """The runs that are left, most wanted first, each with those that it starts from."""
+    """The runs that are left, most wanted first, each behind those that it starts from."""
     wanted = {}
     for seed in options.seeds:
         for kind in ("people", "cifar10") if options.cifar_dir else ("people",):
@@ -76,7 +82,7 @@ def plan(options: argparse.Namespace) -> dict[str, list[str]]:
             pairs += [(align, shares[0]) for align in ALIGNMENTS if align not in STARTS]
             for start, share in pairs:
                 name = f"{kind}.{start}-{share}" + (f"-seed{seed}" if seed else "")
-                wanted[name] = [] if start == "scratch" else [f"{kind}.pre-{start}"]
+                wanted[name] = [] if start == "scratch" else [f"{kind}.pre-{start.removesuffix('-slow')}"]
     left = {name: needs for name, needs in wanted.items() if not is_measured(name, options)}
     # What they start from must lie in the work folder, also where its figures are known from an earlier session.
     trunks = missing((need for needs in left.values() for need in needs), options)
@@ -86,8 +92,18 @@ def plan(options: argparse.Namespace) -> dict[str, list[str]]:
         given = start == "supervised" or getattr(options, f"{kind}_teacher")
         taught[trunk] = [] if given else [f"{kind}.teacher"]
     teachers = missing((need for needs in taught.values() for need in needs), options)
-    left = {**{name: [] for name in teachers}, **taught, **left}
-    return {name: [need for need in needs if need in left] for name, needs in left.items()}
+    needs = {**left, **taught, **{name: [] for name in teachers}}
+    ordered = {}
+
+    def put(name: str) -> None:
+        ready = [need for need in needs[name] if need in needs]
+        for need in ready:
+            put(need)
+        ordered.setdefault(name, ready)
+
+    for name in left:
+        put(name)
+    return ordered
 
 
 def execute(name: str, options: argparse.Namespace) -> None:
@@ -102,39 +118,50 @@ def execute(name: str, options: argparse.Namespace) -> None:
         "seed": seed, "channels_last": True, "resume": True, "arguments": scale.arguments,
     }  # fmt: skip
     if start == "teacher":
-        supervise(kind, {**common, "model": scale.teacher, "epochs": scale.teacher_epochs[kind]}, scale.tuning)
+        supervise(kind, {**common, "model": scale.teacher, "epochs": scale.teacher_epochs[kind]})
     elif share is None and start == "pre-supervised":
         recipe = {"recipe": "kdep-people-supervised" if kind == "people" else "kdep-supervised"}
-        budget = {"model": scale.student, "epochs": scale.epochs[kind], **recipe}
-        supervise(kind, {**common, **budget}, scale.pretraining)
+        budget = {"model": scale.student, "epochs": scale.epochs[kind], "changes": scale.pretraining}
+        supervise(kind, {**common, **budget, **recipe})
+        if kind == "cifar10":
+            save_trunk(options.work / name, trunk_of(kind, "supervised", options))
     elif share is None:
         pretrain_from_teacher(kind, start.removeprefix("pre-"), common, options)
     else:
-        model = scale.student if start == "scratch" else str(options.work / f"{kind}.pre-{start}")
-        model = without_classifier(model) if (kind, start) == ("cifar10", "supervised") else model
+        trunk = start.removesuffix("-slow")
+        model = scale.student if trunk == "scratch" else str(trunk_of(kind, trunk, options))
         few = {"keep_ids" if kind == "people" else "keep": share / 100, "origin": start}
-        supervise(kind, {**common, **few, "model": model, "epochs": scale.tuning_epochs[kind]}, scale.tuning)
+        few["epochs"] = scale.tuning_epochs[kind][SHARES[kind].index(share)]
+        supervise(kind, {**common, **few, "model": model}, slowly=trunk != start)
     keep(name, options.work / name / "results.json", options)
 
 
-def without_classifier(folder: str) -> str:
-    """A classifier of general pictures as a trunk: every last step begins a classifier of its own."""
+def trunk_of(kind: str, start: str, options: argparse.Namespace) -> Path:
+    """What a last step starts from."""
+    folder = options.work / f"{kind}.pre-{start}"
+    return folder / "trunk" if (kind, start) == ("cifar10", "supervised") else folder
+
+
+def save_trunk(classifier: Path, folder: Path) -> None:
+    """A classifier of general pictures without its classes: every last step begins some of its own."""
     from reid_hub import ReIDModel
 
-    ReIDModel.from_pretrained(folder).save_pretrained(f"{folder}/trunk")
-    return f"{folder}/trunk"
+    ReIDModel.from_pretrained(classifier).save_pretrained(folder)
 
 
-def supervise(kind: str, fields: dict, changes: dict) -> None:
+def supervise(kind: str, fields: dict, slowly: bool = False) -> None:
     """Train with labels: a teacher, a baseline, or a student's last step; by a demo's recipe unless they name one."""
     from reid_hub.jobs.classify import ClassifySettings, classify
     from reid_hub.jobs.train import TrainSettings, train
+    from reid_hub.training import RECIPES
 
+    fields = {"recipe": "demo" if kind == "people" else "classify-demo", **fields}
+    if slowly:
+        fields["changes"] = {"learning_rate": RECIPES[fields["recipe"]].learning_rate / 10}
     if kind == "people":
-        train(TrainSettings(**{"recipe": "demo", "changes": changes, **fields}))
+        train(TrainSettings(**fields))
     else:
-        every = {"evaluate_every": max(1, round(fields["epochs"]))}
-        classify(ClassifySettings(**{"recipe": "classify-demo", "changes": changes, **fields, **every}))
+        classify(ClassifySettings(**fields, evaluate_every=max(1, round(fields["epochs"]))))
 
 
 def pretrain_from_teacher(kind: str, align: str, common: dict, options: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ STARTS = {
     "svd+pts": "**KDEP** (SVD+PTS), without labels",
     "supervised": "trained on all labels for the same epochs",
 }
+SLOW = {f"{start}-slow": f"{STARTS[start]}; then a tenth of the rate" for start in ("svd+pts", "supervised")}
 ALIGNMENTS = {
     "svd+pts": "SVD+PTS",
     "svd": "SVD",
@@ -32,7 +33,8 @@ Runs = dict[tuple[str, str, int], list[dict]]  # (kind, start, percent of the la
 def parts(name: str) -> tuple[str, str, int | None, int]:
     """Kind, start, percent of the labels, and seed of a run's name; no percent for a teacher and what is pre-trained.
 
-    "people.pre-relu-10" is fine-tuned behind the alignment pre-relu, "people.pre-pre-relu" is its pre-training.
+    "people.pre-relu-10" is fine-tuned behind the alignment pre-relu, "people.pre-pre-relu" is its pre-training, and
+    "people.svd+pts-slow-10" is fine-tuned slowly.
     """
     kind, start, share, seed = re.fullmatch(r"([^.]+)\.(.+?)(?:-(\d+))?(?:-seed(\d+))?", name).groups()
     return kind, start, share and int(share), int(seed or 0)
@@ -108,7 +110,7 @@ def section(kind: str, runs: Runs, before: dict) -> list[str]:
             f"published figures.** Students of {first['cost']['parameters']:,} parameters; pre-training: "
             f"{how(taught)}, {taught['training'].get('crops', 0)} stored crops of each picture"
             f"{teacher_of(taught['training'])}. "
-            f"Then {how(first)} on the share of {what}."
+            f"Then the recipe `{first['training']['recipe']}` on a share of the labels, {epochs_of(runs, shares)}."
         ),
         "",
         "| start |" + bare * " as it starts |" + "".join(f" {share} % of {what} |" for share in shares),
@@ -117,7 +119,7 @@ def section(kind: str, runs: Runs, before: dict) -> list[str]:
             "| "
             + " | ".join([label, *bare * [_cell(kind, pretrained(start))], *(tuned(start, n) for n in shares)])
             + " |"
-            for start, label in STARTS.items()
+            for start, label in (STARTS | SLOW).items()
         ),
         "",
     ]
@@ -132,11 +134,15 @@ def section(kind: str, runs: Runs, before: dict) -> list[str]:
         gain = scores["svd+pts"] - scores["scratch"]
         lines += [f"**With {least} % of the labels KDEP gives {gain:+.1f} points over random initial weights.**", ""]
     starts = pretrained("svd+pts") if bare else []
-    if starts and "svd+pts" in scores and _score(kind, starts) > scores["svd+pts"]:
+    after = {
+        rate: runs[kind, f"svd+pts{rate}", least] for rate in ("", "-slow") if (kind, f"svd+pts{rate}", least) in runs
+    }
+    if starts and len(after) == 2 and _score(kind, starts) > _score(kind, after[""]):
         lines += [
             *wrapped(
-                f"As it starts, with {_score(kind, starts):.1f}, KDEP's student is better than after training on "
-                f"{least} % of the labels: what the teacher knows of all people is then forgotten for a few."
+                f"As it starts KDEP's student has {_score(kind, starts):.1f}, more than after training on {least} % of "
+                f"the labels at the recipe's rate, {_score(kind, after['']):.1f}: what the teacher knows of all people "
+                f"is then forgotten for a few. At a tenth of the rate it ends at {_score(kind, after['-slow']):.1f}."
             ),
             "",
         ]
@@ -160,6 +166,12 @@ def section(kind: str, runs: Runs, before: dict) -> list[str]:
             )
             lines += [f"Against the paper, {ALIGNMENTS[ranked[0]]} is ahead of SVD+PTS by {ahead:.1f} points.", ""]
     return lines
+
+
+def epochs_of(runs: Runs, shares: list[int]) -> str:
+    """How many epochs each share of the labels was shown for, in words."""
+    lengths = {share: found[0]["training"]["epochs"] for (*_, share), found in runs.items()}
+    return ", ".join(f"{lengths[share]:g} epochs of {share} %" for share in shares)
 
 
 def teacher_of(training: dict) -> str:

@@ -44,10 +44,10 @@ def kdep(proof, **options):
 
 def test_kdep_runs_every_alignment_as_what_it_is(proof, monkeypatch):
     script, options = kdep(proof, cifar_dir="x", seeds=[0, 1])
-    plan, did = script.plan(options), {}
+    plan, did, trunks = script.plan(options), {}, []
     monkeypatch.setattr(script, "keep", lambda *_: None)
-    monkeypatch.setattr(script, "without_classifier", lambda folder: f"{folder}/trunk")
-    monkeypatch.setattr(script, "supervise", lambda kind, fields, changes: did.update({name: fields}))
+    monkeypatch.setattr(script, "save_trunk", lambda classifier, folder: trunks.append((classifier, folder)))
+    monkeypatch.setattr(script, "supervise", lambda kind, fields, slowly=False: did.update({name: (fields, slowly)}))
     monkeypatch.setattr(script, "pretrain_from_teacher", lambda kind, align, common, options: did.update({name: align}))
     for name in plan:
         script.execute(name, options)
@@ -56,13 +56,21 @@ def test_kdep_runs_every_alignment_as_what_it_is(proof, monkeypatch):
     for kind, least in (("people", 10), ("cifar10", 1)):
         for align in script.ALIGNMENTS:
             assert did[f"{kind}.pre-{align}"] == align
-            tuned = did[f"{kind}.{align}-{least}-seed1"]
+            tuned, slowly = did[f"{kind}.{align}-{least}-seed1"]
+            assert not slowly
             assert (tuned["model"], tuned["seed"]) == (str(options.work / f"{kind}.pre-{align}"), 1)
             assert tuned["keep_ids" if kind == "people" else "keep"] == least / 100
-        assert did[f"{kind}.pre-supervised"]["recipe"].endswith("supervised")
+        assert did[f"{kind}.pre-supervised"][0]["recipe"].endswith("supervised")
         trunk = str(options.work / f"{kind}.pre-supervised") + ("/trunk" if kind == "cifar10" else "")
-        assert did[f"{kind}.supervised-{least}"]["model"] == trunk
-        assert did[f"{kind}.teacher"]["model"] == "res50-s5"
+        for name, expected in ((f"{kind}.supervised-{least}", False), (f"{kind}.supervised-slow-{least}", True)):
+            fields, slowly = did[name]
+            assert (fields["model"], slowly) == (trunk, expected)
+        assert did[f"{kind}.svd+pts-slow-100"][0]["model"] == did[f"{kind}.svd+pts-100"][0]["model"]
+        few, all_labels = (did[f"{kind}.scratch-{share}"][0]["epochs"] for share in (least, 100))
+        assert few > all_labels
+        assert did[f"{kind}.teacher"][0]["model"] == "res50-s5"
+    made = options.work / "cifar10.pre-supervised"
+    assert trunks == [(made, made / "trunk")]
 
 
 def test_kdep_trains_again_only_what_something_starts_from(proof):
