@@ -31,6 +31,8 @@ def register() -> None:
     AutoModelForImageClassification.register(ReIDConfig, ReIDForImageClassification, exist_ok=True)
     AutoConfig.register(ReIDBackboneConfig.model_type, ReIDBackboneConfig, exist_ok=True)
     AutoBackbone.register(ReIDBackboneConfig, ReIDBackbone, exist_ok=True)
+    # Any checkpoint of ours has a trunk; `register` itself takes a class for one kind of configuration alone.
+    AutoBackbone._model_mapping.register(ReIDConfig, ReIDBackbone, exist_ok=True)
     AutoConfig.register(WeightChainConfig.model_type, WeightChainConfig, exist_ok=True)
     AutoModel.register(WeightChainConfig, WeightChain, exist_ok=True)
     AutoImageProcessor.register(

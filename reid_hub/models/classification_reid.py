@@ -126,6 +126,9 @@ class ReIDBackbone(BackboneMixin, CheckpointMixin, PreTrainedModel):
     """The trunk of a `ReIDModel` or of a classifier for detectors and segmenters, (B, 3, H, W) -> maps of its stages.
 
     `ReIDBackbone.from_pretrained(folder, out_indices=[1, 2, 3, 4])` takes the trunk out of any checkpoint of ours.
+
+    Args:
+        config: that of a `ReIDModel` will do; then `out_features` or `out_indices` say which maps.
     """
 
     config: ReIDBackboneConfig
@@ -136,7 +139,15 @@ class ReIDBackbone(BackboneMixin, CheckpointMixin, PreTrainedModel):
     has_attentions = False
     _keys_to_ignore_on_load_unexpected = (r"^(reid\.)?(?!backbone\.)",)
 
-    def __init__(self, config: ReIDBackboneConfig):
+    def __init__(
+        self,
+        config: ReIDBackboneConfig | ReIDConfig,
+        out_features: list[str] | None = None,
+        out_indices: list[int] | None = None,
+    ):
+        if not hasattr(config, "stage_channels"):  # AutoBackbone has read it as what it was saved as
+            fields = {name: value for name, value in config.to_dict().items() if name != "model_type"}
+            config = ReIDBackboneConfig(**fields, out_features=out_features, out_indices=out_indices)
         super().__init__(config)
         self.num_features = config.stage_channels
         self.backbone = ReIDModel(config).backbone

@@ -190,6 +190,35 @@ print(json.dumps([model.encode(pictures, flip=False).tolist(), len(model.memory(
     assert remembered == 0
 
 
+TRUNK = """
+import json, torch
+pixels = torch.linspace(-1, 1, 3 * 64 * 32).reshape(1, 3, 64, 32)
+from transformers import AutoBackbone
+{load}
+print()
+print(json.dumps([trunk.channels, *[maps.tolist() for maps in trunk(pixels).feature_maps]]))
+"""
+
+
+def test_the_trunk_by_auto_backbone(published, tmp_path):
+    """Out of the whole model with the package; published on its own, also without it."""
+    environment = published.hub.environment(tmp_path, token="hf_alice")
+    load = """
+import reid_hub
+trunk = AutoBackbone.from_pretrained("alice/m", out_features=["stage1", "stage4"])
+trunk.push_to_hub("alice/trunk")
+"""
+    channels, *maps = json.loads(run_python(TRUNK.format(load=load), environment).splitlines()[-1])
+    assert channels == [32, 256]
+    with torch.inference_mode():
+        stages = small_model(1).backbone.stages(torch.linspace(-1, 1, 3 * 64 * 32).reshape(1, 3, 64, 32))
+    for found, expected in zip(maps, (stages[1], stages[4]), strict=True):
+        torch.testing.assert_close(torch.tensor(found), expected)
+    load = 'trunk = AutoBackbone.from_pretrained("alice/trunk", trust_remote_code=True)'
+    without = json.loads(run_python(TRUNK.format(load=load), environment, package=False).splitlines()[-1])
+    assert without == [channels, *maps]
+
+
 def error(name: str, tmp_path, **options) -> str:
     with pytest.raises(OSError) as caught:
         AutoModel.from_pretrained(name, cache_dir=tmp_path, **options)

@@ -12,8 +12,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torchvision import transforms
 from transformers import (
+    AutoBackbone,
     AutoImageProcessor,
     AutoModelForImageClassification,
+    DetrConfig,
+    DetrForObjectDetection,
     UperNetConfig,
     UperNetForSemanticSegmentation,
     pipeline,
@@ -166,19 +169,58 @@ def test_a_trunk_gives_the_maps_of_the_checkpoint_it_is_taken_from(classifier, p
     assert torch.equal(again(pixels).feature_maps[1], last)
 
 
-def test_upernet_takes_a_training_step_on_a_pre_trained_trunk(classifier, tmp_path):
-    classifier.reid.save_pretrained(tmp_path)
-    trunk = ReIDBackbone.from_pretrained(tmp_path, out_features=["stem", "stage1", "stage2"])
-    options = {"hidden_size": 8, "pool_scales": [1, 2], "auxiliary_channels": 4, "auxiliary_in_channels": 8}
+@pytest.mark.parametrize(
+    "variant", ["res18-x0.25", "res50-s1", "osnet-x0.25", "msinet-x0.25", "squeezenet", "mobilenetv2"]
+)
+def test_upernet_takes_a_training_step_on_a_pre_trained_trunk(variant, tmp_path):
+    torch.manual_seed(0)
+    ReIDModel(ReIDConfig.from_variant(variant, image_size=(64, 64))).save_pretrained(tmp_path)
+    trunk = ReIDBackbone.from_pretrained(tmp_path, out_features=["stem", "stage1", "stage2", "stage3"])
+    options = {"hidden_size": 8, "pool_scales": [1, 2], "auxiliary_channels": 4}
+    options["auxiliary_in_channels"] = trunk.channels[2]
     model = UperNetForSemanticSegmentation(UperNetConfig(backbone_config=trunk.config, num_labels=3, **options))
     assert isinstance(model.backbone, ReIDBackbone)
     model.backbone.load_state_dict(trunk.state_dict())
-    pictures, labels = torch.randn(2, 3, 32, 32), torch.randint(0, 3, (2, 32, 32))
+    pictures, labels = torch.randn(2, 3, 64, 64), torch.randint(0, 3, (2, 64, 64))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     model.train()(pictures, labels=labels).loss.backward()
     before = {name: tensor.clone() for name, tensor in model.backbone.named_parameters()}
     optimizer.step()
-    assert all(not torch.equal(before[name], tensor) for name, tensor in model.backbone.named_parameters())
+    # A stage behind the last map that is asked for meets no loss.
+    reached = {name: tensor for name, tensor in model.backbone.named_parameters() if tensor.grad is not None}
+    assert len(reached) > 0.4 * len(before)
+    assert {name for name in before if name.startswith("backbone.model.embedder")} <= reached.keys()
+    assert sum(bool(tensor.grad.any()) for tensor in reached.values()) > 0.9 * len(
+        reached
+    )  # of one pixel a norm has none
+    for name, tensor in reached.items():
+        torch.testing.assert_close(tensor, before[name] - 0.1 * tensor.grad)
+
+
+def test_detr_takes_a_training_step_on_a_pre_trained_trunk(classifier, tmp_path):
+    classifier.reid.save_pretrained(tmp_path)
+    trunk = ReIDBackbone.from_pretrained(tmp_path)
+    small = {"d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "num_queries": 4, "num_labels": 2}
+    small |= {f"{part}_attention_heads": 2 for part in ("encoder", "decoder")}
+    small |= {f"{part}_ffn_dim": 8 for part in ("encoder", "decoder")}
+    model = DetrForObjectDetection(DetrConfig(backbone_config=trunk.config, use_timm_backbone=False, **small)).train()
+    (inside,) = [module for module in model.modules() if isinstance(module, ReIDBackbone)]
+    inside.load_state_dict(trunk.state_dict(), strict=False)  # DETR freezes what norms count
+    before = {name: tensor.clone() for name, tensor in inside.named_parameters()}
+    assert all(torch.equal(tensor, trunk.state_dict()[name]) for name, tensor in before.items())
+    boxes = {"class_labels": torch.tensor([1]), "boxes": torch.tensor([[0.5, 0.5, 0.4, 0.2]])}
+    model(torch.randn(2, 3, 32, 32), labels=[boxes, boxes]).loss.backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    assert all(not torch.equal(before[name], tensor) for name, tensor in inside.named_parameters())
+
+
+def test_auto_backbone_takes_the_configuration_of_any_model_of_ours(classifier, pixels):
+    trunk = AutoBackbone.from_config(classifier.config, out_features=["stem", "stage1"])
+    assert trunk.channels == [4, 4]
+    trunk.load_state_dict({f"backbone.{name}": t for name, t in classifier.reid.backbone.state_dict().items()})
+    stem, _ = trunk.eval()(pixels).feature_maps
+    assert torch.equal(stem, classifier.reid.backbone.model.embedder(pixels))
+    assert classifier.config.model_type == "reid"  # what was given is as it was
 
 
 def test_a_trunk_without_maps_says_so():
