@@ -47,8 +47,8 @@ def training_step(method: Method, recipe: Recipe, *inputs: torch.Tensor | None) 
     return run
 
 
-def least_seconds(runs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """The least of several rounds, in each of which all take their turn; a first round fills caches."""
+def seconds_in_turns(runs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Of each round, in which all take their turn; a first one, which fills caches, is left out."""
     seconds = {name: [] for name in runs}
     for number in range(rounds + 1):
         for name, run in runs.items():
@@ -56,7 +56,12 @@ def least_seconds(runs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[st
             run()
             seconds[name].append(time.perf_counter() - start)
         print(f"round {number}: { ({name: round(values[-1], 3) for name, values in seconds.items()}) }", flush=True)
-    return {name: min(values[1:]) for name, values in seconds.items()}
+    return {name: values[1:] for name, values in seconds.items()}
+
+
+def least_seconds(runs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """The least of several rounds, see `seconds_in_turns`."""
+    return {name: min(values) for name, values in seconds_in_turns(runs, rounds).items()}
 
 
 def write(options: argparse.Namespace, figures: Mapping[str, Any], render: Callable[[dict], str]) -> None:
