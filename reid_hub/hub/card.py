@@ -28,6 +28,7 @@ TAGS = [
 CLASSIFIER_TAGS = ["image-classification", "reid-hub"]
 METRICS = {"mAP": "mAP", "rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "mINP": "mINP"}
 ACCURACIES = {"top1": "Top-1", "top5": "Top-5", "top1_best": "Best top-1 of the training"}
+STEP = ("method", "recipe", "epochs", "dataset", "init", "teachers", "teachers_saw")  # of a lineage, in this order
 LABELS = {
     "macs": "MACs per picture", "attention_macs": "MACs of attention", "latency_ms": "Latency, one picture",
     "data_dir_counts": "Data found", "rerank": "Re-ranked", "flip": "Flip-averaged",
@@ -86,7 +87,8 @@ def render_card(
     unnamed = config.variant or "person-reid"
     model_name = results[0]["model"] if results else f"{unnamed}.chain" if is_chain else unnamed
     training = results[0]["training"] if results else {}
-    trained_on = _training_sets(training)
+    steps = config.lineage or []
+    trained_on = list(dict.fromkeys([*_training_sets(training), *datasets_of(steps)]))
     license = license or _license(trained_on)
     data = ModelCardData(
         license=license,
@@ -102,6 +104,7 @@ def render_card(
     used = [*trained_on, *(r["dataset"]["name"] for r in results)]
     names = [config.backbone_config.model_type, config.variant, training.get("method"), training.get("recipe")]
     names += ["oskt"] if is_chain else []
+    names += [step.get(key) for step in steps for key in ("method", "recipe")]
     names += ["rerank" for r in results if r["protocol"].get("rerank")]
     card = ModelCard.from_template(
         data,
@@ -117,12 +120,19 @@ def render_card(
         evaluations=[_evaluation(result, metrics) for result in measured],
         cost=_table(results[0]["cost"]) if results else {},
         training=_table(training),
+        steps=[_step(step) for step in steps if len(steps) > 1 or "teachers" in step or not training],
         data_terms=_data_terms(trained_on, used),
         trained_on=[_title(name) for name in trained_on],
         drawn_only=trained_on == ["synthetic"],
         citations=cite(names, [DATASETS[name].citation for name in used if name in DATASETS]),
     )
     return str(card)
+
+
+def datasets_of(steps: Sequence[Mapping[str, Any]] | None) -> list[str]:
+    """The data sets that weights of this lineage learned from, those of their teachers included, each once."""
+    names = (name for step in steps or () for name in (*_training_sets(step), *step.get("teachers_saw", ())))
+    return list(dict.fromkeys(names))
 
 
 def _eval_results(results: Sequence[Mapping[str, Any]], metrics: Mapping[str, str]) -> Iterator[EvalResult]:
@@ -226,6 +236,11 @@ def _table(values: Mapping[str, Any]) -> dict[str, str]:
     """Rows of a table, without what is not known (None) or empty."""
     known = {name: value for name, value in values.items() if value not in (None, {}, [])}
     return {LABELS.get(name, name.replace("_", " ").capitalize()): _text(name, value) for name, value in known.items()}
+
+
+def _step(step: Mapping[str, Any]) -> str:
+    rows = _table({name: step[name] for name in STEP if name in step})
+    return ", ".join(f"{name.lower()} {value}" for name, value in rows.items())
 
 
 def _text(name: str, value: Any) -> str:

@@ -256,6 +256,7 @@ def convert_checkpoint(path: str | Path, variant: str, out: str | Path, **overri
     """
     model = ReIDModel(ReIDConfig.from_variant(variant, **overrides))
     conversion = load_foreign(model, read_checkpoint(path))
+    model.config.lineage = [{"method": "converted", "init": Path(path).name}]
     model.eval().save_pretrained(out)
     return model, conversion
 
@@ -263,7 +264,8 @@ def convert_checkpoint(path: str | Path, variant: str, out: str | Path, **overri
 def load_weights(model: ReIDModel, source: str) -> Conversion:
     """Initialise `model` by name: a file, "torchvision/NAME", "timm/NAME", or one of our checkpoints (folder or repo).
 
-    From one of our checkpoints everything of the same name and shape is taken, and the whole trunk must be.
+    From one of our checkpoints everything of the same name and shape is taken, and the whole trunk must be; so is its
+    lineage.
 
     Raises:
         ValueError: if the weights do not fit.
@@ -280,10 +282,12 @@ def load_weights(model: ReIDModel, source: str) -> Conversion:
 
         return load_foreign(model, timm.create_model(name, pretrained=True, num_classes=0).state_dict())
     # A classifier of general pictures has a trunk like any other; what is on top of it stays behind.
-    other, ours = ReIDModel.from_pretrained(source).state_dict(), model.state_dict()
+    start = ReIDModel.from_pretrained(source)
+    other, ours = start.state_dict(), model.state_dict()
     used = {key: value for key, value in other.items() if key in ours and value.shape == ours[key].shape}
     missing = [key for key in ours if key.startswith("backbone.") and key not in used]
     if missing:
         raise ValueError(f"{source} has another trunk: {_some(missing)} of this model's tensors are not in it")
     model.load_state_dict({**ours, **used})
+    model.config.lineage = start.config.lineage
     return Conversion(sorted(used), sorted(set(other) - set(used)), sorted(set(ours) - set(used)))

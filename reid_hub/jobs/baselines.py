@@ -7,6 +7,7 @@ import torch
 
 from reid_hub.evaluation import embed
 from reid_hub.jobs.models import open_model
+from reid_hub.jobs.provenance import note_teachers
 from reid_hub.jobs.train import TrainSettings, start_heads, train
 from reid_hub.methods import KDPPMethod, SupervisedMethod
 from reid_hub.methods.baselines import SparsityLearning, class_means, prune_to, select_weights
@@ -92,6 +93,7 @@ def train_kdpp(settings: TrainSettings, teacher: str | Path, **options: Any) -> 
         features = embed(model, subset.dataset.dataset.select(subset.rows)).embeddings
         model.config.retrieve = retrieve
         means = class_means(torch.as_tensor(features), torch.as_tensor(subset.pids), num_ids)
+        note_teachers(student.config, {teacher: model.config})
         parts = {"teacher": model, "teacher_classifier": classifier, "class_means": means}
         return KDPPMethod(student, num_ids, **parts, **recipe.options, **options)
 

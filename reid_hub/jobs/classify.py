@@ -17,7 +17,7 @@ from reid_hub.evaluation import classify as classify_split
 from reid_hub.evaluation.embedding import open_images
 from reid_hub.hub.card import write_card
 from reid_hub.jobs.models import check_changes, check_free_size, is_checkpoint, recipe_config, shortest_in
-from reid_hub.jobs.provenance import provenance
+from reid_hub.jobs.provenance import note_step, provenance
 from reid_hub.jobs.train import TrainSettings, load_splits, method_of, new_trainer, publish, run, start_weights
 from reid_hub.methods import METHODS, ClassificationMethod, Method
 from reid_hub.models import ReIDConfig, ReIDForImageClassification
@@ -128,6 +128,7 @@ def new_classifier(settings: ClassifySettings, recipe: Recipe, names: Sequence[s
         fields = {"neck": "none", **recipe_config(settings, recipe), **size, **labels}
         model = ReIDForImageClassification(ReIDConfig.from_variant(settings.model, **fields))
     start_weights(model.reid, settings)
+    note_step(model.config, settings, recipe)
     return model
 
 

@@ -269,6 +269,8 @@ def _evaluate_each(
         folder = Path(settings.output_dir)
         base = on_accelerator(new_model(source, settings.image_size), settings.arguments)
         model, made[folder] = make(base).eval(), None
+        step = {"method": settings.origin, "dataset": settings.dataset_name or settings.data}
+        model.config.lineage = [*(model.config.lineage or []), step]
         if is_main_process():
             model.save_pretrained(folder)
         wait_for_everyone()

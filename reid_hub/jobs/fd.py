@@ -10,7 +10,7 @@ import torch
 from reid_hub.data.views import View, choose_views, view_split
 from reid_hub.evaluation import read_results
 from reid_hub.jobs.models import is_checkpoint, model_to_train, new_model, on_accelerator, open_model
-from reid_hub.jobs.provenance import is_done
+from reid_hub.jobs.provenance import is_done, note_teachers
 from reid_hub.jobs.train import TrainSettings, load_splits, start_heads, train
 from reid_hub.methods import FDMethod
 from reid_hub.methods.fd import (
@@ -23,7 +23,7 @@ from reid_hub.methods.fd import (
     map_channels,
     write_representations,
 )
-from reid_hub.models import ReIDModel
+from reid_hub.models import ReIDConfig, ReIDModel
 from reid_hub.registry import lookup
 from reid_hub.training import RECIPES, Recipe, TrainingSubset, known_identities, override
 
@@ -242,6 +242,7 @@ def train_student(settings: FDSettings) -> dict[str, Any] | None:
     def make_method(model: ReIDModel, subset: TrainingSubset) -> FDMethod:
         if taught:
             _check_identities(representations.identities, subset.identities.tolist())
+            note_teachers(model.config, {name: ReIDConfig.from_pretrained(name) for name in settings.teachers.values()})
         method = fd_method(model, len(subset.identities), representations=representations, **recipe.options)
         start_heads(method, settings.initial, subset)
         return method

@@ -22,7 +22,7 @@ from reid_hub.hub.card import write_card
 from reid_hub.jobs.evaluate import evaluate
 from reid_hub.jobs.models import model_to_train, on_accelerator
 from reid_hub.jobs.processes import is_main_process, wait_for_everyone
-from reid_hub.jobs.provenance import is_done, provenance, public_source
+from reid_hub.jobs.provenance import is_done, note_step, note_teachers, provenance, public_source
 from reid_hub.jobs.teachers import open_teacher, small_teacher
 from reid_hub.jobs.train import TrainSettings, new_trainer, publish, run, start_weights
 from reid_hub.methods import KDEPMethod
@@ -155,6 +155,8 @@ def pretrain(settings: KDEPSettings) -> dict[str, Any]:
     student = model_to_train(settings, recipe)
     start_weights(student, settings)
     crops = _crops(settings, recipe, student)
+    note_step(student.config, settings, recipe)
+    note_teachers(student.config, {settings.teacher: crops.teacher.model.config})
     check_widths(recipe.options["align"], crops.teacher.dim, Tap(student).dim)
     about = _about(settings, recipe, crops)
     if not settings.resume:

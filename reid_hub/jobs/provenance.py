@@ -1,4 +1,4 @@
-"""What results say of how they were made, and whether a folder holds the result that is asked for."""
+"""What models and results say of how they were made, and whether a folder holds the result that is asked for."""
 
 import json
 from collections.abc import Mapping
@@ -6,11 +6,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reid_hub.evaluation import read_results
+from reid_hub.hub.card import datasets_of
 from reid_hub.jobs.models import is_checkpoint
+from reid_hub.models import ReIDConfig
 from reid_hub.training import RECIPES, Recipe, ReIDTrainer, override
 
 if TYPE_CHECKING:
     from reid_hub.jobs.train import TrainSettings
+
+
+def note_step(config: ReIDConfig, settings: "TrainSettings", recipe: Recipe) -> None:
+    """Note in a model's configuration the training that is about to begin, behind what its weights went through."""
+    step = {"method": settings.origin or recipe.method, "recipe": settings.recipe}
+    step |= {"epochs": settings.epochs or recipe.epochs, "dataset": settings.dataset_name or settings.data}
+    config.lineage = [*(config.lineage or []), {**step, "init": first_weights(settings)}]
+
+
+def note_teachers(config: ReIDConfig, teachers: Mapping[str | Path, ReIDConfig]) -> None:
+    """Note in the step that is about to begin who teaches, and which data sets they learned from as far as is known."""
+    saw = dict.fromkeys(name for teacher in teachers.values() for name in datasets_of(teacher.lineage))
+    step = {**config.lineage[-1], "teachers": [public_source(name) for name in teachers], "teachers_saw": list(saw)}
+    config.lineage = [*config.lineage[:-1], step]
 
 
 def provenance(settings: "TrainSettings", recipe: Recipe, trainer: ReIDTrainer) -> dict[str, Any]:
@@ -27,8 +43,15 @@ def provenance(settings: "TrainSettings", recipe: Recipe, trainer: ReIDTrainer) 
         "identities": int(trainer.train_dataset.pids.max()) + 1,
         "images": len(trainer.train_dataset),
         "init": first_weights(settings),
+        **base_model(settings),
         **data_and_start(settings),
     }
+
+
+def base_model(settings: "TrainSettings") -> dict[str, str]:
+    """The repository of the Hub that a training starts from, if it does."""
+    given = settings.model if is_checkpoint(settings.model) and not Path(settings.model).is_dir() else None
+    return {} if given is None else {"base_model": given}
 
 
 def is_done(settings: "TrainSettings", about: Mapping[str, Any] | None = None) -> bool:

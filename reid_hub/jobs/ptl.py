@@ -9,7 +9,7 @@ from reid_hub.evaluation import read_results
 from reid_hub.files import atomic_file
 from reid_hub.jobs.models import model_to_train, open_model
 from reid_hub.jobs.processes import is_main_process
-from reid_hub.jobs.provenance import is_done, public_source
+from reid_hub.jobs.provenance import is_done, note_teachers, public_source
 from reid_hub.jobs.train import TrainSettings, load_splits, train
 from reid_hub.methods import STDMethod
 from reid_hub.models import ReIDModel, list_variants
@@ -136,6 +136,8 @@ def _distill(settings: STDSettings, lam: float, teacher: ReIDModel | None) -> di
     recipe = override(RECIPES[settings.recipe], settings.changes)
 
     def make_method(model: ReIDModel, subset: TrainingSubset) -> STDMethod:
+        if lam:
+            note_teachers(model.config, {settings.teacher: teacher.config})
         return STDMethod(model, len(subset.identities), teacher=teacher, **recipe.options)
 
     if settings.resume and is_done(settings, about):

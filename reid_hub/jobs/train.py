@@ -19,7 +19,7 @@ from reid_hub.hub.push import push_folder
 from reid_hub.jobs.evaluate import evaluate
 from reid_hub.jobs.models import is_checkpoint, model_to_train
 from reid_hub.jobs.processes import wait_for_everyone
-from reid_hub.jobs.provenance import data_and_start, provenance
+from reid_hub.jobs.provenance import data_and_start, note_step, provenance
 from reid_hub.methods import METHODS, Method, SupervisedMethod
 from reid_hub.models import ReIDModel
 from reid_hub.registry import lookup
@@ -176,6 +176,7 @@ def build_trainer(
     set_seed(settings.seed)
     model = model_to_train(settings, recipe)
     start_weights(model, settings)
+    note_step(model.config, settings, recipe)
     given = settings.init is not None or is_checkpoint(settings.model)
     about = {"start_weights": model.fingerprint() if given else "random", **(about or {})}
     resize = {"interpolation": recipe.interpolation, "resize_shortest": model.config.resize_shortest}

@@ -72,6 +72,8 @@ class ReIDConfig(PreTrainedConfig):
         interpolation: of the resize, "bilinear" or "bicubic".
         classifier_hidden: widths of the layers in front of the last, of the classifier of general pictures.
         variant: the name this configuration was made from.
+        lineage: what the weights went through, a step each, oldest first: its method, recipe, epochs and data set, what
+            it started from, and who taught it. It goes wherever the weights go, also into narrower ones.
 
     Raises:
         ValueError: for an unknown key or a value outside its choices.
@@ -105,6 +107,7 @@ class ReIDConfig(PreTrainedConfig):
     interpolation: str = "bilinear"
     classifier_hidden: list[int] | tuple[int, ...] = ()
     variant: str | None = None
+    lineage: list | None = None
 
     def __post_init__(self, **kwargs):
         unknown = {key for key in kwargs if not key.startswith("_")} - _LIBRARY_KEYS

@@ -222,7 +222,8 @@ class WeightChain(CheckpointMixin, PreTrainedModel):
         Raises:
             ValueError: for another architecture or depth, or a width out of range, naming the range.
         """
-        config = self.student(student)
+        config = copy.deepcopy(self.student(student))
+        config.lineage = self.config.teacher_config.lineage
         model = ReIDModel(config).to(self.device, self.dtype)
         sizes = match_widths(self.groups, model.width_groups())
         decoder = Decoder(self.groups, self.slots(sizes), rescale_queries=rescale_queries)

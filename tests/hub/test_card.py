@@ -145,6 +145,32 @@ def test_every_data_set_brings_its_terms(config, name):
     assert card_errors(card) == []
 
 
+def test_what_start_and_teachers_learned_from_counts_as_well(config):
+    """Weights that go on from pictures with terms are bound by them, whatever they are trained on last."""
+    steps = [
+        {"method": "kdep", "recipe": "kdep-people", "epochs": 90, "dataset": "synthetic", "init": "random",
+         "teachers": ["big"], "teachers_saw": ["market1501"]},
+        {"method": "supervised", "recipe": "bot", "epochs": 2, "dataset": "synthetic", "init": "trunk"},
+    ]  # fmt: skip
+    drawn = results(training={"dataset": "synthetic"}, dataset={"name": "synthetic"})
+    alone, card = render_card(config, drawn), render_card({**config, "lineage": steps}, drawn)
+    assert (ModelCard(alone).data.license, ModelCard(card).data.license) == ("apache-2.0", "other")
+    assert ModelCard(card).data.datasets == ["synthetic", "market1501"]
+    assert f"| training | {DATASETS['market1501'].licence} |" in card
+    assert "he2022kdep" in card
+    assert "he2022kdep" not in alone
+    assert "must not be expected to recognise one" not in card
+    assert (
+        "1. method kdep, recipe kdep-people, epochs 90, dataset synthetic, init random, teachers big, teachers saw "
+        "market1501\n2. method supervised, recipe bot, epochs 2, dataset synthetic, init trunk\n"
+    ) in card
+    assert "oldest first" not in alone
+    unmeasured = render_card({**config, "lineage": steps[:1]})
+    assert "1. method kdep" in unmeasured
+    assert "not recorded here" not in unmeasured
+    assert card_errors(card) == []
+
+
 def test_the_licence_can_be_chosen(config):
     card = render_card(config, RESULTS, license="cc-by-nc-4.0")
     assert ModelCard(card).data.license == "cc-by-nc-4.0"

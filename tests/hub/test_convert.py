@@ -338,11 +338,12 @@ def test_luperson_layout_takes_the_query_encoder_only(tmp_path):
 
 
 def test_weights_of_one_of_our_checkpoints_start_another(tmp_path):
-    source = ReIDModel(ReIDConfig.from_variant("res50-s1"))
+    source = ReIDModel(ReIDConfig.from_variant("res50-s1", lineage=[{"method": "kdep"}]))
     source.save_pretrained(tmp_path / "source")
     model = ReIDModel(ReIDConfig.from_variant("res50-s1", head="linear", embedding_dim=64, neck="none"))
     conversion = load_weights(model, str(tmp_path / "source"))
     assert all(name.startswith("head.") for name in conversion.fresh)
+    assert model.config.lineage == [{"method": "kdep"}]
     assert all(
         torch.equal(p, q) for p, q in zip(model.backbone.parameters(), source.backbone.parameters(), strict=True)
     )

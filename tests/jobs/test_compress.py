@@ -88,6 +88,8 @@ def test_principal_directions_are_of_the_training_pictures(compress, teacher, sp
     directions = np.linalg.svd(seen, full_matrices=False)[2][:2]
     found = open_model(tmp_path / "pca-2").compression.weight.detach().numpy()
     np.testing.assert_allclose(np.abs(found @ directions.T), np.eye(2), atol=1e-4)
+    steps = open_model(tmp_path / "pca-2").config.lineage
+    assert [step["method"] for step in steps] == ["supervised", "pca-2"]
 
 
 def test_a_finished_size_is_not_trained_again(compress, tmp_path):

@@ -183,6 +183,20 @@ def test_a_pretrained_folder_is_fine_tuned_with_few_labels(made, tmp_path):
     results = train(tuned)
     assert results["training"]["identities"] == 4
     assert results["training"]["init"] == Path(made.output_dir).name
+    first, second = open_model(tmp_path).config.lineage
+    taught = {"teachers": [Path(made.teacher).name], "teachers_saw": ["coloured"]}
+    assert first == {
+        "method": "kdep",
+        "recipe": "kdep-demo",
+        "epochs": 3,
+        "dataset": "coloured",
+        "init": "student0",
+        **taught,
+    }
+    assert (second["method"], second["dataset"], second["epochs"]) == ("supervised", "market_layout", 1)
+    card = (tmp_path / "README.md").read_text()
+    assert "he2022kdep" in card
+    assert "teachers saw coloured\n2. method supervised, recipe demo" in card
 
 
 def test_classes_pretrain_and_then_train_a_classifier(settings, tmp_path):

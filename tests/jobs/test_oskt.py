@@ -96,6 +96,10 @@ def test_an_expanded_student_trains_further(people, chain, tmp_path):
     said = run("train", *people, *SHORT, "--model", tmp_path / "start", "--out", tmp_path / "out", "--keep-ids", "0.5")
     assert "mAP" in said
     assert json.loads((tmp_path / "out" / "results.json").read_text())["training"]["identities"] == 4
+    steps = ReIDModel.from_pretrained(tmp_path / "out").config.lineage
+    assert [step["method"] for step in steps] == ["supervised", "oskt", "supervised"]  # teacher, chain, student
+    assert {step["dataset"] for step in steps} == {"coloured"}
+    assert "li2025oskt" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_the_widest_student_within_a_budget(chain):
