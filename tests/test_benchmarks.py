@@ -65,7 +65,7 @@ def test_kdep_runs_every_alignment_as_what_it_is(proof, monkeypatch):
         for name, expected in ((f"{kind}.supervised-{least}", False), (f"{kind}.supervised-slow-{least}", True)):
             fields, slowly = did[name]
             assert (fields["model"], slowly) == (trunk, expected)
-        assert did[f"{kind}.svd+pts-slow-100"][0]["model"] == did[f"{kind}.svd+pts-100"][0]["model"]
+        assert did[f"{kind}.svd+pts-slow-{least}"][0]["model"] == did[f"{kind}.svd+pts-100"][0]["model"]
         few, all_labels = (did[f"{kind}.scratch-{share}"][0]["epochs"] for share in (least, 100))
         assert few > all_labels
         assert did[f"{kind}.teacher"][0]["model"] == "res50-s5"
