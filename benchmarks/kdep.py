@@ -25,6 +25,8 @@ from proofs import is_measured, keep, missing, parse, proof_parser, run_all
 ALIGNMENTS = ("svd+pts", "svd", "sn", "sm", "cs.var", "cs.rand", "interp", "pre-relu", "post-relu", "overhaul")
 STARTS = ("scratch", "svd+pts", "supervised")  # those that meet every share of the labels
 SHARES = {"people": (10, 30, 100), "cifar10": (1, 10, 100)}  # percent of the identities, or of each class' pictures
+# Pictures that are not cut at the edges, and a classifier that reads the average itself.
+WHOLE = {"config.neck": "none", "config.resize_shortest": None}
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class Scale:
     """What is trained and for how long, of people and of CIFAR-10; `crops` of each picture, see `KDEPSettings`.
 
     `tuning_epochs` are of each share of the labels: with few of them as many epochs as with all would end before even
-    random weights have learnt what there is to learn.
+    random weights have learnt what there is to learn. `networks` are what all runs have in common, whatever recipe each
+    is of: else random weights would be those of another network, on other parts of the pictures.
     """
 
     teacher: str
@@ -43,6 +46,7 @@ class Scale:
     tuning_epochs: dict[str, tuple[float, ...]]
     crops: int
     pretraining: dict
+    networks: dict[str, dict]
     arguments: dict
 
 
@@ -50,11 +54,12 @@ SCALES = {
     "small": Scale(
         "res50-s5", "res18-x0.25", {"people": (128, 64), "cifar10": (64, 64)}, {"people": 20, "cifar10": 4},
         {"people": 12, "cifar10": 4}, {"people": (60, 30, 15), "cifar10": (100, 20, 6)}, 4,
-        {"batch_size": 64, "learning_rate": 0.1}, {},
+        {"batch_size": 64, "learning_rate": 0.1}, {"people": {}, "cifar10": {**WHOLE, "config.last_stride": 1}}, {},
     ),
     "full": Scale(
         "res50", "res18", {"people": (256, 128), "cifar10": (224, 224)}, {"people": 120, "cifar10": 30},
-        {"people": 90, "cifar10": 90}, {"people": (240, 120, 60), "cifar10": (600, 300, 150)}, 0, {}, {"bf16": True},
+        {"people": 90, "cifar10": 90}, {"people": (240, 120, 60), "cifar10": (600, 300, 150)}, 0, {},
+        {"people": {}, "cifar10": {**WHOLE, "config.last_stride": None}}, {"bf16": True},
     ),
 }  # fmt: skip
 
@@ -117,12 +122,14 @@ def execute(name: str, options: argparse.Namespace) -> None:
     common = {
         **data, "output_dir": options.work / name, "image_size": scale.sizes[kind], "validation": 0,
         "seed": seed, "channels_last": True, "resume": True, "arguments": scale.arguments,
+        "changes": scale.networks[kind],
     }  # fmt: skip
     if start == "teacher":
         supervise(kind, {**common, "model": scale.teacher, "epochs": scale.teacher_epochs[kind]})
     elif share is None and start == "pre-supervised":
         recipe = {"recipe": "kdep-people-supervised" if kind == "people" else "kdep-supervised"}
-        budget = {"model": scale.student, "epochs": scale.epochs[kind], "changes": scale.pretraining}
+        budget = {"model": scale.student, "epochs": scale.epochs[kind]}
+        budget["changes"] = {**common["changes"], **scale.pretraining}
         supervise(kind, {**common, **budget, **recipe})
         if kind == "cifar10":
             save_trunk(options.work / name, trunk_of(kind, "supervised", options))
@@ -158,7 +165,7 @@ def supervise(kind: str, fields: dict, slowly: bool = False) -> None:
 
     fields = {"recipe": "demo" if kind == "people" else "classify-demo", **fields}
     if slowly:
-        fields["changes"] = {"learning_rate": RECIPES[fields["recipe"]].learning_rate / 10}
+        fields["changes"] = {**fields["changes"], "learning_rate": RECIPES[fields["recipe"]].learning_rate / 10}
     if kind == "people":
         train(TrainSettings(**fields))
     else:
@@ -170,12 +177,11 @@ def pretrain_from_teacher(kind: str, align: str, common: dict, options: argparse
     from reid_hub.jobs.kdep import KDEPSettings, pretrain
 
     scale, shared = SCALES[options.scale], options.work / f"{kind}.shared"
-    # A classifier that starts anew has no neck in front of it either.
-    changes = scale.pretraining if kind == "people" else {**scale.pretraining, "config.neck": "none"}
+    fields = {**common, "changes": {**common["changes"], **scale.pretraining}}
     pretrain(
         KDEPSettings(
-            **common, model=scale.student, recipe="kdep-people" if kind == "people" else "kdep", align=align,
-            changes=changes, epochs=scale.epochs[kind], crops=scale.crops,
+            **fields, model=scale.student, recipe="kdep-people" if kind == "people" else "kdep", align=align,
+            epochs=scale.epochs[kind], crops=scale.crops,
             teacher=str(getattr(options, f"{kind}_teacher") or options.work / f"{kind}.teacher"),
             basis=str(shared / "basis.safetensors"),
             cache=str(shared / "features"),

@@ -73,6 +73,32 @@ def test_kdep_runs_every_alignment_as_what_it_is(proof, monkeypatch):
     assert trunks == [(made, made / "trunk")]
 
 
+def test_kdep_compares_starts_of_one_network(proof, monkeypatch):
+    """Whatever the recipes of the steps prescribe: strides, what is cut off, normalisation, neck."""
+    from reid_hub.jobs.models import model_to_train
+    from reid_hub.training import RECIPES, override
+
+    script, options = kdep(proof, cifar_dir="x")
+    found = []
+
+    def begin(settings):
+        recipe = override(RECIPES[settings.recipe], settings.changes)
+        config = model_to_train(settings, recipe).config.to_dict()
+        found.append({name: value for name, value in config.items() if name not in ("lineage", "auto_map")})
+
+    monkeypatch.setattr(script, "keep", lambda *_: None)
+    monkeypatch.setattr(script, "save_trunk", lambda *_: None)
+    monkeypatch.setattr("reid_hub.jobs.kdep.pretrain", begin)
+    monkeypatch.setattr("reid_hub.jobs.train.train", begin)
+    monkeypatch.setattr("reid_hub.jobs.classify.classify", begin)
+    for kind, least in (("people", 10), ("cifar10", 1)):
+        found.clear()
+        for start in (f"scratch-{least}", "pre-supervised", "pre-svd+pts"):
+            script.execute(f"{kind}.{start}", options)
+        assert len(found) == 3
+        assert found[0] == found[1] == found[2]
+
+
 def test_kdep_trains_again_only_what_something_starts_from(proof):
     script, options = kdep(proof)
     whole = script.plan(options)
