@@ -106,7 +106,9 @@ class ReIDTrainer(Trainer):
         """
         if not resume_from_checkpoint:
             check_fresh(self.args.output_dir)
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        self._share_buffers()  # the processes evaluate together what the first of them saves
+        return output
 
     def _start_epoch(self, epoch: float) -> None:
         """Tell sampler and method that an epoch begins, or goes on where a checkpoint was made in its middle."""
