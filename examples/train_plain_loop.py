@@ -14,7 +14,7 @@ from reid_hub import ReIDConfig, ReIDModel, evaluate_model, load_reid_dataset
 from reid_hub.data.augmentation import BatchTransform
 from reid_hub.data.images import ImageDataset
 from reid_hub.methods import METHODS
-from reid_hub.training import RECIPES, build_optimizer, build_sampler, build_scheduler
+from reid_hub.training import RECIPES, build_optimizer, build_sampler, build_scheduler, share_buffers
 
 IMAGE_SIZE = (128, 64)
 
@@ -62,6 +62,7 @@ def main() -> None:
             bar.set_postfix({name: f"{value.item():.3f}" for name, value in outputs.items()})
 
     model = accelerator.unwrap_model(method).export()
+    share_buffers(model)  # the processes evaluate together what the first of them saves
     results = evaluate_model(model, splits)
     if accelerator.is_main_process:
         model.save_pretrained(options.output_dir)

@@ -26,6 +26,7 @@ TAGS = [
     "reid-hub",
 ]
 CLASSIFIER_TAGS = ["image-classification", "reid-hub"]
+TRUNK_TAGS = ["knowledge-distillation", "pre-training", "backbone", "reid-hub"]
 METRICS = {"mAP": "mAP", "rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "mINP": "mINP"}
 ACCURACIES = {"top1": "Top-1", "top5": "Top-5", "top1_best": "Best top-1 of the training"}
 STEP = ("method", "recipe", "epochs", "dataset", "init", "teachers", "teachers_saw")  # of a lineage, in this order
@@ -79,6 +80,8 @@ def render_card(
     facts = _chain_facts(config) if is_chain else _facts(config, is_classifier)
     config = config.teacher_config if is_chain else config
     results = [results] if isinstance(results, Mapping) else list(results or [])
+    is_trunk = bool(results) and all(result.get("task") == "pretraining" for result in results)
+    tags = TRUNK_TAGS if is_trunk else tags
     for result in results:
         check_results(result)
         if (result.get("task") == "classification") != is_classifier:
@@ -114,6 +117,7 @@ def render_card(
         facts=facts,
         is_chain=is_chain,
         is_classifier=is_classifier,
+        is_trunk=is_trunk,
         is_int8=config.quantization == "int8",
         scale=", scale=model.int8_scale(None)" if config.quantization_granularity == "dimension" else "",
         metric_labels=metrics.values(),

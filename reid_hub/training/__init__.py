@@ -9,7 +9,7 @@ from reid_hub.training.recipe import Recipe
 from reid_hub.training.recipes import RECIPES
 from reid_hub.training.sampling import build_sampler
 from reid_hub.training.schedules import Schedule
-from reid_hub.training.trainer import ReIDTrainer
+from reid_hub.training.trainer import ReIDTrainer, share_buffers
 
 __all__ = [
     "HEADS_FILE",
@@ -29,6 +29,7 @@ __all__ = [
     "override",
     "parse_override",
     "read_heads",
+    "share_buffers",
     "split_identities",
     "training_arguments",
     "write_heads",

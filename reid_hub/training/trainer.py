@@ -107,7 +107,7 @@ class ReIDTrainer(Trainer):
         if not resume_from_checkpoint:
             check_fresh(self.args.output_dir)
         output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-        self._share_buffers()  # the processes evaluate together what the first of them saves
+        share_buffers(self.model)  # the processes evaluate together what the first of them saves
         return output
 
     def _start_epoch(self, epoch: float) -> None:
@@ -196,7 +196,7 @@ class ReIDTrainer(Trainer):
         """Metrics of the exported model, by the evaluator; the training's weights and random state are left alone."""
         if self.evaluator is None:
             raise ValueError("there is nothing to evaluate with: give ReIDTrainer an evaluator")
-        self._share_buffers()
+        share_buffers(self.model)
         start, was_training = time.perf_counter(), self.model.training
         self.model.eval()
         try:
@@ -209,12 +209,6 @@ class ReIDTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-    def _share_buffers(self) -> None:
-        """Give every process the running statistics of the first: between two steps they differ, each has its own."""
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            for buffer in self.model.buffers():
-                dist.broadcast(buffer, 0)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         is_best = super()._determine_best_metric(metrics, trial)
@@ -295,6 +289,13 @@ class ReIDTrainer(Trainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: the card is written with the model, from results.json."""
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give every process the running statistics of the first: behind a step each has those of its own batches."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
 
 
 class _Epochs(TrainerCallback):

@@ -145,6 +145,21 @@ def test_every_data_set_brings_its_terms(config, name):
     assert card_errors(card) == []
 
 
+def test_a_trunk_that_nothing_was_measured_with_is_no_person_re_identification_model(config):
+    about = {"method": "kdep", "recipe": "kdep", "dataset": "pictures"}
+    trunk = results(training=about, dataset={"name": "pictures"}, metrics={}) | {"metrics": {}, "protocol": {}}
+    card = render_card(config, trunk | {"task": "pretraining"}, repo_id="alice/trunk")
+    assert "person" not in body(card).partition("## How to use")[0]
+    assert "reid-hub classify --model alice/trunk" in card
+    assert "gallery" not in card
+    assert "he2022kdep" in card
+    assert "person-reid" not in ModelCard(card).data.tags
+    assert ModelCard(card).data.eval_results is None
+    for block in re.findall(r"```python\n(.*?)```", card, re.DOTALL):
+        ast.parse(block)
+    assert card_errors(card) == []
+
+
 def test_what_start_and_teachers_learned_from_counts_as_well(config):
     """Weights that go on from pictures with terms are bound by them, whatever they are trained on last."""
     steps = [
