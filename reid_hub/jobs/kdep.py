@@ -1,6 +1,7 @@
 """KDEP: a basis of a teacher's features, and a student's trunk pre-trained from them without labels."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,7 +28,9 @@ from reid_hub.jobs.teachers import open_teacher, small_teacher
 from reid_hub.jobs.train import TrainSettings, new_trainer, publish, run, start_weights
 from reid_hub.methods import KDEPMethod
 from reid_hub.methods.kdep import (
+    ALIGNMENTS,
     PAIR_WEIGHTS,
+    TAPS,
     WITHOUT_BASIS,
     Basis,
     CachedFeatures,
@@ -41,9 +44,9 @@ from reid_hub.methods.kdep import (
     weight_decay_for,
     write_features,
 )
-from reid_hub.models import ReIDModel
+from reid_hub.models import ReIDConfig, ReIDModel
 from reid_hub.registry import lookup
-from reid_hub.training import HEADS_FILE, RECIPES, Recipe, TrainingSubset, override
+from reid_hub.training import HEADS_FILE, RECIPES, Recipe, TrainingSubset, build_sampler, override
 from reid_hub.training.resume import check_fresh
 
 ABOUT_FILE = HEADS_FILE.with_name("kdep.json")
@@ -97,6 +100,11 @@ class KDEPSettings(TrainSettings):
                 raise ValueError(f"{option} is an option of its own, got {name}={self.arguments[name]} as an argument")
         if self.crops < 0:
             raise ValueError(f"crops must be at least 0, got {self.crops}")
+        if self.epochs is not None and not self.epochs > 0:
+            raise ValueError(f"epochs must be above 0, got {self.epochs}")
+        if Path(self.basis or "basis.safetensors").is_dir():
+            raise ValueError(f"the basis is one file, got the folder {self.basis}: give {self.basis}/basis.safetensors")
+        lookup(TAPS, self.tap, "tap")
 
     @property
     def basis_file(self) -> Path:
@@ -112,12 +120,13 @@ class KDEPSettings(TrainSettings):
         """The recipe with what replaces its values.
 
         Raises:
-            ValueError: if it is of another method.
+            ValueError: if it is of another method, or has an unknown alignment.
         """
         changes = {**self.changes, **({} if self.align is None else {"options.align": self.align})}
         recipe = override(lookup(RECIPES, self.recipe, "recipe"), changes)
         if recipe.method != "kdep":
             raise ValueError(f"pre-training needs a recipe of the method 'kdep' (kdep, kdep-demo), got {self.recipe!r}")
+        lookup(ALIGNMENTS, recipe.options["align"], "alignment")
         return recipe
 
 
@@ -132,7 +141,9 @@ def make_basis(settings: KDEPSettings) -> Path:
     recipe = settings.pretraining_recipe()
     settings = replace(settings, teacher=settings.teacher or small_teacher(settings))
     student = model_to_train(settings, recipe)
-    _fit(settings, _crops(settings, recipe, student))
+    teacher = _teacher(settings, recipe, student.config)
+    _check_basis(settings, recipe, teacher)
+    _fit(settings, _crops(settings, recipe, student.config, teacher))
     return settings.basis_file
 
 
@@ -150,18 +161,22 @@ def pretrain(settings: KDEPSettings) -> dict[str, Any]:
             wider than the teacher, or a basis of another one.
     """
     recipe, out, weight = settings.pretraining_recipe(), Path(settings.output_dir), _given_weight(settings)
+    if not settings.resume:
+        check_fresh(out)
     settings = replace(settings, teacher=settings.teacher or small_teacher(settings))
     set_seed(settings.seed)
     student = model_to_train(settings, recipe)
     start_weights(student, settings)
-    crops = _crops(settings, recipe, student)
+    # What cannot be is said before all pictures are opened, which may take hours.
+    teacher = _teacher(settings, recipe, student.config)
+    check_widths(recipe.options["align"], teacher.dim, Tap(student).dim)
+    _check_basis(settings, recipe, teacher)
     note_step(student.config, settings, recipe)
-    note_teachers(student.config, {settings.teacher: crops.teacher.model.config})
-    check_widths(recipe.options["align"], crops.teacher.dim, Tap(student).dim)
+    note_teachers(student.config, {settings.teacher: teacher.model.config})
+    crops = _crops(settings, recipe, student.config, teacher)
+    _check_batch(settings, recipe, crops.images)
     about = _about(settings, recipe, crops)
-    if not settings.resume:
-        check_fresh(out)
-    elif _is_done(settings, about):
+    if settings.resume and _is_done(settings, about):
         return read_results(out / "results.json")
     basis = None if recipe.options["align"] in WITHOUT_BASIS else _fit(settings, crops)
     options = {"basis": basis, "features": crops.teacher, "seed": settings.seed, **recipe.options}
@@ -189,8 +204,30 @@ def pretrain(settings: KDEPSettings) -> dict[str, Any]:
     return results
 
 
-def _crops(settings: KDEPSettings, recipe: Recipe, student: ReIDModel) -> Crops:
-    """The pictures as the student will see them, and the teacher on the accelerator of this process."""
+def _teacher(settings: KDEPSettings, recipe: Recipe, student: ReIDConfig) -> Teacher:
+    """The teacher on the accelerator of this process, which will be shown what the student sees."""
+    model = on_accelerator(open_teacher(settings.teacher), settings.arguments)
+    if settings.channels_last:
+        model.to(memory_format=torch.channels_last)
+    relu = recipe.options["align"] == "post-relu"
+    return Teacher(model, tap=settings.tap, relu=relu, mean=student.image_mean, std=student.image_std)
+
+
+def _check_basis(settings: KDEPSettings, recipe: Recipe, teacher: Teacher) -> None:
+    """Refuse a basis that is there and of another teacher."""
+    if recipe.options["align"] not in WITHOUT_BASIS and settings.basis_file.is_file():
+        Basis.load(settings.basis_file, teacher.fingerprint())
+
+
+def _check_batch(settings: KDEPSettings, recipe: Recipe, images: ImageDataset) -> None:
+    """Refuse a batch that these pictures do not fill, before a pass over them."""
+    size = settings.arguments.get("per_device_train_batch_size", recipe.batch_size)
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    build_sampler(recipe, images.pids, batch_size=size, seed=settings.seed, num_processes=processes)
+
+
+def _crops(settings: KDEPSettings, recipe: Recipe, config: ReIDConfig, teacher: Teacher) -> Crops:
+    """The pictures as the student of this configuration will see them."""
     pictures = load_pictures(
         settings.data,
         settings.data_dir,
@@ -202,14 +239,8 @@ def _crops(settings: KDEPSettings, recipe: Recipe, student: ReIDModel) -> Crops:
         seed=settings.seed,
         **settings.data_options,
     )
-    config = student.config
     size, options = tuple(config.image_size), {"interpolation": recipe.interpolation, "on_error": "skip"}
     images = training_images(pictures, size, recipe.augmentation, **options)
-    model = on_accelerator(open_teacher(settings.teacher), settings.arguments)
-    if settings.channels_last:
-        model.to(memory_format=torch.channels_last)
-    relu = recipe.options["align"] == "post-relu"
-    teacher = Teacher(model, tap=settings.tap, relu=relu, mean=config.image_mean, std=config.image_std)
     return Crops(teacher, images, recipe.augmentation, config, settings.seed, len(pictures))
 
 

@@ -26,7 +26,7 @@ _DEMO = {
     "schedule": Schedule("step", epochs=6, first_epoch=0, milestones=(2, 4)),
     "augmentation": Augmentation(pad=4, erasing=0.0),
 }
-_METHOD = {"method": "kdep", "options": {"align": "svd+pts", "temperature": 0.1, "power": 3}}
+_METHOD = {"method": "kdep", "options": {"align": "svd+pts", "temperature": 0.1, "power": 3.0}}
 
 KDEP: dict[str, Recipe] = {
     "kdep": Recipe(source="KDEP (arXiv:2203.05180), ResNet-18; MobileNetV2 has learning_rate 0.1", **_PAPER, **_METHOD),

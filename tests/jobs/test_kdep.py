@@ -175,6 +175,71 @@ def test_a_basis_made_alone_serves_several_students(settings, tmp_path):
     assert not (tmp_path / "interp" / "training" / "basis.safetensors").exists()
 
 
+def test_what_cannot_be_is_said_before_any_picture_is_opened(settings, tmp_path):
+    here = replace(settings, output_dir=tmp_path / "out", data_dir=str(tmp_path / "no such folder"))
+    other = network(tmp_path / "other", 8, 16)
+    made = replace(settings, teacher=other, output_dir=tmp_path / "any", basis=str(tmp_path / "other.safetensors"))
+    make_basis(made)
+    for wrong, said in (
+        ({"teacher": "nosuch"}, "a teacher is a trained model"),
+        ({"align": "nosuch"}, "unknown alignment 'nosuch'"),
+        ({"model": network(tmp_path / "wide", 8, 20)}, "student's feature has 20 channels"),
+        ({"basis": made.basis}, "is the basis of another teacher"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            pretrain(replace(here, **wrong))
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        pretrain(here)
+    for wrong, said in (
+        ({"tap": "nosuch"}, "unknown tap 'nosuch'"),
+        ({"epochs": -1}, "epochs must be above 0, got -1"),
+        ({"epochs": 0}, "epochs must be above 0, got 0"),
+        ({"basis": str(tmp_path)}, "the basis is one file, got the folder"),
+        ({"basis": "."}, "the basis is one file, got the folder"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            replace(here, **wrong)
+
+
+def test_a_start_that_fails_leaves_the_folder_to_another(settings, tmp_path):
+    here = replace(settings, output_dir=tmp_path / "out", resume=True, epochs=1)
+    with pytest.raises(ValueError, match="32 images make no batch of 512"):
+        pretrain(replace(here, align="sn", changes={"batch_size": 512}))
+    assert not (tmp_path / "out").exists()
+    assert pretrain(replace(here, align="svd"))["training"]["align"] == "svd"
+
+
+def test_weight_decay_follows_the_pictures_shown_unless_it_is_given(settings, monkeypatch, tmp_path):
+    monkeypatch.setattr("reid_hub.methods.kdep.training.WEIGHT_DECAYS", {32: 0.125, 320: 0.25})
+    short = replace(settings, align="interp", resume=True)
+    for epochs, changes, expected in ((1, {}, 0.125), (20, {}, 0.25), (1, {"weight_decay": 0.5}, 0.5)):
+        steps = {**settings.arguments, "max_steps": 1}
+        made = replace(short, output_dir=tmp_path / f"{expected}", epochs=epochs, arguments=steps)
+        results = pretrain(replace(made, changes={**CHANGES, **changes}))
+        assert results["training"]["weight_decay"] == expected
+
+
+def test_random_channels_are_those_of_the_seed(settings, monkeypatch, tmp_path):
+    drawn = []
+
+    def record(method, *_):
+        drawn.append(method.alignment.indices.tolist())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("reid_hub.jobs.kdep._new_pair", record)
+    for seed in (0, 1):
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(replace(settings, output_dir=tmp_path / "out", align="cs.rand", seed=seed))
+        generator = torch.Generator().manual_seed(seed)
+        assert drawn[-1] == sorted(torch.randperm(16, generator=generator)[:8].tolist())
+    assert drawn[0] != drawn[1]
+
+
+def test_a_power_that_is_no_whole_number(settings):
+    recipe = replace(settings, changes={**CHANGES, "options.power": 2.5}).pretraining_recipe()
+    assert recipe.options["power"] == 2.5
+
+
 def test_a_pretrained_folder_is_fine_tuned_with_few_labels(made, tmp_path):
     tuned = TrainSettings(
         tmp_path, data=made.data, data_dir=made.data_dir, model=str(made.output_dir), validation=0, keep_ids=0.5,

@@ -48,7 +48,7 @@ class Alignment(nn.Module):
 
     def compared(self, tap: Tap, last: Tensor) -> Tensor:
         """From what the student's tap took from the network, before it is pooled -> (B, D)."""
-        return tap.pool(last)
+        return tap.pool(last.float())  # an average in half precision is of few digits
 
     def distance(self, student: Tensor, target: Tensor) -> Tensor:
         """Mean over batch and channels of the squared difference, (B, D) twice -> scalar."""
@@ -124,7 +124,7 @@ class Regression(Alignment):
         return features
 
     def compared(self, tap: Tap, last: Tensor) -> Tensor:
-        return self.adaptor(last).mean((2, 3))
+        return self.adaptor(last).float().mean((2, 3))
 
 
 class Overhaul(Regression):

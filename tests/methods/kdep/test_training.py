@@ -5,9 +5,11 @@ import math
 import pytest
 import torch
 from safetensors.torch import load_file
+from torchvision.models import resnet18
 
 from reid_hub import ReIDConfig, ReIDModel
 from reid_hub.data.augmentation import BatchTransform
+from reid_hub.hub.convert import load_foreign
 from reid_hub.methods import KDEPMethod
 from reid_hub.methods.kdep import (
     ALIGNMENTS,
@@ -23,7 +25,7 @@ from reid_hub.methods.kdep import (
     write_features,
 )
 from reid_hub.methods.kdep.tap import left_out
-from reid_hub.training import RECIPES, ReIDTrainer, TrainingSubset, override, training_arguments
+from reid_hub.training import RECIPES, ReIDTrainer, TrainingSubset, build_optimizer, override, training_arguments
 
 from .small import AUGMENTATION, COUNT, SIZE, crops, model, pictures
 
@@ -121,6 +123,62 @@ def test_weights_of_pairs_and_budgets():
     assert rates == pytest.approx([0.3, 0.3, 0.03, 0.03, 0.003, 0.003])
 
 
+def test_the_published_recipe():
+    """Spec section 4: batch, rate, momentum, schedule, crops, and the colours of the code."""
+    recipe = RECIPES["kdep"]
+    assert (recipe.batch_size, recipe.learning_rate, recipe.sampler) == (512, 0.3, "shuffle")
+    optimizer = build_optimizer(
+        torch.nn.Linear(2, 2), recipe.optimizer, lr=0.3, weight_decay=5e-4, options=recipe.optimizer_options
+    )
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert (optimizer.defaults["momentum"], optimizer.defaults["nesterov"]) == (0.9, False)
+    assert (recipe.schedule.epochs, recipe.schedule.warmup_epochs, recipe.schedule.milestones) == (90, 0, (30, 60))
+    drawn = recipe.augmentation
+    assert (drawn.resized_area, drawn.lighting, drawn.erasing, drawn.pad) == ((0.08, 1.0), 0.05, 0.0, 0)
+    assert (drawn.brightness, drawn.contrast, drawn.saturation) == (0.1, 0.1, 0.1)
+    assert (recipe.config["image_size"], recipe.config["resize_shortest"]) == ((224, 224), 256)
+    assert recipe.options == {"align": "svd+pts", "temperature": 0.1, "power": 3}
+
+
+def test_the_average_of_a_map_in_half_precision_is_one_of_whole_precision():
+    made, last = method("interp"), torch.rand(2, 5, 16, 8).bfloat16() + 10
+    expected = last.double().mean((2, 3))
+    assert torch.allclose(made.alignment.compared(Tap(made.model), last).double(), expected, atol=1e-5)
+
+
+def test_temperature_and_power_are_those_of_the_targets():
+    plain, x = method(), torch.randn(6, 3, *SIZE)
+    t = plain.features(x).double()
+    basis = basis_of(plain.features)
+    z = (t - basis.mean) @ basis.vectors[:, :5]
+    made = method(temperature=0.2, power=2).eval()
+    expected = z.sign() * (z.abs() / 0.2) ** 0.5
+    s = Tap(made.model)(x)
+    found = made(x, indices=torch.arange(6))["distance"]
+    assert found.item() == pytest.approx(float((s.double() - expected).square().mean()), rel=1e-3)
+
+
+def test_a_trained_student_is_the_plain_network_of_torchvision(tmp_path):
+    """Spec invariant 12: loaded strictly, its classifier excepted, with the ReLU back in its place."""
+    source, plain = crops(tmp_path), resnet18()
+    student = ReIDModel(ReIDConfig.from_variant("res18", image_size=SIZE, last_stride=None))
+    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    train(tmp_path / "made", source, source.teacher, student, align="pre-relu")
+    trained = ReIDModel.from_pretrained(tmp_path / "made").eval()
+    assert any(not torch.equal(before[name], tensor) for name, tensor in trained.state_dict().items())
+    # Which tensor is which: every one of the plain network is filled with a number of its own, and looked for in ours.
+    numbered, marked = ReIDModel(trained.config), dict(enumerate(plain.state_dict()))
+    load_foreign(numbered, {name: torch.full_like(plain.state_dict()[name], n) for n, name in marked.items()})
+    ours = {
+        marked[int(tensor.flatten()[0])]: trained.backbone.state_dict()[name]
+        for name, tensor in numbered.backbone.state_dict().items()
+    }
+    assert plain.state_dict().keys() - ours.keys() == {"fc.weight", "fc.bias"}
+    plain.load_state_dict({**ours, "fc.weight": plain.fc.weight, "fc.bias": plain.fc.bias}, strict=True)
+    plain.fc, x = torch.nn.Identity(), torch.randn(2, 3, 64, 64)
+    assert torch.allclose(plain.eval()(x), trained.backbone(x).mean((2, 3)), atol=1e-5)
+
+
 def test_unsuitable_students_are_refused():
     with pytest.raises(ValueError, match="student's feature has 9 channels, the teacher's only 8"):
         method(student=model(4, 9))
@@ -157,9 +215,9 @@ def test_a_crop_is_a_function_of_seed_picture_and_round():
     assert not torch.equal(transform(pixels, rows, step=0, seed=1)[1:], first[1:])
 
 
-def train(folder, source, features, student=None):
+def train(folder, source, features, student=None, align="svd+pts"):
     student = model(4, 5, seed=1) if student is None else student
-    made = KDEPMethod(student, features=features, basis=basis_of(source.teacher), weight=0.3)
+    made = KDEPMethod(student, features=features, basis=basis_of(source.teacher), weight=0.3, align=align)
     arguments = {"use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "seed": source.seed}
     subset = TrainingSubset(source.images, torch.arange(COUNT).numpy())
     trainer = ReIDTrainer(made, RECIPE, training_arguments(RECIPE, folder, **arguments), subset)
