@@ -13,6 +13,7 @@ import json
 from typing import Any
 
 from reid_hub.cli.arguments import example_parser, parse_example, recipe_fields, training_fields
+from reid_hub.cli.errors import run
 from reid_hub.jobs.classify import ClassifySettings, classify
 
 
@@ -44,4 +45,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

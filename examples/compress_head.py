@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 
 from reid_hub.cli.arguments import PEOPLE, example_parser, parse_example, recipe_fields, training_fields
+from reid_hub.cli.errors import run
 from reid_hub.jobs.compress import FITTED, TRAINED, CompressSettings, compress
 from reid_hub.jobs.train import TrainSettings, train
 
@@ -39,4 +40,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -18,6 +18,7 @@ from reid_hub.cli.arguments import (
     view_fields,
     view_options,
 )
+from reid_hub.cli.errors import run
 from reid_hub.jobs.fd import FDSettings, make_cache
 from reid_hub.training import parse_override
 
@@ -38,4 +39,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

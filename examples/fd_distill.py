@@ -22,6 +22,7 @@ from reid_hub.cli.arguments import (
     view_fields,
     view_options,
 )
+from reid_hub.cli.errors import run
 from reid_hub.jobs.fd import FDSettings, distill, train_initial, train_student
 
 
@@ -48,4 +49,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

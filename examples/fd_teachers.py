@@ -21,6 +21,7 @@ from reid_hub.cli.arguments import (
     view_fields,
     view_options,
 )
+from reid_hub.cli.errors import run
 from reid_hub.jobs.fd import FDSettings, train_teachers
 
 
@@ -39,4 +40,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -21,6 +21,7 @@ from reid_hub.cli.arguments import (
     recipe_fields,
     training_fields,
 )
+from reid_hub.cli.errors import run
 from reid_hub.jobs.kdep import KDEPSettings, make_basis
 
 
@@ -33,4 +34,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -6,7 +6,7 @@ Without arguments it makes a small teacher, a basis and a narrow ResNet-18, on p
     accelerate launch examples/kdep_pretrain.py --teacher timm/resnet50 --student res18 --weight sp-res50/res18 \\
         --data pictures --data-dir DIR --output-dir runs/res18
     accelerate launch examples/kdep_pretrain.py --teacher facebook/dinov2-base --student mobilenetv2 \\
-        --set learning_rate=0.1 --data NAMESPACE/NAME --streaming --limit 100000
+        --data NAMESPACE/NAME --streaming --limit 100000
 
 With pictures that are not drawn the recipe kdep at 224x224 is the default; --recipe kdep-people is for people, 256x128.
 --crops R shows each picture as R crops that are drawn once, and asks the teacher only for those. The folder is a model
@@ -24,6 +24,7 @@ from reid_hub.cli.arguments import (
     recipe_fields,
     training_fields,
 )
+from reid_hub.cli.errors import run
 from reid_hub.jobs.kdep import KDEPSettings, pretrain
 
 
@@ -43,4 +44,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

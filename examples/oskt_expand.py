@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 
 from reid_hub.cli.arguments import PEOPLE, example_parser, parse_example, recipe_fields, training_fields
+from reid_hub.cli.errors import run
 from reid_hub.jobs.expand import choose_chain
 from reid_hub.jobs.models import open_chain
 from reid_hub.jobs.processes import is_main_process, wait_for_everyone
@@ -40,4 +41,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

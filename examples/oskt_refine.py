@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 
 from reid_hub.cli.arguments import PEOPLE, example_parser, parse_example, recipe_fields, training_fields
+from reid_hub.cli.errors import run
 from reid_hub.jobs.refine import RefineSettings, refine_all
 from reid_hub.jobs.train import TrainSettings, train
 
@@ -34,4 +35,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

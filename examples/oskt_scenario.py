@@ -11,6 +11,7 @@ Scenarios: m (Market-1501 alone), ms-m, ms-c, m-c (chain on one set, student on 
 import argparse
 import json
 
+from reid_hub.cli.errors import run
 from reid_hub.jobs.oskt import SCENARIOS, run_scenario
 
 
@@ -41,4 +42,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

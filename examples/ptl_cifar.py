@@ -13,6 +13,7 @@ import argparse
 import json
 
 from reid_hub.cli.arguments import example_parser, parse_example, recipe_fields, training_fields
+from reid_hub.cli.errors import run
 from reid_hub.jobs.classify import ClassifySettings, classify
 from reid_hub.jobs.ptl import CELLS, classification_arm, with_changes
 
@@ -33,4 +34,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

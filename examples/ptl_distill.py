@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 
 from reid_hub.cli.arguments import PEOPLE, example_parser, parse_example, recipe_fields, training_fields
+from reid_hub.cli.errors import run
 from reid_hub.jobs.provenance import is_done
 from reid_hub.jobs.ptl import STDSettings, distill, side_network
 from reid_hub.jobs.train import TrainSettings, train
@@ -39,4 +40,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -18,6 +18,7 @@ import json
 from typing import Any
 
 from reid_hub.cli.arguments import PEOPLE, example_parser, parse_example, recipe_fields, training_fields
+from reid_hub.cli.errors import run
 from reid_hub.jobs.ptl import CELLS, side_network, with_changes
 from reid_hub.jobs.train import TrainSettings, train
 
@@ -43,4 +44,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

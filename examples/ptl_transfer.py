@@ -14,6 +14,7 @@ import argparse
 import json
 
 from reid_hub.cli.arguments import PEOPLE, example_parser, is_drawn, recipe_fields, training_fields
+from reid_hub.cli.errors import run
 from reid_hub.jobs.ptl import CELLS, TransferSettings, side_network, transfer, with_changes
 
 
@@ -45,4 +46,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -11,6 +11,7 @@ from accelerate.utils import set_seed
 from tqdm import tqdm
 
 from reid_hub import ReIDConfig, ReIDModel, evaluate_model, load_reid_dataset
+from reid_hub.cli.errors import run
 from reid_hub.data.augmentation import BatchTransform
 from reid_hub.data.images import ImageDataset
 from reid_hub.methods import METHODS
@@ -70,4 +71,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -14,6 +14,7 @@ Several processes on CPUs need `--multi_gpu`, which accelerate reads as "several
 import json
 
 from reid_hub.cli.arguments import PEOPLE, example_parser, parse_example, recipe_fields, training_fields
+from reid_hub.cli.errors import run
 from reid_hub.jobs.train import TrainSettings, train
 
 
@@ -28,4 +29,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -17,6 +17,7 @@ import argparse
 import json
 
 from reid_hub import ReIDModel, load_reid_dataset
+from reid_hub.cli.errors import run
 from reid_hub.evaluation import embed
 from reid_hub.index import DatabaseIndex
 
@@ -51,4 +52,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

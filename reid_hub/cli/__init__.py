@@ -1,11 +1,10 @@
 """The command line: each command parses, calls one job, and prints what was made."""
 
-import sys
-
 import typer
 
 from reid_hub.cli.classify import classify
 from reid_hub.cli.compress import compress
+from reid_hub.cli.errors import run
 from reid_hub.cli.evaluate import calibrate, evaluate, index_add, index_build, search
 from reid_hub.cli.fd import attention, fd
 from reid_hub.cli.hub import card, convert, list_names, push
@@ -43,14 +42,5 @@ app.command("list")(list_names)
 
 
 def main() -> None:
-    """Run the command line; what is wrong with the input is said in one line, without a traceback."""
-    from huggingface_hub.errors import StrictDataclassError
-
-    try:
-        app()
-    except (ValueError, OSError, ImportError, RuntimeError, StrictDataclassError) as error:
-        typer.secho(f"Error: {error}", fg="red", err=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        typer.secho("Stopped; --resume goes on from the last checkpoint.", err=True)
-        sys.exit(130)
+    """Run the command line; see `run`."""
+    run(app)

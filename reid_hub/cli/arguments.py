@@ -21,7 +21,9 @@ def example_parser(description: str | None, **defaults: Any) -> argparse.Argumen
     parser.add_argument("--dataset-name", help="what the results call the data set")
     parser.add_argument("--image-size", type=int, nargs=2, default=(128, 64), help="height and width in pixels")
     parser.add_argument("--recipe", default="demo", help="name of the recipe")
-    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="values that replace the recipe's")
+    parser.add_argument(
+        "--set", nargs="*", action="extend", default=[], metavar="NAME=VALUE", help="values that replace the recipe's"
+    )
     parser.add_argument("--epochs", type=float, help="in place of the recipe's")
     parser.add_argument("--validation", type=float, default=0.1, help="share of the training identities held out")
     parser.add_argument("--keep-ids", type=float, default=1.0, help="share of the training identities kept: few-shot")

@@ -23,6 +23,7 @@ def classify(
         str | None, typer.Option(help="Weights of the trunk: a file, torchvision/NAME, timm/NAME, a checkpoint.")
     ] = None,
     keep: Annotated[float, typer.Option(help="Share of the training pictures of each class kept: few-shot.")] = 1.0,
+    per_class: Annotated[int | None, typer.Option(help="So many pictures of each class in place of a share.")] = None,
     evaluate_every: Annotated[int, typer.Option(help="Epochs between two evaluations on the test set.")] = 1,
 ):
     """Train a classifier of general pictures, evaluate it on the test set, save it with its results and card.
@@ -35,5 +36,7 @@ def classify(
     from reid_hub.jobs.classify import classify as job
 
     out = run["output_dir"]
-    settings = ClassifySettings(**run, model=model, init=init, keep=keep, evaluate_every=evaluate_every)
+    settings = ClassifySettings(
+        **run, model=model, init=init, keep=keep, per_class=per_class, evaluate_every=evaluate_every
+    )
     show(job(settings), {"model of the last epoch": out, "best on the test set": out / "best"})

@@ -1,7 +1,7 @@
 """Train and evaluate a classifier of general pictures: PTL's CIFAR experiments and KDEP's transfer learning."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,18 +11,28 @@ import torch.distributed as dist
 from transformers import TrainerCallback, set_seed
 
 from reid_hub.data.images import ImageDataset
+from reid_hub.data.pictures import draw_pictures
 from reid_hub.data.stored import training_images
 from reid_hub.evaluation import build_classification_results, measure_cost, topk_accuracy, write_results
 from reid_hub.evaluation import classify as classify_split
 from reid_hub.evaluation.embedding import open_images
 from reid_hub.hub.card import write_card
-from reid_hub.jobs.models import check_changes, check_free_size, is_checkpoint, recipe_config, shortest_in
+from reid_hub.jobs.models import check_changes, check_free_size, is_checkpoint, new_model, recipe_config, shortest_in
 from reid_hub.jobs.provenance import note_step, provenance
 from reid_hub.jobs.train import TrainSettings, load_splits, method_of, new_trainer, publish, run, start_weights
 from reid_hub.methods import METHODS, ClassificationMethod, Method
 from reid_hub.models import ReIDConfig, ReIDForImageClassification
 from reid_hub.registry import lookup
 from reid_hub.training import RECIPES, Recipe, ReIDTrainer, TrainingSubset, draw_images, override
+
+# What lies in front of a trunk and behind it.
+_OF_EDGES = (
+    "config.neck",
+    "config.image_mean",
+    "config.image_std",
+    "config.resize_shortest",
+    "config.classifier_hidden",
+)
 
 
 @dataclass
@@ -31,10 +41,12 @@ class ClassifySettings(TrainSettings):
 
     Attributes:
         data: a data set with the columns image and label and the splits train and test.
-        model: a variant; or a checkpoint of ours to go on with, whose classifier, where it has none, starts anew.
+        model: a variant; or a checkpoint of ours to go on with. Of one without a classifier the trunk goes on: neck,
+            normalisation and what is cut off are the recipe's, as a variant has them.
         init: weights of the trunk to start from, see `load_weights`.
         evaluate_every: epochs between two evaluations on the test set; the last epoch always has one.
         keep: share of the training images of each class that is kept, drawn by the seed (the few-shot setting).
+        per_class: so many of each class in place of a share.
     """
 
     output_dir: str | Path = "runs/classify"
@@ -43,6 +55,7 @@ class ClassifySettings(TrainSettings):
     validation: float = 0.0
     evaluate_every: int = 1
     keep: float = 1.0
+    per_class: int | None = None
 
     def __post_init__(self):
         if self.validation or self.keep_ids != 1 or self.flip:
@@ -53,6 +66,10 @@ class ClassifySettings(TrainSettings):
             )
         if self.evaluate_every < 1:
             raise ValueError(f"evaluate_every must be at least 1 epoch, got {self.evaluate_every}")
+        if self.per_class is not None and (self.per_class < 1 or self.keep != 1):
+            raise ValueError(
+                f"per_class is at least 1 picture, in place of keep; got per_class={self.per_class}, keep={self.keep}"
+            )
 
 
 def classify(
@@ -93,7 +110,7 @@ def classify(
         test,
         history=trainer.state.log_history,
         dataset={"name": settings.dataset_name or settings.data, "split": "test", "data_dir_counts": _counts(splits)},
-        training={**training, "keep": settings.keep, **(about or {})},
+        training={**training, "keep": settings.keep, "per_class": settings.per_class, **(about or {})},
         folder=settings.output_dir,
     )
     publish(trainer, settings)
@@ -103,7 +120,7 @@ def classify(
 def new_classifier(settings: ClassifySettings, recipe: Recipe, names: Sequence[str]) -> ReIDForImageClassification:
     """The model to train, of these classes: a variant with the recipe's configuration, or a checkpoint as it is.
 
-    A checkpoint's classifier goes on; that of a `ReIDModel` starts anew.
+    A checkpoint's classifier goes on; on the trunk of a `ReIDModel` one starts anew, see `_on_trunk`.
 
     Raises:
         ValueError: for a name that is neither, or a classifier of other classes.
@@ -112,9 +129,10 @@ def new_classifier(settings: ClassifySettings, recipe: Recipe, names: Sequence[s
     size = {} if settings.image_size is None else {"image_size": list(settings.image_size)}
     if is_checkpoint(settings.model):
         known = ReIDConfig.from_pretrained(settings.model)
+        if ReIDForImageClassification.__name__ not in (known.architectures or ()):
+            return _begun(_on_trunk(settings, recipe, labels), settings, recipe)
         check_changes(known, settings.changes)
-        is_classifier = ReIDForImageClassification.__name__ in (known.architectures or ())
-        if is_classifier and known.id2label != labels["id2label"]:
+        if known.id2label != labels["id2label"]:
             raise ValueError(
                 f"{settings.model} knows {known.num_labels} classes ({', '.join(known.id2label.values())[:50]}...), "
                 f"not the {len(names)} of the data: start from its trunk alone with init"
@@ -127,8 +145,28 @@ def new_classifier(settings: ClassifySettings, recipe: Recipe, names: Sequence[s
         # No neck: nothing compares the features in front of it.
         fields = {"neck": "none", **recipe_config(settings, recipe), **size, **labels}
         model = ReIDForImageClassification(ReIDConfig.from_variant(settings.model, **fields))
+    return _begun(model, settings, recipe)
+
+
+def _begun(model: ReIDForImageClassification, settings: ClassifySettings, recipe: Recipe) -> ReIDForImageClassification:
     start_weights(model.reid, settings)
     note_step(model.config, settings, recipe)
+    return model
+
+
+def _on_trunk(settings: ClassifySettings, recipe: Recipe, labels: Mapping[str, Any]) -> ReIDForImageClassification:
+    """A new classifier on the trunk of a `ReIDModel`, at whose edges everything is as the recipe prescribes it.
+
+    So that it differs in nothing but weights from the same variant that starts from random ones.
+    """
+    base = new_model(settings.model, settings.image_size)
+    check_changes(base.config, {name: v for name, v in settings.changes.items() if name not in _OF_EDGES})
+    asked = recipe_config(replace(settings, image_size=base.config.image_size), recipe)
+    edges = {name: value for name, value in asked.items() if f"config.{name}" in _OF_EDGES}
+    fields = {name: value for name, value in base.config.to_dict().items() if name != "architectures"}
+    model = ReIDForImageClassification(ReIDConfig.from_dict({**fields, **edges, **labels}))
+    goes_on, state = base.state_dict(), model.reid.state_dict()
+    model.reid.load_state_dict({**state, **{name: goes_on[name] for name in state if name in goes_on}})
     return model
 
 
@@ -158,7 +196,11 @@ def build_classifier_trainer(
         interpolation=recipe.interpolation,
         resize_shortest=model.config.resize_shortest,
     )
-    subset = TrainingSubset(images, draw_images(images.pids, settings.keep, settings.seed))
+    if settings.per_class is None:
+        rows = draw_images(images.pids, settings.keep, settings.seed)
+    else:
+        rows = draw_pictures(len(images), images.pids, per_class=settings.per_class, seed=settings.seed)
+    subset = TrainingSubset(images, rows)
     absent = sorted(set(range(model.num_labels)) - set(subset.identities.tolist()))
     if absent or len(subset.identities) != model.num_labels:
         names = ", ".join(model.config.id2label[number] for number in absent[:5])

@@ -41,7 +41,6 @@ from reid_hub.methods.kdep import (
     check_widths,
     fit_basis,
     new_pair,
-    weight_decay_for,
     write_features,
 )
 from reid_hub.models import ReIDConfig, ReIDModel
@@ -105,6 +104,8 @@ class KDEPSettings(TrainSettings):
         if Path(self.basis or "basis.safetensors").is_dir():
             raise ValueError(f"the basis is one file, got the folder {self.basis}: give {self.basis}/basis.safetensors")
         lookup(TAPS, self.tap, "tap")
+        if (self.recipe, self.model) == ("kdep", "mobilenetv2"):  # the published rate of this student
+            self.changes = {"learning_rate": 0.1, **self.changes}
 
     @property
     def basis_file(self) -> Path:
@@ -190,14 +191,15 @@ def pretrain(settings: KDEPSettings) -> dict[str, Any]:
     if weight is None:
         method.weight, method.scale = _new_pair(method, crops)
     made_with = {**about, "basis": basis and basis.digest()}
-    trainer = _trainer(settings, recipe, method, crops.images, made_with)
+    subset = TrainingSubset(crops.images, np.arange(len(crops)))
+    trainer = new_trainer(settings, recipe, method, subset, about=made_with)
     if trainer.is_world_process_zero():
         with atomic_file(out / ABOUT_FILE) as temporary:
             temporary.write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
     run(trainer, settings, {}, report=partial(_report, about=about))
     training = provenance(settings, recipe, trainer)
     training.pop("identities")
-    training |= {**made_with, "weight": method.weight, "scale": method.scale, "weight_decay": trainer.args.weight_decay}
+    training |= {**made_with, "weight": method.weight, "scale": method.scale}
     training["basis_features"] = basis and basis.count
     results = _record(settings, trainer.model.export(), training)
     publish(trainer, settings)
@@ -269,15 +271,6 @@ def _new_pair(method: KDEPMethod, crops: Crops) -> tuple[float, float]:
     batches = np.array_split(rows, -(-len(rows) // 64))
     features = torch.cat([crops.represent(batch).cpu() for batch in batches])
     return new_pair(method.alignment(features))
-
-
-def _trainer(settings: KDEPSettings, recipe: Recipe, method: KDEPMethod, images: ImageDataset, about: dict):
-    """The trainer on all pictures; the weight decay is the table's unless the settings say another."""
-    arguments = {}
-    if "weight_decay" not in settings.changes:
-        arguments["weight_decay"] = weight_decay_for(len(images) * (settings.epochs or recipe.epochs))
-    subset = TrainingSubset(images, np.arange(len(images)))
-    return new_trainer(settings, recipe, method, subset, arguments=arguments, about=about)
 
 
 def _about(settings: KDEPSettings, recipe: Recipe, crops: Crops) -> dict[str, Any]:

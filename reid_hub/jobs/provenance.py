@@ -37,6 +37,7 @@ def provenance(settings: "TrainSettings", recipe: Recipe, trainer: ReIDTrainer) 
         "recipe": settings.recipe,
         "changes": dict(settings.changes),
         "epochs": args.num_train_epochs,
+        "weight_decay": args.weight_decay,
         "seed": settings.seed,
         "batch_size": args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
         "precision": "bfloat16 autocast" if args.bf16 else "float16 autocast" if args.fp16 else "float32",

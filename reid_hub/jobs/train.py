@@ -21,6 +21,7 @@ from reid_hub.jobs.models import is_checkpoint, model_to_train
 from reid_hub.jobs.processes import wait_for_everyone
 from reid_hub.jobs.provenance import data_and_start, note_step, provenance
 from reid_hub.methods import METHODS, Method, SupervisedMethod
+from reid_hub.methods.kdep import weight_decay_for
 from reid_hub.models import ReIDModel
 from reid_hub.registry import lookup
 from reid_hub.training import (
@@ -218,7 +219,11 @@ def new_trainer(
         about: see `build_trainer`.
         options: further ones of `ReIDTrainer`.
     """
+    decay = {}
+    if recipe.decay_by_budget and "weight_decay" not in settings.changes:
+        decay["weight_decay"] = weight_decay_for(len(subset) * (settings.epochs or recipe.epochs))
     values = {
+        **decay,
         "seed": settings.seed,
         "eval_strategy": "epoch" if evaluator else "no",
         **({} if settings.epochs is None else {"num_train_epochs": settings.epochs}),

@@ -20,6 +20,7 @@ class Recipe:
         batch_size: images per process and step.
         optimizer, optimizer_options: an entry of OPTIMIZERS and its keyword arguments.
         weight_decay: coupled L2 on all trainable parameters, as in the sources.
+        decay_by_budget: the weight decay follows the number of pictures shown, by KDEP's table, unless it is set.
         bias_lr_factor: rate of the biases relative to that of the weights.
         config: fields of the model's `ReIDConfig` that the recipe prescribes.
         interpolation: of the training images; the test images follow the model's own configuration.
@@ -36,6 +37,7 @@ class Recipe:
     optimizer: str = "adam"
     optimizer_options: Mapping[str, Any] = field(default_factory=dict)
     weight_decay: float = 5e-4
+    decay_by_budget: bool = False
     bias_lr_factor: float = 1.0
     augmentation: Augmentation = Augmentation()  # noqa: RUF009 - frozen
     config: Mapping[str, Any] = field(default_factory=dict)

@@ -206,9 +206,10 @@ RECIPES: dict[str, Recipe] = {
         optimizer_options={"momentum": 0.9},
         schedule=Schedule("step", epochs=150, first_epoch=0, milestones=(50, 100)),
         augmentation=Augmentation(resized_area=(0.08, 1.0), pad=0, erasing=0.0),
-        # The published code does not normalise its input, except for CIFAR-100.
+        # The published code does not normalise its input, except for CIFAR-100. The networks are the libraries' own.
         config={
             "neck": "none",
+            "last_stride": None,
             "image_size": (224, 224),
             "resize_shortest": 256,
             "image_mean": (0.0, 0.0, 0.0),

@@ -4,14 +4,14 @@ from reid_hub.data.augmentation_options import Augmentation
 from reid_hub.training.recipe import Recipe
 from reid_hub.training.schedules import Schedule
 
-# The budget of a tenth of ImageNet; the job takes the weight decay of other budgets from the paper's table. The colours
-# are those of the published code, the paper has crops and flips only.
+# The budget of a tenth of ImageNet. The colours are those of the published code, the paper has crops and flips only.
 _PAPER = {
     "sampler": "shuffle",
     "batch_size": 512,
     "learning_rate": 0.3,
     "optimizer": "sgd",
     "optimizer_options": {"momentum": 0.9},
+    "decay_by_budget": True,
     "schedule": Schedule("step", epochs=90, first_epoch=0, milestones=(30, 60)),
     "augmentation": Augmentation(
         resized_area=(0.08, 1.0), pad=0, brightness=0.1, contrast=0.1, saturation=0.1, lighting=0.05, erasing=0.0
@@ -29,7 +29,7 @@ _DEMO = {
 _METHOD = {"method": "kdep", "options": {"align": "svd+pts", "temperature": 0.1, "power": 3.0}}
 
 KDEP: dict[str, Recipe] = {
-    "kdep": Recipe(source="KDEP (arXiv:2203.05180), ResNet-18; MobileNetV2 has learning_rate 0.1", **_PAPER, **_METHOD),
+    "kdep": Recipe(source="KDEP (arXiv:2203.05180), ResNet-18; the job gives MobileNetV2 its 0.1", **_PAPER, **_METHOD),
     "kdep-people": Recipe(
         source="reid_hub: KDEP (arXiv:2203.05180) on pictures of people, augmented as in Bag of Tricks",
         **_PEOPLE,

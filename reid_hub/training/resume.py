@@ -39,7 +39,7 @@ def check_same_run(checkpoint: str | Path, run: dict[str, Any]) -> None:
     before = json.loads(Path(checkpoint, RUN_FILE).read_text())
     # What an augmentation can do now and could not do when the run began, it does not do.
     before["augmentation"] = {**json.loads(json.dumps(asdict(Augmentation()))), **before.get("augmentation", {})}
-    for key in ("num_processes", "origin"):  # runs before it was written down
+    for key in ("num_processes", "origin", "decay_by_budget"):  # runs before it was written down
         before.setdefault(key, run[key])
     before, run = ({**of, **of["origin"]} for of in (before, run))
     run.pop("origin")

@@ -22,8 +22,9 @@ from transformers import AutoModelForImageClassification, TrainerCallback
 from reid_hub import ReIDConfig, ReIDForImageClassification, ReIDModel, load_reid_dataset
 from reid_hub.evaluation import topk_accuracy
 from reid_hub.hub.folder import checkpoint_files
-from reid_hub.jobs.classify import ClassifySettings, classify
+from reid_hub.jobs.classify import ClassifySettings, classify, new_classifier
 from reid_hub.methods import ClassificationMethod
+from reid_hub.training import RECIPES, override
 
 ROOT = Path(__file__).parents[2]
 
@@ -195,6 +196,50 @@ def test_transfer_by_crops_of_the_originals(settings, tmp_path):
     )
     assert results["protocol"]["resize_shortest"] == 32
     assert json.loads((tmp_path / "preprocessor_config.json").read_text())["size"] == {"shortest_edge": 32}
+
+
+def test_a_trunk_gets_the_edges_of_the_recipe_and_is_the_variant_but_for_its_weights(settings, tmp_path):
+    """A re-identification model has a neck and its own normalisation, and a variant the stride of re-identification."""
+    torch.manual_seed(1)
+    trunk = ReIDModel(ReIDConfig.from_variant("res18-x0.25", image_size=(32, 32), last_stride=None)).eval()
+    trunk.save_pretrained(tmp_path / "trunk")
+    changes = {"batch_size": 8, "config.resize_shortest": 36, "config.image_std": [0.5, 0.5, 0.5]}
+    tuned = replace(settings, recipe="transfer", image_size=(32, 32), output_dir=tmp_path / "out")
+
+    def begin(model: str, **more):
+        asked = {**changes, **more}
+        begun = replace(tuned, model=model, changes=asked)
+        return new_classifier(begun, override(RECIPES["transfer"], asked), ["a", "b"])
+
+    plain, begun = begin("res18-x0.25"), begin(str(tmp_path / "trunk"))
+    of_a_file = ("_name_or_path", "auto_map", "dtype", "lineage")
+    ours, theirs = (
+        {name: value for name, value in made.config.to_dict().items() if name not in of_a_file}
+        for made in (begun, plain)
+    )
+    assert ours == theirs
+    assert (ours["neck"], ours["last_stride"], ours["resize_shortest"]) == ("none", None, 36)
+    assert (ours["image_mean"], ours["image_std"]) == ([0.0] * 3, [0.5] * 3)
+    for name, tensor in begun.reid.backbone.state_dict().items():
+        assert torch.equal(tensor, trunk.backbone.state_dict()[name]), name
+    assert begun.state_dict().keys() == plain.state_dict().keys()
+    with pytest.raises(ValueError, match=r"config\.last_stride=1 comes too late"):
+        begin(str(tmp_path / "trunk"), **{"config.last_stride": 1})
+    kept = begin(str(tmp_path / "trunk"), **{"config.neck": "bnneck"})
+    assert torch.equal(kept.reid.neck.weight, trunk.neck.weight)
+
+
+def test_so_many_pictures_of_each_class_and_the_decay_of_the_budget(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr("reid_hub.methods.kdep.training.WEIGHT_DECAYS", {6: 0.125, 600: 0.25})
+    small = {"batch_size": 4, "config.image_size": [16, 16], "config.resize_shortest": 18}
+    short = replace(settings, recipe="kdep-supervised", changes=small, model="res18-x0.25", per_class=2, epochs=1)
+    results = classify(replace(short, output_dir=tmp_path / "few"))
+    assert (results["training"]["images"], results["training"]["per_class"]) == (6, 2)
+    assert results["training"]["weight_decay"] == 0.125
+    given = replace(short, output_dir=tmp_path / "given", changes={**small, "weight_decay": 0.0})
+    assert classify(given)["training"]["weight_decay"] == 0
+    with pytest.raises(ValueError, match="in place of keep"):
+        replace(short, keep=0.5)
 
 
 def test_what_cannot_be_trained_is_refused(settings, tmp_path, people):

@@ -235,6 +235,13 @@ def test_random_channels_are_those_of_the_seed(settings, monkeypatch, tmp_path):
     assert drawn[0] != drawn[1]
 
 
+def test_a_mobilenet_has_its_published_rate(settings):
+    kdep = replace(settings, recipe="kdep", model="mobilenetv2", changes={})
+    assert kdep.pretraining_recipe().learning_rate == 0.1
+    assert replace(kdep, changes={"learning_rate": 0.2}).pretraining_recipe().learning_rate == 0.2
+    assert replace(kdep, model="res18", changes={}).pretraining_recipe().learning_rate == 0.3
+
+
 def test_a_power_that_is_no_whole_number(settings):
     recipe = replace(settings, changes={**CHANGES, "options.power": 2.5}).pretraining_recipe()
     assert recipe.options["power"] == 2.5
@@ -286,7 +293,8 @@ def test_classes_pretrain_and_then_train_a_classifier(settings, tmp_path):
     with pytest.raises(ValueError, match=r"pictures .* instead of"):
         pretrain(replace(settings, output_dir=tmp_path / "trunk", per_class=12, resume=True, **data))
     trunk, classifier = (load_file(tmp_path / name / "model.safetensors") for name in ("trunk", "tuned"))
-    assert {f"reid.{name}" for name in trunk} <= classifier.keys()
+    behind = {"classifier.weight", "classifier.bias"}  # a new layer, and no neck
+    assert {f"reid.{name}" for name in trunk if not name.startswith("neck.")} == classifier.keys() - behind
 
 
 def test_pictures_without_a_training_split_are_measured_all_the_same(settings, people, tmp_path):

@@ -21,9 +21,10 @@ def options(monkeypatch, example, *words):
 
     monkeypatch.setattr(arguments.argparse.ArgumentParser, "parse_args", note)
     monkeypatch.setattr(sys, "argv", [example, *words])
-    # There is no such folder, so that each stops at its data.
-    with pytest.raises((FileNotFoundError, ValueError, OSError)):
+    # There is no such folder, so that each stops at its data, and says so in a line.
+    with pytest.raises(SystemExit) as stopped:
         runpy.run_path(str(EXAMPLES / f"{example}.py"), run_name="__main__")
+    assert stopped.value.code == 2
     return seen[-1]
 
 
@@ -49,7 +50,11 @@ def test_with_data_of_its_own_an_example_is_the_published_experiment(monkeypatch
     ("example", "words", "expected"),
     [
         ("ptl_cifar", ["--data", "cifar100"], {"backbone": "densenet-bc-100", "recipe": "cifar", "image_size": None}),
-        ("kdep_transfer", ["--data", "dtd", "--task", "classification", "--backbone", "res18"], {"recipe": "transfer"}),
+        (
+            "kdep_transfer",
+            ["--data", "dtd", "--task", "classification", "--backbone", "res18"],
+            {"recipe": "transfer", "evaluate_every": 5},
+        ),
         ("ptl_transfer", ["--order", "duke", "market"], {"backbone": "densenet161", "recipe": "ptl"}),
     ],
 )
@@ -57,3 +62,20 @@ def test_so_with_general_pictures_and_with_several_data_sets(monkeypatch, tmp_pa
     monkeypatch.chdir(tmp_path)
     found = options(monkeypatch, example, "--data-dir", "nowhere", *words)
     assert {name: getattr(found, name) for name in expected} == expected
+
+
+def test_values_of_a_recipe_add_up_and_options_of_another_task_are_refused(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    found = options(
+        monkeypatch, "kdep_pretrain", "--data", "pictures", "--data-dir", "nowhere", "--teacher", "nowhere", "--set",
+        "learning_rate=0.01", "weight_decay=0", "--set", "batch_size=8",
+    )  # fmt: skip
+    assert arguments.recipe_fields(found)["changes"] == {"learning_rate": 0.01, "weight_decay": 0, "batch_size": 8}
+    assert "Error: a teacher is a trained model" in capsys.readouterr().err
+    for words, said in (
+        (["--task", "classification", "--keep-ids", "0.3"], "--keep-ids does not belong to --task classification"),
+        (["--keep", "0.2"], "--keep does not belong to --task reid"),
+        (["--evaluate-every", "2"], "--evaluate-every does not belong to --task reid"),
+    ):
+        options(monkeypatch, "kdep_transfer", "--data", "dtd", "--data-dir", "nowhere", *words)
+        assert said in capsys.readouterr().err
