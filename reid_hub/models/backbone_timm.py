@@ -3,6 +3,7 @@
 from difflib import get_close_matches
 
 import torch
+from torch import Tensor
 from transformers import TimmWrapperConfig, TimmWrapperModel
 
 try:
@@ -32,6 +33,14 @@ class TimmModel(TimmWrapperModel):
     def _init_weights(self, module):
         if hasattr(module, "init_non_persistent_buffers"):
             module.init_non_persistent_buffers()
+
+    def forward(self, pixel_values: Tensor, do_pooling: bool = False, **kwargs):
+        """The wrapper's, without what timm puts behind the last map unless asked, whatever the configuration says.
+
+        Nothing here reads it, and some heads have layers of their own (MobileNetV4, GhostNet), whose cost, batch
+        statistics and ReLU would be taken for the trunk's.
+        """
+        return super().forward(pixel_values, do_pooling=do_pooling, **kwargs)
 
 
 def timm_variant(name: str, image_size: tuple[int, int]) -> dict:

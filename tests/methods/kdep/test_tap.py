@@ -28,7 +28,7 @@ from .small import model
 
 SMALL_NETWORKS = [
     "res18-x0.25", "res50-s1", "osnet-x0.25", "msinet-x0.25", "squeezenet", "densenet-bc-100",
-    "timm/resnet18", "timm/regnety_002",
+    "timm/resnet18", "timm/regnety_002", "timm/mobilenetv4_conv_small_035", "timm/ghostnet_050",
 ]  # fmt: skip
 
 
@@ -222,6 +222,25 @@ def test_teachers_of_timm_that_were_saved(tmp_path):
     x = torch.randn(2, 3, 224, 224)
     assert teacher.config.image_size == [224, 224]
     assert torch.allclose(Teacher(teacher, relu=True)(x), network.timm_model(x), atol=1e-5)
+
+
+def test_the_layers_of_timm_s_head_are_no_part_of_the_trunk(tmp_path):
+    """Not even in a checkpoint whose configuration asks for them, as all do."""
+    network, x = variant("timm/mobilenetv4_conv_small_035"), torch.randn(2, 3, 64, 64)
+    network.save_pretrained(tmp_path)
+    loaded = ReIDModel.from_pretrained(tmp_path)
+    assert loaded.config.backbone_config.do_pooling
+    trunk, called = loaded.backbone.model.timm_model, []
+    for module in (trunk.conv_head, trunk.norm_head):
+        module.register_forward_hook(lambda *_: called.append(1))
+    with torch.no_grad():
+        assert torch.equal(loaded.backbone(x), trunk.forward_features(x))
+        assert not called
+        assert torch.equal(loaded.backbone.model(x, do_pooling=True).pooler_output, trunk(x))
+    assert called
+    assert {name: t.shape for name, t in loaded.state_dict().items()} == {
+        name: t.shape for name, t in network.state_dict().items()
+    }
 
 
 def test_a_teacher_is_shown_its_own_size():
