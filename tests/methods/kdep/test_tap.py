@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from timm.models.inception_v4 import InceptionC
 from torch import nn
 from torchvision.models import mobilenet_v2, resnet18
 from transformers import (
@@ -119,6 +120,43 @@ def test_a_module_that_is_called_often_is_left_out_once():
         assert block.relu.inplace
         assert torch.equal(block(x), tapped.relu())
         assert trailing_relus(block, lambda: block.conv(block(x))) == []
+
+
+def test_relus_of_branches_are_left_out_though_others_are_called_between_them():
+    torch.manual_seed(0)
+    block, x = shaken(InceptionC()), torch.randn(2, 1536, 3, 3)
+    with torch.no_grad():
+        whole = block(x)
+        calls = trailing_relus(block, lambda: block(x))
+        with left_out(calls):
+            tapped = block(x)
+        deep = block.branch2_2(block.branch2_1(block.branch2_0(x)))
+    ends = [block.branch0, block.branch1_1a, block.branch1_1b, block.branch2_3a, block.branch2_3b, block.branch3[1]]
+    assert [module for module, _ in calls] == [end.bn.act for end in ends]
+    assert torch.equal(tapped.relu(), whole)
+    for part in tapped.split(256, 1):
+        assert (part < 0).any()
+    norm = block.branch2_3a.bn
+    expected = nn.functional.batch_norm(
+        block.branch2_3a.conv(deep), norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
+    )
+    assert torch.allclose(tapped.split(256, 1)[3], expected, atol=1e-4)
+
+
+def test_a_sum_with_a_branch_that_starts_at_zero_ends_in_no_relu():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.branch = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+            self.first, self.second, self.gain = nn.ReLU(), nn.ReLU(), 0
+
+        def forward(self, x):
+            y = self.first(self.stem(x))
+            return y + self.gain * self.second(self.branch(y))
+
+    block, x = Block(), torch.randn(2, 3, 4, 4)
+    assert trailing_relus(block, lambda: block(x)) == []
+    assert trailing_relus(block, lambda: torch.cat([block.first(x), x], 1)) == []
 
 
 def test_behind_a_head_the_features_are_those_of_its_norm():
