@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from reid_hub.hub.convert import load_weights
 from reid_hub.jobs.models import open_model
@@ -84,12 +84,9 @@ def _from_transformers(name: str, config: PreTrainedConfig) -> ReIDModel:
     config = getattr(config, "vision_config", config)  # the half of CLIP and its like that sees
     if hasattr(config, "mask_ratio"):
         config.mask_ratio = 0.0  # a masked autoencoder sees everything
-    source = AutoModel.from_pretrained(name, config=config).state_dict()
-    # A class token stands in front of the others; without one tokens are averaged.
-    marks = ("cls_token", "class_embedding")
-    has_class_token = config.model_type == "dinov3_convnext" or any(key.split(".")[-1] in marks for key in source)
-    pooling = "cls" if has_class_token else "avg"
-    fields = {"backbone_config": config, "pooling": pooling, "neck": "none", **_input(name, config)}
+    network = AutoModel.from_pretrained(name, config=config)
+    source = network.state_dict()
+    fields = {"backbone_config": config, "pooling": _pooling(network), "neck": "none", **_input(name, config)}
     try:
         model = ReIDModel(ReIDConfig(**fields))
         ours = model.backbone.model.state_dict()
@@ -100,6 +97,18 @@ def _from_transformers(name: str, config: PreTrainedConfig) -> ReIDModel:
     model.backbone.model.load_state_dict({key: source[key] for key in ours})
     model.name_or_path = name
     return model
+
+
+def _pooling(network: PreTrainedModel) -> str:
+    """How tokens become the feature: as timm says, else a class token stands in front, and without one all count."""
+    if network.config.model_type == "timm_wrapper":
+        from reid_hub.models.backbone_timm import own_pooling
+
+        return own_pooling(network.timm_model)
+    if network.config.model_type == "dinov3_convnext":
+        return "cls"
+    marks = ("cls_token", "class_embedding")
+    return "cls" if any(name.split(".")[-1] in marks for name in network.state_dict()) else "avg"
 
 
 def _input(name: str, config: PreTrainedConfig) -> dict[str, Any]:

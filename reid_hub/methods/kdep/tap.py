@@ -58,8 +58,8 @@ class Tap:
             return last.mean((2, 3))
         if last.ndim == 2:
             return last
-        pooling = self.model.config.pooling
-        return fuse_parts(last[:, :4]) if pooling == "part_tokens" else last[:, 0] if pooling == "cls" else last.mean(1)
+        pooled = self.model.pooling(last)
+        return fuse_parts(pooled) if self.model.config.pooling == "part_tokens" else pooled
 
     def _last(self, pixel_values: Tensor) -> Tensor:
         return self.model(pixel_values).features if self.behind_head else self.model.backbone(pixel_values)

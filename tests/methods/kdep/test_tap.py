@@ -16,6 +16,7 @@ from transformers import (
     MobileViTConfig,
     ResNetConfig,
     SwinConfig,
+    TimmWrapperConfig,
     ViTMAEConfig,
 )
 
@@ -24,6 +25,7 @@ from reid_hub.hub.convert import load_foreign
 from reid_hub.jobs.teachers import open_teacher
 from reid_hub.methods.kdep import Tap, Teacher
 from reid_hub.methods.kdep.tap import left_out, trailing_relus
+from reid_hub.models.backbone_timm import TimmModel
 
 from .small import model
 
@@ -176,6 +178,37 @@ def test_tokens_are_pooled_as_the_model_pools_them():
     ).eval()  # fmt: skip
     x = torch.randn(2, 3, 32, 16)
     assert torch.equal(Tap(vit)(x), vit(x).features)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "pooling"),
+    [
+        ("vit_tiny_patch16_224", {}, "cls"),
+        ("vit_tiny_patch16_224", {"reg_tokens": 3}, "cls"),
+        ("vit_tiny_patch16_224", {"global_pool": "avg"}, "patches"),
+        ("vit_tiny_patch16_224", {"global_pool": "avg", "pool_include_prefix": True}, "avg"),
+        ("vit_tiny_patch16_224", {"global_pool": "avg", "class_token": False}, "avg"),
+        ("vit_wee_patch16_reg1_gap_256", {}, "patches"),
+        ("eva02_tiny_patch14_224", {}, "patches"),
+    ],
+)
+def test_tokens_of_timm_are_pooled_as_its_own_classifier_pools_them(name, arguments, pooling, tmp_path):
+    """Loaded from its checkpoint and from ours, against timm's own; a norm behind the average is its head's."""
+    torch.manual_seed(0)
+    data = {"input_size": [3, 56, 56], "mean": [0.5] * 3, "std": [0.5] * 3}
+    arguments = {"depth": 2, "img_size": [56, 56], "patch_size": 14, **arguments}
+    network = TimmModel(TimmWrapperConfig(architecture=name, model_args=arguments, pretrained_cfg=data)).eval()
+    for parameter in network.parameters():
+        parameter.data.add_(0.05 * torch.randn(parameter.shape))  # positions and class token may start at 0
+    teacher, x = open_teacher(saved(tmp_path / "timm", network)), torch.randn(2, 3, 56, 56)
+    assert teacher.config.pooling == pooling
+    teacher.save_pretrained(tmp_path / "ours")
+    with torch.no_grad():
+        for model in (teacher, open_teacher(tmp_path / "ours")):
+            assert torch.allclose(network.timm_model.fc_norm(Teacher(model)(x)), network.timm_model(x), atol=1e-5)
+            assert torch.equal(model(x).features, Teacher(model)(x))
+    if not arguments.keys() - {"depth", "img_size", "patch_size"}:
+        assert ReIDConfig.from_variant(f"timm/{name}", image_size=(56, 56)).pooling == pooling
 
 
 def saved(folder, network, **processor):
