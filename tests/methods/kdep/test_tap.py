@@ -14,6 +14,7 @@ from transformers import (
     DINOv3ConvNextConfig,
     MobileNetV2Config,
     MobileViTConfig,
+    MobileViTImageProcessor,
     ResNetConfig,
     SwinConfig,
     TimmWrapperConfig,
@@ -260,6 +261,28 @@ def test_teachers_of_transformers(kind, tmp_path):
             assert Teacher(teacher)(theirs).equal(Tap(teacher)(theirs))
 
 
+@pytest.mark.parametrize("flips", [True, False])
+def test_a_teacher_that_reads_bgr_is_shown_rgb(flips, tmp_path):
+    """Pictures go through transformers' own processor on one side, ours is handed them in the usual order."""
+    torch.manual_seed(0)
+    network = AutoModel.from_config(LIBRARY_CONFIGS["mobilevit"]).eval()
+    for module in network.modules():  # of those it starts with, none lets a picture leave a trace
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.constant_(module.weight, 1.3)
+    size = {"height": 32, "width": 32}
+    processor = MobileViTImageProcessor(size=size, crop_size=size, do_flip_channel_order=flips)
+    processor.save_pretrained(tmp_path)
+    teacher = open_teacher(saved(tmp_path, network))
+    picture = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = network(processor(picture, return_tensors="pt").pixel_values).pooler_output
+    teacher = Teacher(teacher, mean=[0.0] * 3, std=[1.0] * 3)
+    assert torch.allclose(teacher(picture[None] / 255), expected, rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(teacher(picture.flip(0)[None] / 255), expected, rtol=0.1, atol=0.1)
+
+
 SMALL_VIT = {
     "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16,
 }  # fmt: skip
@@ -336,5 +359,10 @@ def test_what_is_no_teacher_is_refused(tmp_path):
     reads = saved(tmp_path / "bert", AutoModel.from_config(BertConfig(**SMALL_VIT, vocab_size=50)))
     with pytest.raises(ValueError, match=r"no image model whose feature is known.*makes no feature map of a picture"):
         open_teacher(reads)
+    config = LIBRARY_CONFIGS["mobilevit"].to_dict()
+    twice = MobileViTConfig(**{**config, "neck_hidden_sizes": [3, *config["neck_hidden_sizes"][1:]]})
+    MobileViTImageProcessor().save_pretrained(tmp_path / "bgr")
+    with pytest.raises(ValueError, match=r"must read it by one convolution.* 2 of three channels: take another"):
+        open_teacher(saved(tmp_path / "bgr", AutoModel.from_config(twice)))
     with pytest.raises(ValueError, match="choices are features, map"):
         Teacher(model(6, 8), tap="logits")
