@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from reid_hub.hub.convert import load_weights
 from reid_hub.jobs.models import open_model
@@ -84,12 +86,10 @@ def _from_transformers(name: str, config: PreTrainedConfig) -> ReIDModel:
     config = getattr(config, "vision_config", config)  # the half of CLIP and its like that sees
     if hasattr(config, "mask_ratio"):
         config.mask_ratio = 0.0  # a masked autoencoder sees everything
-    source = AutoModel.from_pretrained(name, config=config).state_dict()
-    # A class token stands in front of the others; without one tokens are averaged.
-    marks = ("cls_token", "class_embedding")
-    has_class_token = config.model_type == "dinov3_convnext" or any(key.split(".")[-1] in marks for key in source)
-    pooling = "cls" if has_class_token else "avg"
-    fields = {"backbone_config": config, "pooling": pooling, "neck": "none", **_input(name, config)}
+    network = AutoModel.from_pretrained(name, config=config)
+    source = network.state_dict()
+    processor = _processor(name, config)
+    fields = {"backbone_config": config, "pooling": _pooling(network), "neck": "none", **_input(config, processor)}
     try:
         model = ReIDModel(ReIDConfig(**fields))
         ours = model.backbone.model.state_dict()
@@ -98,20 +98,58 @@ def _from_transformers(name: str, config: PreTrainedConfig) -> ReIDModel:
     if missing := sorted(set(ours) - set(source)):
         raise ValueError(f"{name} lacks {len(missing)} tensors of its own trunk ({', '.join(missing[:3])}, ...)")
     model.backbone.model.load_state_dict({key: source[key] for key in ours})
+    if getattr(processor, "do_flip_channel_order", False):
+        _read_rgb(model.backbone.model, name)
     model.name_or_path = name
     return model
 
 
-def _input(name: str, config: PreTrainedConfig) -> dict[str, Any]:
+def _pooling(network: PreTrainedModel) -> str:
+    """How tokens become the feature: as timm says, else a class token stands in front, and without one all count."""
+    if network.config.model_type == "timm_wrapper":
+        from reid_hub.models.backbone_timm import own_pooling
+
+        return own_pooling(network.timm_model)
+    if network.config.model_type == "dinov3_convnext":
+        return "cls"
+    marks = ("cls_token", "class_embedding")
+    return "cls" if any(name.split(".")[-1] in marks for name in network.state_dict()) else "avg"
+
+
+def _processor(name: str, config: PreTrainedConfig) -> Any | None:
+    """The image processor beside a checkpoint; None where there is none, or timm's data say it all."""
+    if getattr(config, "pretrained_cfg", None):
+        return None
+    try:
+        return AutoImageProcessor.from_pretrained(name)
+    except (OSError, ValueError):
+        return None
+
+
+@torch.no_grad()
+def _read_rgb(network: nn.Module, name: str) -> None:
+    """Let a network that is trained on BGR (MobileViT) compute the same of RGB.
+
+    Raises:
+        ValueError: unless one convolution alone reads the picture.
+    """
+    readers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d) and layer.in_channels == 3]
+    if len(readers) != 1:
+        raise ValueError(
+            f"a model that reads BGR must read it by one convolution, whose weights are turned around; {name} has "
+            f"{len(readers)} of three channels: take another teacher"
+        )
+    readers[0].weight.copy_(readers[0].weight.flip(1))
+
+
+def _input(config: PreTrainedConfig, processor: Any | None) -> dict[str, Any]:
     """Picture size and normalisation, as far as the checkpoint says them."""
     data = getattr(config, "pretrained_cfg", None) or {}
     if data:  # of timm
         sizes, mean, std = {"height": data["input_size"][1], "width": data["input_size"][2]}, data["mean"], data["std"]
+    elif processor is None:
+        return {"image_size": _square(getattr(config, "image_size", None))}
     else:
-        try:
-            processor = AutoImageProcessor.from_pretrained(name)
-        except (OSError, ValueError):  # it has none beside it
-            return {"image_size": _square(getattr(config, "image_size", None))}
         sizes = (getattr(processor, "do_center_crop", None) and processor.crop_size) or processor.size
         normalised = getattr(processor, "do_normalize", True)
         mean, std = (processor.image_mean, processor.image_std) if normalised else ([0.0] * 3, [1.0] * 3)

@@ -17,6 +17,7 @@ class LibraryBackbone(nn.Module):
         last_stride, stride1_stage: see `ReIDConfig`.
 
     Attributes:
+        prefix_tokens: how many tokens of timm's, class and registers, stand in front of those of the patches.
         stage_channels, stage_reductions: of the maps that `stages` returns; empty for a model without them.
 
     Raises:
@@ -33,7 +34,9 @@ class LibraryBackbone(nn.Module):
         else:
             self.out_channels = _width(config)
             self.model = _without_pooler(config)
-        self.channels_last = getattr(getattr(self.model, "timm_model", None), "output_fmt", None) == "NHWC"
+        timm_model = getattr(self.model, "timm_model", None)
+        self.channels_last = getattr(timm_model, "output_fmt", None) == "NHWC"
+        self.prefix_tokens = getattr(timm_model, "num_prefix_tokens", 0)
         self.stage_channels, self.stage_reductions = _stages(self.model, config)
         if stride1_stage is not None:
             self._set_stride(stride1_stage, 1, f"stride1_stage={stride1_stage}")

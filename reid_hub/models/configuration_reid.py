@@ -10,7 +10,7 @@ from .configuration_backbones import OWN_BACKBONES, MGNConfig, PartViTConfig
 from .variants_reid import find_variant
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-POOLINGS = ("avg", "max", "gem", "stabilised_max", "cls", "global_stripes", "part_tokens", "branch_stripes")
+POOLINGS = ("avg", "max", "gem", "stabilised_max", "cls", "patches", "global_stripes", "part_tokens", "branch_stripes")
 HEADS = ("none", "linear", "shared_linear")
 NECKS = ("bnneck", "linear_bnneck", "part_bnneck", "none")
 STRIDE1_STAGES = (None, 3, 4)
@@ -48,9 +48,10 @@ class ReIDConfig(PreTrainedConfig):
         stride1_stage: in its place, which stage has stride 1: 4, the last, or 3, the one before (the "conv4_1" of
             Factorized Distillation, arXiv:1811.08073, taken literally). Either way the map is 1/16 of the picture.
         pooling: "avg", "max", "gem", "stabilised_max" (FD, eq. 5: max over `pooling_window` averages), "cls" (first
-            token), "global_stripes" (MSINet: mean of the last map, and of two stripes of an earlier one),
-            "part_tokens" (PASS: the class token beside the mean of three part tokens), or "branch_stripes" (MGN: the
-            largest values of three branches and of their stripes).
+            token), "patches" (of a ViT of timm: mean of the tokens behind class token and registers), "global_stripes"
+            (MSINet: mean of the last map, and of two stripes of an earlier one), "part_tokens" (PASS: the class token
+            beside the mean of three part tokens), or "branch_stripes" (MGN: the largest values of three branches and of
+            their stripes).
         side: None, or a side network of Progressive Transfer Learning, whose vector stands beside the backbone's:
             "cell" ("v1", "v2", or the control "plain"), "memory" (False forgets before every batch), "stem" and "pairs"
             (channels, see `SideNetwork`; the published ones scaled to the backbone's), "bias", "batch_mean", and for v2

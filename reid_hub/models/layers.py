@@ -113,6 +113,17 @@ class ClsPool(nn.Module):
         return tokens[:, 0]
 
 
+class PatchPool(nn.Module):
+    """Mean of the tokens behind the first `prefix_tokens`, (B, N, C) -> (B, C)."""
+
+    def __init__(self, prefix_tokens: int):
+        super().__init__()
+        self.prefix_tokens = prefix_tokens
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens[:, self.prefix_tokens :].mean(1)
+
+
 class PartTokens(nn.Module):
     """The class token and the three part tokens, (B, 4 + n, C) -> (B, 4, C); PASS, arXiv:2203.03931.
 
@@ -217,7 +228,7 @@ def build_pooling(config, backbone: nn.Module) -> nn.Module:
     """The pooling layer that `config.pooling` names.
 
     Raises:
-        ValueError: if it needs stages that the backbone does not have.
+        ValueError: if it needs stages, or tokens in front of the patches', that the backbone does not have.
     """
     if config.pooling == "global_stripes":
         if not getattr(backbone, "stage_channels", None):
@@ -230,6 +241,13 @@ def build_pooling(config, backbone: nn.Module) -> nn.Module:
         return BranchStripesPool(backbone.out_channels)
     if config.pooling == "part_tokens":
         return PartTokens(backbone.out_channels)
+    if config.pooling == "patches":
+        if not getattr(backbone, "prefix_tokens", 0):
+            raise ValueError(
+                "pooling 'patches' needs a ViT of timm with a class token or registers to leave out; "
+                f"{config.backbone_config.model_type!r} has none here: take 'avg'"
+            )
+        return PatchPool(backbone.prefix_tokens)
     if config.pooling == "gem":
         return GeMPool(config.gem_p)
     if config.pooling == "stabilised_max":

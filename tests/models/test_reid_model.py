@@ -286,6 +286,8 @@ def test_unknown_names_offer_the_nearest():
         ReIDConfig.from_variant("res50", last_stirde=1)
     with pytest.raises(ValueError, match="pooling must be one of avg"):
         ReIDConfig.from_variant("res50", pooling="median")
+    with pytest.raises(ValueError, match="needs a ViT of timm with a class token or registers"):
+        ReIDModel(ReIDConfig.from_variant("res18-x0.25", pooling="patches"))
     with pytest.raises(ValueError, match="embedding_dim belongs to"):
         ReIDConfig.from_variant("res50", embedding_dim=64)
     with pytest.raises(ValueError, match="needs a trunk with a strided last stage"):

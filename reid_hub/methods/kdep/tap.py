@@ -58,18 +58,18 @@ class Tap:
             return last.mean((2, 3))
         if last.ndim == 2:
             return last
-        pooling = self.model.config.pooling
-        return fuse_parts(last[:, :4]) if pooling == "part_tokens" else last[:, 0] if pooling == "cls" else last.mean(1)
+        pooled = self.model.pooling(last)
+        return fuse_parts(pooled) if self.model.config.pooling == "part_tokens" else pooled
 
     def _last(self, pixel_values: Tensor) -> Tensor:
         return self.model(pixel_values).features if self.behind_head else self.model.backbone(pixel_values)
 
 
 def trailing_relus(model: nn.Module, run: Callable[[], Tensor]) -> list[tuple[nn.Module, int]]:
-    """The last calls of ReLUs that, side by side along the channels, are what `run` gives; empty where it ends in none.
+    """The calls of ReLUs that, side by side along the channels, are what `run` gives; empty where it ends in none.
 
-    Several are found where branches are joined behind their ReLUs (SqueezeNet), one and the same module may be called
-    many times (torchvision's blocks).
+    Several are found where branches are joined behind their ReLUs (SqueezeNet, Inception), whatever is called between
+    them; one and the same module may be called many times (torchvision's blocks).
     """
     calls: list[tuple[nn.Module, int, Tensor]] = []
     counts: Counter[nn.Module] = Counter()
@@ -85,14 +85,19 @@ def trailing_relus(model: nn.Module, run: Callable[[], Tensor]) -> list[tuple[nn
     finally:
         for hook in hooks:
             hook.remove()
-    for first in reversed(range(len(calls))):
-        outputs = [output for *_, output in calls[first:]]
-        shapes = {(output.shape[0], *output.shape[2:]) for output in outputs}
-        if shapes != {(result.shape[0], *result.shape[2:])} or sum(o.shape[1] for o in outputs) > result.shape[1]:
-            break
-        if torch.equal(torch.cat(outputs, 1), result):
-            return [(module, number) for module, number, _ in calls[first:]]
-    return []
+    found, channel = [], 0
+    while channel < result.shape[1]:
+        rest = result[:, channel:]
+        # The last call first: a ReLU of what ReLUs gave, joined, is the one that ends the network.
+        for module, number, output in reversed(calls):
+            if output.ndim == rest.ndim and torch.equal(output, rest[:, : output.shape[1]]):
+                found.append((module, number))
+                channel += output.shape[1]
+                break
+        else:
+            return []
+    # A ReLU called behind all of them is of a branch that is added, which changes nothing while its norm starts at 0.
+    return found if calls and calls[-1][:2] in found else []
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from timm.models.inception_v4 import InceptionC
 from torch import nn
 from torchvision.models import mobilenet_v2, resnet18
 from transformers import (
@@ -13,8 +14,10 @@ from transformers import (
     DINOv3ConvNextConfig,
     MobileNetV2Config,
     MobileViTConfig,
+    MobileViTImageProcessor,
     ResNetConfig,
     SwinConfig,
+    TimmWrapperConfig,
     ViTMAEConfig,
 )
 
@@ -23,12 +26,13 @@ from reid_hub.hub.convert import load_foreign
 from reid_hub.jobs.teachers import open_teacher
 from reid_hub.methods.kdep import Tap, Teacher
 from reid_hub.methods.kdep.tap import left_out, trailing_relus
+from reid_hub.models.backbone_timm import TimmModel
 
 from .small import model
 
 SMALL_NETWORKS = [
     "res18-x0.25", "res50-s1", "osnet-x0.25", "msinet-x0.25", "squeezenet", "densenet-bc-100",
-    "timm/resnet18", "timm/regnety_002",
+    "timm/resnet18", "timm/regnety_002", "timm/mobilenetv4_conv_small_035", "timm/ghostnet_050",
 ]  # fmt: skip
 
 
@@ -121,6 +125,43 @@ def test_a_module_that_is_called_often_is_left_out_once():
         assert trailing_relus(block, lambda: block.conv(block(x))) == []
 
 
+def test_relus_of_branches_are_left_out_though_others_are_called_between_them():
+    torch.manual_seed(0)
+    block, x = shaken(InceptionC()), torch.randn(2, 1536, 3, 3)
+    with torch.no_grad():
+        whole = block(x)
+        calls = trailing_relus(block, lambda: block(x))
+        with left_out(calls):
+            tapped = block(x)
+        deep = block.branch2_2(block.branch2_1(block.branch2_0(x)))
+    ends = [block.branch0, block.branch1_1a, block.branch1_1b, block.branch2_3a, block.branch2_3b, block.branch3[1]]
+    assert [module for module, _ in calls] == [end.bn.act for end in ends]
+    assert torch.equal(tapped.relu(), whole)
+    for part in tapped.split(256, 1):
+        assert (part < 0).any()
+    norm = block.branch2_3a.bn
+    expected = nn.functional.batch_norm(
+        block.branch2_3a.conv(deep), norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
+    )
+    assert torch.allclose(tapped.split(256, 1)[3], expected, atol=1e-4)
+
+
+def test_a_sum_with_a_branch_that_starts_at_zero_ends_in_no_relu():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.branch = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+            self.first, self.second, self.gain = nn.ReLU(), nn.ReLU(), 0
+
+        def forward(self, x):
+            y = self.first(self.stem(x))
+            return y + self.gain * self.second(self.branch(y))
+
+    block, x = Block(), torch.randn(2, 3, 4, 4)
+    assert trailing_relus(block, lambda: block(x)) == []
+    assert trailing_relus(block, lambda: torch.cat([block.first(x), x], 1)) == []
+
+
 def test_behind_a_head_the_features_are_those_of_its_norm():
     osnet, x = variant("osnet-x0.25"), torch.randn(2, 3, 64, 64)
     expected = osnet.head.bn(osnet.head.fc(osnet.backbone(x).mean((2, 3))))
@@ -138,6 +179,37 @@ def test_tokens_are_pooled_as_the_model_pools_them():
     ).eval()  # fmt: skip
     x = torch.randn(2, 3, 32, 16)
     assert torch.equal(Tap(vit)(x), vit(x).features)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "pooling"),
+    [
+        ("vit_tiny_patch16_224", {}, "cls"),
+        ("vit_tiny_patch16_224", {"reg_tokens": 3}, "cls"),
+        ("vit_tiny_patch16_224", {"global_pool": "avg"}, "patches"),
+        ("vit_tiny_patch16_224", {"global_pool": "avg", "pool_include_prefix": True}, "avg"),
+        ("vit_tiny_patch16_224", {"global_pool": "avg", "class_token": False}, "avg"),
+        ("vit_wee_patch16_reg1_gap_256", {}, "patches"),
+        ("eva02_tiny_patch14_224", {}, "patches"),
+    ],
+)
+def test_tokens_of_timm_are_pooled_as_its_own_classifier_pools_them(name, arguments, pooling, tmp_path):
+    """Loaded from its checkpoint and from ours, against timm's own; a norm behind the average is its head's."""
+    torch.manual_seed(0)
+    data = {"input_size": [3, 56, 56], "mean": [0.5] * 3, "std": [0.5] * 3}
+    arguments = {"depth": 2, "img_size": [56, 56], "patch_size": 14, **arguments}
+    network = TimmModel(TimmWrapperConfig(architecture=name, model_args=arguments, pretrained_cfg=data)).eval()
+    for parameter in network.parameters():
+        parameter.data.add_(0.05 * torch.randn(parameter.shape))  # positions and class token may start at 0
+    teacher, x = open_teacher(saved(tmp_path / "timm", network)), torch.randn(2, 3, 56, 56)
+    assert teacher.config.pooling == pooling
+    teacher.save_pretrained(tmp_path / "ours")
+    with torch.no_grad():
+        for model in (teacher, open_teacher(tmp_path / "ours")):
+            assert torch.allclose(network.timm_model.fc_norm(Teacher(model)(x)), network.timm_model(x), atol=1e-5)
+            assert torch.equal(model(x).features, Teacher(model)(x))
+    if not arguments.keys() - {"depth", "img_size", "patch_size"}:
+        assert ReIDConfig.from_variant(f"timm/{name}", image_size=(56, 56)).pooling == pooling
 
 
 def saved(folder, network, **processor):
@@ -189,6 +261,28 @@ def test_teachers_of_transformers(kind, tmp_path):
             assert Teacher(teacher)(theirs).equal(Tap(teacher)(theirs))
 
 
+@pytest.mark.parametrize("flips", [True, False])
+def test_a_teacher_that_reads_bgr_is_shown_rgb(flips, tmp_path):
+    """Pictures go through transformers' own processor on one side, ours is handed them in the usual order."""
+    torch.manual_seed(0)
+    network = AutoModel.from_config(LIBRARY_CONFIGS["mobilevit"]).eval()
+    for module in network.modules():  # of those it starts with, none lets a picture leave a trace
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.constant_(module.weight, 1.3)
+    size = {"height": 32, "width": 32}
+    processor = MobileViTImageProcessor(size=size, crop_size=size, do_flip_channel_order=flips)
+    processor.save_pretrained(tmp_path)
+    teacher = open_teacher(saved(tmp_path, network))
+    picture = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = network(processor(picture, return_tensors="pt").pixel_values).pooler_output
+    teacher = Teacher(teacher, mean=[0.0] * 3, std=[1.0] * 3)
+    assert torch.allclose(teacher(picture[None] / 255), expected, rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(teacher(picture.flip(0)[None] / 255), expected, rtol=0.1, atol=0.1)
+
+
 SMALL_VIT = {
     "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16,
 }  # fmt: skip
@@ -224,6 +318,25 @@ def test_teachers_of_timm_that_were_saved(tmp_path):
     assert torch.allclose(Teacher(teacher, relu=True)(x), network.timm_model(x), atol=1e-5)
 
 
+def test_the_layers_of_timm_s_head_are_no_part_of_the_trunk(tmp_path):
+    """Not even in a checkpoint whose configuration asks for them, as all do."""
+    network, x = variant("timm/mobilenetv4_conv_small_035"), torch.randn(2, 3, 64, 64)
+    network.save_pretrained(tmp_path)
+    loaded = ReIDModel.from_pretrained(tmp_path)
+    assert loaded.config.backbone_config.do_pooling
+    trunk, called = loaded.backbone.model.timm_model, []
+    for module in (trunk.conv_head, trunk.norm_head):
+        module.register_forward_hook(lambda *_: called.append(1))
+    with torch.no_grad():
+        assert torch.equal(loaded.backbone(x), trunk.forward_features(x))
+        assert not called
+        assert torch.equal(loaded.backbone.model(x, do_pooling=True).pooler_output, trunk(x))
+    assert called
+    assert {name: t.shape for name, t in loaded.state_dict().items()} == {
+        name: t.shape for name, t in network.state_dict().items()
+    }
+
+
 def test_a_teacher_is_shown_its_own_size():
     teacher, x = model(6, 8), torch.randn(2, 3, 64, 32)
     small = nn.functional.interpolate(x, (32, 16), mode="bilinear", antialias=True)
@@ -246,5 +359,10 @@ def test_what_is_no_teacher_is_refused(tmp_path):
     reads = saved(tmp_path / "bert", AutoModel.from_config(BertConfig(**SMALL_VIT, vocab_size=50)))
     with pytest.raises(ValueError, match=r"no image model whose feature is known.*makes no feature map of a picture"):
         open_teacher(reads)
+    config = LIBRARY_CONFIGS["mobilevit"].to_dict()
+    twice = MobileViTConfig(**{**config, "neck_hidden_sizes": [3, *config["neck_hidden_sizes"][1:]]})
+    MobileViTImageProcessor().save_pretrained(tmp_path / "bgr")
+    with pytest.raises(ValueError, match=r"must read it by one convolution.* 2 of three channels: take another"):
+        open_teacher(saved(tmp_path / "bgr", AutoModel.from_config(twice)))
     with pytest.raises(ValueError, match="choices are features, map"):
         Teacher(model(6, 8), tap="logits")
