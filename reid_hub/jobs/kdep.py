@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,15 @@ from reid_hub.evaluation import build_pretraining_results, measure_cost, read_re
 from reid_hub.files import atomic_file
 from reid_hub.hub.card import write_card
 from reid_hub.jobs.evaluate import evaluate
+from reid_hub.jobs.kdep_settings import KDEPSettings
 from reid_hub.jobs.models import model_to_train, on_accelerator
 from reid_hub.jobs.processes import is_main_process, wait_for_everyone
 from reid_hub.jobs.provenance import is_done, note_step, note_teachers, provenance, public_source
 from reid_hub.jobs.teachers import open_teacher, small_teacher
-from reid_hub.jobs.train import TrainSettings, new_trainer, publish, run, start_weights
+from reid_hub.jobs.train import new_trainer, publish, run, start_weights
 from reid_hub.methods import KDEPMethod
 from reid_hub.methods.kdep import (
-    ALIGNMENTS,
     PAIR_WEIGHTS,
-    TAPS,
     WITHOUT_BASIS,
     Basis,
     CachedFeatures,
@@ -45,90 +44,11 @@ from reid_hub.methods.kdep import (
 )
 from reid_hub.models import ReIDConfig, ReIDModel
 from reid_hub.registry import lookup
-from reid_hub.training import HEADS_FILE, RECIPES, Recipe, TrainingSubset, build_sampler, override
+from reid_hub.training import HEADS_FILE, Recipe, TrainingSubset, build_sampler
 from reid_hub.training.resume import check_fresh
 
 ABOUT_FILE = HEADS_FILE.with_name("kdep.json")
 _SAMPLE = 1024  # pictures that the scale of a new pair is computed from
-
-
-@dataclass
-class KDEPSettings(TrainSettings):
-    """What to pre-train from which teacher.
-
-    Attributes:
-        data, data_dir, data_options: the pictures, whose labels are not used; see `load_pictures`, which also takes
-            `split`, `share`, `per_class`, `limit` and `streaming`. What cannot be read is left out and counted.
-        model, init: the student.
-        teacher: any trained model, see `open_teacher`; by default a small one is trained on the same data.
-        tap: where the teacher's features are taken, a key of `TAPS`.
-        align: a key of `ALIGNMENTS`, in place of the recipe's.
-        basis: the file of the basis, made where it is missing; by default training/basis.safetensors in
-            `output_dir`.
-        weight: of the loss, or a key of `PAIR_WEIGHTS`; by default weight and scale are those of a new pair, see
-            `new_pair`.
-        crops: each picture is shown as so many crops, for which the teacher is asked only once; 0 draws new ones in
-            every epoch.
-        cache: folder of what it said of them; by default features in `output_dir`.
-    """
-
-    output_dir: str | Path = "runs/kdep"
-    recipe: str = "kdep-demo"
-    validation: float = 0.0
-    split: str = "train"
-    share: float = 1.0
-    per_class: int | None = None
-    limit: int | None = None
-    streaming: bool = False
-    teacher: str | None = None
-    tap: str = "features"
-    align: str | None = None
-    basis: str | None = None
-    weight: float | str | None = None
-    crops: int = 0
-    cache: str | None = None
-
-    def __post_init__(self):
-        if self.validation or self.keep_ids != 1:
-            raise ValueError(
-                "pre-training has no labels, so no identities are held out or left out: validation must be 0 and "
-                f"keep_ids 1, got {self.validation} and {self.keep_ids}; fewer pictures are share, per_class or limit"
-            )
-        for name, option in (("seed", "seed"), ("num_train_epochs", "epochs")):
-            if name in self.arguments:  # crops, weight decay and results would be of the other one
-                raise ValueError(f"{option} is an option of its own, got {name}={self.arguments[name]} as an argument")
-        if self.crops < 0:
-            raise ValueError(f"crops must be at least 0, got {self.crops}")
-        if self.epochs is not None and not self.epochs > 0:
-            raise ValueError(f"epochs must be above 0, got {self.epochs}")
-        if Path(self.basis or "basis.safetensors").is_dir():
-            raise ValueError(f"the basis is one file, got the folder {self.basis}: give {self.basis}/basis.safetensors")
-        lookup(TAPS, self.tap, "tap")
-        if (self.recipe, self.model) == ("kdep", "mobilenetv2"):  # the published rate of this student
-            self.changes = {"learning_rate": 0.1, **self.changes}
-
-    @property
-    def basis_file(self) -> Path:
-        """Where the basis lies, or will lie."""
-        return Path(self.basis or Path(self.output_dir) / HEADS_FILE.with_name("basis.safetensors"))
-
-    @property
-    def cache_dir(self) -> Path:
-        """Where the features of fixed crops lie."""
-        return Path(self.cache or Path(self.output_dir) / "features")
-
-    def pretraining_recipe(self) -> Recipe:
-        """The recipe with what replaces its values.
-
-        Raises:
-            ValueError: if it is of another method, or has an unknown alignment.
-        """
-        changes = {**self.changes, **({} if self.align is None else {"options.align": self.align})}
-        recipe = override(lookup(RECIPES, self.recipe, "recipe"), changes)
-        if recipe.method != "kdep":
-            raise ValueError(f"pre-training needs a recipe of the method 'kdep' (kdep, kdep-demo), got {self.recipe!r}")
-        lookup(ALIGNMENTS, recipe.options["align"], "alignment")
-        return recipe
 
 
 def make_basis(settings: KDEPSettings) -> Path:
@@ -250,6 +170,11 @@ def _fit(settings: KDEPSettings, crops: Crops) -> Basis:
     about = {"data": settings.dataset_name or settings.data, "images": len(crops), "skipped": crops.skipped}
     about |= {"share": settings.share, "per_class": settings.per_class}
     basis = fit_basis(settings.basis_file, crops, about)
+    if settings.basis is None and basis.about["pictures"] != crops.mark()["pictures"]:
+        raise ValueError(
+            f"{settings.basis_file} was made of other pictures by a start that did not end: remove it, or give it as "
+            "the basis if that is what you want"
+        )
     print(f"basis of {basis.count:,} features of {basis.about['data']}: {settings.basis_file}")
     return basis
 
@@ -306,7 +231,7 @@ def _is_done(settings: KDEPSettings, about: Mapping[str, Any]) -> bool:
         if differing := [
             f"{key} {before.get(key)} instead of {about[key]}" for key in about if before.get(key) != about[key]
         ]:
-            raise ValueError(f"{path.parent} was made with {', '.join(differing)}: give another output folder")
+            raise ValueError(f"{settings.output_dir} was made with {', '.join(differing)}: give another output folder")
     fitted = about["align"] not in WITHOUT_BASIS and settings.basis_file.is_file()
     return is_done(settings, {"basis": Basis.load(settings.basis_file).digest()} if fitted else None)
 

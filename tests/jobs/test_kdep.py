@@ -192,8 +192,9 @@ def test_what_cannot_be_is_said_before_any_picture_is_opened(settings, tmp_path)
         pretrain(here)
     for wrong, said in (
         ({"tap": "nosuch"}, "unknown tap 'nosuch'"),
-        ({"epochs": -1}, "epochs must be above 0, got -1"),
-        ({"epochs": 0}, "epochs must be above 0, got 0"),
+        ({"epochs": -1}, "epochs must be above 0 and finite, got -1"),
+        ({"epochs": 0}, "epochs must be above 0 and finite, got 0"),
+        ({"epochs": float("inf")}, "epochs must be above 0 and finite, got inf"),
         ({"basis": str(tmp_path)}, "the basis is one file, got the folder"),
         ({"basis": "."}, "the basis is one file, got the folder"),
     ):
@@ -206,6 +207,10 @@ def test_a_start_that_fails_leaves_the_folder_to_another(settings, tmp_path):
     with pytest.raises(ValueError, match="32 images make no batch of 512"):
         pretrain(replace(here, align="sn", changes={"batch_size": 512}))
     assert not (tmp_path / "out").exists()
+    make_basis(replace(here, share=0.9))
+    with pytest.raises(ValueError, match="was made of other pictures"):
+        pretrain(replace(here, align="svd"))
+    (tmp_path / "out" / "training" / "basis.safetensors").unlink()
     assert pretrain(replace(here, align="svd"))["training"]["align"] == "svd"
 
 
