@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--model", default="res18-x0.25", help="a variant, or a checkpoint to go on with")
     parser.add_argument("--init", help="weights of the trunk: a file, torchvision/NAME, timm/NAME or a checkpoint")
     parser.add_argument("--keep", type=float, default=1.0, help="share of each class's training pictures: few-shot")
+    parser.add_argument("--per-class", type=int, help="so many pictures of each class in place of a share")
     parser.add_argument("--evaluate-every", type=int, default=1, help="epochs between two evaluations on the test set")
     options = parse_example(parser, published)
     settings = ClassifySettings(
@@ -37,6 +38,7 @@ def main() -> None:
         model=options.model,
         init=options.init,
         keep=options.keep,
+        per_class=options.per_class,
         evaluate_every=options.evaluate_every,
         **training_fields(options),
         **recipe_fields(options),

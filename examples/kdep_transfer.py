@@ -58,8 +58,9 @@ def main() -> None:
         names += [] if classes else ["data", "data_dir", "data_options"]  # else drawn people are shown
         pretrain(KDEPSettings(options.backbone, resume=True, **{name: fields[name] for name in names}))
     if classes:
-        few = {"keep": options.keep or 1.0, "evaluate_every": options.evaluate_every or 1}
-        results = classify(ClassifySettings(options.output_dir, model=options.backbone, **fields, **few))
+        given = {name: getattr(options, name) for name in ("keep", "evaluate_every")}
+        fields |= {name: value for name, value in given.items() if value is not None}
+        results = classify(ClassifySettings(options.output_dir, model=options.backbone, **fields))
     else:
         results = train(TrainSettings(options.output_dir, model=options.backbone, **fields))
     print(json.dumps({"model": options.output_dir, **(results["metrics"] if results else {})}))

@@ -24,7 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output-dir", default="runs/plain-loop", help="the model's folder")
     parser.add_argument("--model", default="res18-x0.25", help="a variant")
-    parser.add_argument("--recipe", default="demo", help="name of the recipe")
+    parser.add_argument("--recipe", default="demo", choices=RECIPES, metavar="NAME", help="name of the recipe")
     parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--ids", type=int, default=160, help="drawn people to train on")
     parser.add_argument("--seed", type=int, default=0)

@@ -11,9 +11,20 @@ from reid_hub.training import parse_override
 PEOPLE = (256, 128)  # height and width that re-identification shows people in
 
 
+class Gather(argparse.Action):
+    """An option of several values, or of JSON, that is given again adds to what it had; any other is replaced."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        before = getattr(namespace, self.dest)
+        if before is not self.default and (self.nargs in ("*", "+") or isinstance(before, dict)):
+            values = {**before, **values} if isinstance(before, dict) else [*before, *values]
+        setattr(namespace, self.dest, values)
+
+
 def example_parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
     """A parser with the options of a training; `defaults` replace theirs, for the demo on drawn data."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.register("action", None, Gather)
     parser.add_argument("--output-dir", help="where everything is written")
     parser.add_argument("--data", default="synthetic", help="name of the data set")
     parser.add_argument("--data-dir", help="folder in which the data set was unpacked")
@@ -21,9 +32,7 @@ def example_parser(description: str | None, **defaults: Any) -> argparse.Argumen
     parser.add_argument("--dataset-name", help="what the results call the data set")
     parser.add_argument("--image-size", type=int, nargs=2, default=(128, 64), help="height and width in pixels")
     parser.add_argument("--recipe", default="demo", help="name of the recipe")
-    parser.add_argument(
-        "--set", nargs="*", action="extend", default=[], metavar="NAME=VALUE", help="values that replace the recipe's"
-    )
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="values that replace the recipe's")
     parser.add_argument("--epochs", type=float, help="in place of the recipe's")
     parser.add_argument("--validation", type=float, default=0.1, help="share of the training identities held out")
     parser.add_argument("--keep-ids", type=float, default=1.0, help="share of the training identities kept: few-shot")

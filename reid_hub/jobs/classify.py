@@ -26,13 +26,12 @@ from reid_hub.registry import lookup
 from reid_hub.training import RECIPES, Recipe, ReIDTrainer, TrainingSubset, draw_images, override
 
 # What lies in front of a trunk and behind it.
-_OF_EDGES = (
-    "config.neck",
-    "config.image_mean",
-    "config.image_std",
-    "config.resize_shortest",
-    "config.classifier_hidden",
-)
+_OF_EDGES = tuple(
+    f"config.{name}"
+    for name in (
+        "image_size", "image_mean", "image_std", "resize_shortest", "interpolation", "neck", "classifier_hidden",
+    )
+)  # fmt: skip
 
 
 @dataclass
@@ -159,9 +158,11 @@ def _on_trunk(settings: ClassifySettings, recipe: Recipe, labels: Mapping[str, A
 
     So that it differs in nothing but weights from the same variant that starts from random ones.
     """
-    base = new_model(settings.model, settings.image_size)
+    base = new_model(settings.model, settings.image_size or recipe.config.get("image_size"))
     check_changes(base.config, {name: v for name, v in settings.changes.items() if name not in _OF_EDGES})
-    asked = recipe_config(replace(settings, image_size=base.config.image_size), recipe)
+    asked = {"neck": "none", **recipe_config(replace(settings, image_size=base.config.image_size), recipe)}
+    if "last_stride" in asked and asked["last_stride"] != base.config.last_stride:
+        print(f"the trunk keeps its last_stride {base.config.last_stride}, the recipe's variants have another")
     edges = {name: value for name, value in asked.items() if f"config.{name}" in _OF_EDGES}
     fields = {name: value for name, value in base.config.to_dict().items() if name != "architectures"}
     model = ReIDForImageClassification(ReIDConfig.from_dict({**fields, **edges, **labels}))

@@ -220,8 +220,9 @@ def new_trainer(
         options: further ones of `ReIDTrainer`.
     """
     decay = {}
+    epochs = settings.arguments.get("num_train_epochs", settings.epochs or recipe.epochs)
     if recipe.decay_by_budget and "weight_decay" not in settings.changes:
-        decay["weight_decay"] = weight_decay_for(len(subset) * (settings.epochs or recipe.epochs))
+        decay["weight_decay"] = weight_decay_for(len(subset) * epochs)
     values = {
         **decay,
         "seed": settings.seed,

@@ -203,13 +203,13 @@ def test_a_trunk_gets_the_edges_of_the_recipe_and_is_the_variant_but_for_its_wei
     torch.manual_seed(1)
     trunk = ReIDModel(ReIDConfig.from_variant("res18-x0.25", image_size=(32, 32), last_stride=None)).eval()
     trunk.save_pretrained(tmp_path / "trunk")
-    changes = {"batch_size": 8, "config.resize_shortest": 36, "config.image_std": [0.5, 0.5, 0.5]}
-    tuned = replace(settings, recipe="transfer", image_size=(32, 32), output_dir=tmp_path / "out")
+    changes = {"config.image_size": [28, 28], "config.resize_shortest": 36, "config.image_std": [0.5, 0.5, 0.5]}
+    tuned = replace(settings, output_dir=tmp_path / "out")
 
-    def begin(model: str, **more):
+    def begin(model: str, recipe: str = "transfer", **more):
         asked = {**changes, **more}
-        begun = replace(tuned, model=model, changes=asked)
-        return new_classifier(begun, override(RECIPES["transfer"], asked), ["a", "b"])
+        begun = replace(tuned, model=model, changes=asked, recipe=recipe)
+        return new_classifier(begun, override(RECIPES[recipe], asked), ["a", "b"])
 
     plain, begun = begin("res18-x0.25"), begin(str(tmp_path / "trunk"))
     of_a_file = ("_name_or_path", "auto_map", "dtype", "lineage")
@@ -225,6 +225,7 @@ def test_a_trunk_gets_the_edges_of_the_recipe_and_is_the_variant_but_for_its_wei
     assert begun.state_dict().keys() == plain.state_dict().keys()
     with pytest.raises(ValueError, match=r"config\.last_stride=1 comes too late"):
         begin(str(tmp_path / "trunk"), **{"config.last_stride": 1})
+    assert begin(str(tmp_path / "trunk"), recipe="kdep-supervised").config.neck == "none"  # which names no neck
     kept = begin(str(tmp_path / "trunk"), **{"config.neck": "bnneck"})
     assert torch.equal(kept.reid.neck.weight, trunk.neck.weight)
 

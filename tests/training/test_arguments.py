@@ -68,8 +68,10 @@ def test_values_of_a_recipe_add_up_and_options_of_another_task_are_refused(monke
     monkeypatch.chdir(tmp_path)
     found = options(
         monkeypatch, "kdep_pretrain", "--data", "pictures", "--data-dir", "nowhere", "--teacher", "nowhere", "--set",
-        "learning_rate=0.01", "weight_decay=0", "--set", "batch_size=8",
+        "learning_rate=0.01", "weight_decay=0", "--set", "batch_size=8", "--args", '{"bf16": true}', "--args",
+        '{"use_cpu": true}', "--seed", "1", "--seed", "2", "--image-size", "1", "2", "--image-size", "64", "32",
     )  # fmt: skip
+    assert (found.args, found.seed, found.image_size) == ({"bf16": True, "use_cpu": True}, 2, [64, 32])
     assert arguments.recipe_fields(found)["changes"] == {"learning_rate": 0.01, "weight_decay": 0, "batch_size": 8}
     assert "Error: a teacher is a trained model" in capsys.readouterr().err
     for words, said in (
