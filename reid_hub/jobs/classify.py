@@ -163,7 +163,7 @@ def _on_trunk(settings: ClassifySettings, recipe: Recipe, labels: Mapping[str, A
     asked = {"neck": "none", **recipe_config(replace(settings, image_size=base.config.image_size), recipe)}
     if "last_stride" in asked and asked["last_stride"] != base.config.last_stride:
         print(f"the trunk keeps its last_stride {base.config.last_stride}, the recipe's variants have another")
-    edges = {name: value for name, value in asked.items() if f"config.{name}" in _OF_EDGES}
+    edges = {name: value for name, value in asked.items() if f"config.{name}" in _OF_EDGES and name != "image_size"}
     fields = {name: value for name, value in base.config.to_dict().items() if name != "architectures"}
     model = ReIDForImageClassification(ReIDConfig.from_dict({**fields, **edges, **labels}))
     goes_on, state = base.state_dict(), model.reid.state_dict()

@@ -38,13 +38,20 @@ def test_a_recipe_cuts_off_as_much_of_pictures_of_another_size():
     assert "resize_shortest" not in recipe_config(TrainSettings(image_size=(64, 64)), RECIPES["demo"])
 
 
-@pytest.mark.parametrize(("size", "shortest"), [((64, 64), 73), ((64, 32), None), (None, 256)])
+@pytest.mark.parametrize(("size", "shortest"), [((64, 64), 73), ((64, 32), None)])
 def test_a_checkpoint_in_another_size_cuts_off_as_much(trunk, size, shortest):
     settings = ClassifySettings(model=trunk, image_size=size)
     classifier = new_classifier(settings, RECIPES["classify-demo"], ["a", "b"])
     for config in (new_model(trunk, size).config, classifier.config):
         assert config.resize_shortest == shortest
-        assert tuple(config.image_size) == (size or (224, 224))
+        assert tuple(config.image_size) == size
+
+
+def test_without_a_size_a_classifier_on_a_trunk_has_the_recipe_s(trunk):
+    settings = ClassifySettings(model=trunk)
+    for recipe, size, shortest in (("classify-demo", [64, 64], 73), ("transfer", [224, 224], 256)):
+        config = new_classifier(settings, RECIPES[recipe], ["a", "b"]).config
+        assert (config.image_size, config.resize_shortest) == (size, shortest)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (64, 32)])
