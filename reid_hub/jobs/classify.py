@@ -17,7 +17,15 @@ from reid_hub.evaluation import build_classification_results, measure_cost, topk
 from reid_hub.evaluation import classify as classify_split
 from reid_hub.evaluation.embedding import open_images
 from reid_hub.hub.card import write_card
-from reid_hub.jobs.models import check_changes, check_free_size, is_checkpoint, new_model, recipe_config, shortest_in
+from reid_hub.jobs.models import (
+    check_changes,
+    check_free_size,
+    has_free_size,
+    is_checkpoint,
+    new_model,
+    recipe_config,
+    shortest_in,
+)
 from reid_hub.jobs.provenance import note_step, provenance
 from reid_hub.jobs.train import TrainSettings, load_splits, method_of, new_trainer, publish, run, start_weights
 from reid_hub.methods import METHODS, ClassificationMethod, Method
@@ -158,7 +166,8 @@ def _on_trunk(settings: ClassifySettings, recipe: Recipe, labels: Mapping[str, A
 
     So that it differs in nothing but weights from the same variant that starts from random ones.
     """
-    base = new_model(settings.model, settings.image_size or recipe.config.get("image_size"))
+    of_recipe = recipe.config.get("image_size") if has_free_size(ReIDConfig.from_pretrained(settings.model)) else None
+    base = new_model(settings.model, settings.image_size or of_recipe)
     check_changes(base.config, {name: v for name, v in settings.changes.items() if name not in _OF_EDGES})
     asked = {"neck": "none", **recipe_config(replace(settings, image_size=base.config.image_size), recipe)}
     if "last_stride" in asked and asked["last_stride"] != base.config.last_stride:

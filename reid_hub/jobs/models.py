@@ -138,14 +138,19 @@ def is_checkpoint(name: str) -> bool:
     return Path(name).is_dir() or ("/" in name and not name.startswith("timm/"))
 
 
+def has_free_size(config: ReIDConfig) -> bool:
+    """Whether a trained model takes pictures of any size; not one that has a position for each patch."""
+    backbone = config.backbone_config
+    return not (backbone.model_type == "reid_part_vit" or "img_size" in (getattr(backbone, "model_args", None) or {}))
+
+
 def check_free_size(config: ReIDConfig, image_size: Sequence[int]) -> None:
     """Refuse another picture size for a trained model that has a position for each patch.
 
     Raises:
         ValueError: saying what to do instead.
     """
-    backbone = config.backbone_config
-    if backbone.model_type == "reid_part_vit" or "img_size" in (getattr(backbone, "model_args", None) or {}):
+    if not has_free_size(config):
         sizes = ["x".join(map(str, size)) for size in (config.image_size, image_size)]
         raise ValueError(
             f"this checkpoint has a position for each patch of pictures of {sizes[0]}, got {sizes[1]}: leave the image "

@@ -54,6 +54,14 @@ def test_without_a_size_a_classifier_on_a_trunk_has_the_recipe_s(trunk):
         assert (config.image_size, config.resize_shortest) == (size, shortest)
 
 
+def test_a_trunk_with_a_position_for_each_patch_keeps_its_size(tmp_path):
+    vit = ReIDConfig.from_variant("vit-s-s1", image_size=(32, 32))
+    vit.backbone_config.depth = 1
+    ReIDModel(ReIDConfig.from_dict(vit.to_dict())).save_pretrained(tmp_path)
+    config = new_classifier(ClassifySettings(model=str(tmp_path)), RECIPES["classify-demo"], ["a", "b"]).config
+    assert config.image_size == [32, 32]
+
+
 @pytest.mark.parametrize("size", [(64, 64), (64, 32)])
 def test_people_are_trained_on_as_they_are_evaluated(trunk, tmp_path, size):
     """Without anything drawn at random, a training picture is what the model sees of it in a test."""
