@@ -70,16 +70,16 @@ def page(runs: Runs, before: dict) -> str:
         found = {key: results for key, results in runs.items() if key[0] == kind}
         if found:
             lines += section(kind, found, {stage: results for (k, stage), results in before.items() if k == kind})
-    commands = [result["command"] for results in (*runs.values(), list(before.values())) for result in results]
     first = next(iter(runs.values()))[0]
     lines += [
         "![accuracy against the share of labels](accuracy.png)",
         "",
         "## How each was run",
         "",
-        "All of it: `python benchmarks/kdep.py --data-dir DIR --cifar-dir DIR`; full size: with `--scale full`. Each:",
-        "",
-        *(f"- `{command}`" for command in commands),
+        *wrapped(
+            "All of it: `python benchmarks/kdep.py --data-dir DIR --cifar-dir DIR`, one seed: `--seeds 0`; full size "
+            "with `--scale full`. One alone: with `--one NAME`, its folder's name; each results.json has its command."
+        ),
         "",
         f"Measured in {first['training']['precision']} on {first['cost']['latency_device']}.",
         "",
