@@ -94,13 +94,14 @@ def section(kind: str, runs: Runs, before: dict) -> list[str]:
     taught = next((before[stage] for stage in before if stage not in ("teacher", "pre-supervised")), first)
     what = "identities" if kind == "people" else "pictures of each class"
 
+    bare = kind == "people"  # who has no labels at all can compare people, but not name classes
+
     def tuned(start: str, share: int) -> str:
         return _cell(kind, runs.get((kind, start, share), []))
 
     def pretrained(start: str) -> list[dict]:
-        return [before[stage] for stage in (f"pre-{start}",) if stage in before]
+        return [before[stage] for stage in (f"pre-{start}",) if bare and stage in before]
 
-    bare = kind == "people"  # who has no labels at all can compare people, but not name classes
     lines = [
         f"## {KINDS[kind][0].upper() + KINDS[kind][1:]}",
         "",
@@ -132,7 +133,7 @@ def section(kind: str, runs: Runs, before: dict) -> list[str]:
     scores = {"svd+pts": gains[least][0]} if least in gains else {}
     slow = {start: runs[kind, f"{start}-slow", least] for start in STARTS if (kind, f"{start}-slow", least) in runs}
     if slow:
-        lines += [*wrapped(forgetting(kind, scores, slow, pretrained("svd+pts") if bare else [], least)), ""]
+        lines += [*wrapped(forgetting(kind, scores, slow, pretrained("svd+pts"), least)), ""]
     compared = {start: runs[kind, start, least] for start in ALIGNMENTS if (kind, start, least) in runs}
     if len(compared) > 1:
         lines += [
