@@ -18,8 +18,13 @@ if TYPE_CHECKING:
 def note_step(config: ReIDConfig, settings: "TrainSettings", recipe: Recipe) -> None:
     """Note in a model's configuration the training that is about to begin, behind what its weights went through."""
     step = {"method": settings.origin or recipe.method, "recipe": settings.recipe}
-    step |= {"epochs": settings.epochs or recipe.epochs, "dataset": settings.dataset_name or settings.data}
+    step |= {"epochs": epochs_of(settings, recipe), "dataset": settings.dataset_name or settings.data}
     config.lineage = [*(config.lineage or []), {**step, "init": first_weights(settings)}]
+
+
+def epochs_of(settings: "TrainSettings", recipe: Recipe) -> float:
+    """How many epochs a training has: the Trainer's argument goes before the option, the option before the recipe."""
+    return settings.arguments.get("num_train_epochs", settings.epochs or recipe.epochs)
 
 
 def note_teachers(config: ReIDConfig, teachers: Mapping[str | Path, ReIDConfig]) -> None:

@@ -19,7 +19,7 @@ from reid_hub.hub.push import push_folder
 from reid_hub.jobs.evaluate import evaluate
 from reid_hub.jobs.models import is_checkpoint, model_to_train
 from reid_hub.jobs.processes import wait_for_everyone
-from reid_hub.jobs.provenance import data_and_start, note_step, provenance
+from reid_hub.jobs.provenance import data_and_start, epochs_of, note_step, provenance
 from reid_hub.methods import METHODS, Method, SupervisedMethod
 from reid_hub.methods.kdep import weight_decay_for
 from reid_hub.models import ReIDModel
@@ -220,9 +220,8 @@ def new_trainer(
         options: further ones of `ReIDTrainer`.
     """
     decay = {}
-    epochs = settings.arguments.get("num_train_epochs", settings.epochs or recipe.epochs)
     if recipe.decay_by_budget and "weight_decay" not in settings.changes:
-        decay["weight_decay"] = weight_decay_for(len(subset) * epochs)
+        decay["weight_decay"] = weight_decay_for(len(subset) * epochs_of(settings, recipe))
     values = {
         **decay,
         "seed": settings.seed,
