@@ -46,7 +46,7 @@ def main() -> None:
 
 def plan(options: argparse.Namespace) -> list[tuple[str, bool, list[int]]]:
     """What is compressed how, most wanted first."""
-    from reid_hub.jobs.models import open_model
+    from reid_hub.runs.models import open_model
 
     full = open_model(options.model).embedding_dim
     sizes = [round(full * size / 768) for size in (576, 384, 192, 64, 32)]
@@ -62,8 +62,8 @@ def plan(options: argparse.Namespace) -> list[tuple[str, bool, list[int]]]:
 
 def measure(options: argparse.Namespace, head: str, int8: bool, dims: list[int], seed: int) -> None:
     """One call of the job; the results of each size are copied beside this file."""
-    from reid_hub.jobs.compress import CompressSettings, compress
-    from reid_hub.jobs.models import open_model
+    from reid_hub.runs.compress import CompressSettings, compress
+    from reid_hub.runs.models import open_model
 
     work = options.work / (f"seed{seed}" if seed else "seed0")
     settings = CompressSettings(
@@ -83,8 +83,8 @@ def measure(options: argparse.Namespace, head: str, int8: bool, dims: list[int],
 def measure_codec(options: argparse.Namespace, codec: str) -> None:
     """The model itself with its gallery stored by a codec, if that is not measured yet."""
     from reid_hub import load_reid_dataset
-    from reid_hub.jobs.evaluate import evaluate, recorded_training
-    from reid_hub.jobs.models import open_model
+    from reid_hub.runs.evaluate import evaluate, recorded_training
+    from reid_hub.runs.models import open_model
 
     model = open_model(options.model)
     name = f"{model.config.variant}.{codec}"

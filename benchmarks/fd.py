@@ -115,7 +115,7 @@ def folder_of(name: str, options: argparse.Namespace) -> Path:
 
 def execute(name: str, options: argparse.Namespace) -> None:
     """One run, resumed where it was; its results.json is copied to benchmarks/fd."""
-    from reid_hub.jobs.fd import FDSettings, make_cache, train_initial, train_student, train_teachers
+    from reid_hub.runs.fd import FDSettings, make_cache, train_initial, train_student, train_teachers
 
     scale, (variant, _, arm) = SCALES[options.scale], name.rpartition(".")
     arm, _, seed = arm.partition("-seed")

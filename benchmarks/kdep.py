@@ -159,8 +159,8 @@ def save_trunk(classifier: Path, folder: Path) -> None:
 
 def supervise(kind: str, fields: dict, slowly: bool = False) -> None:
     """Train with labels: a teacher, a baseline, or a student's last step; by a demo's recipe unless they name one."""
-    from reid_hub.jobs.classify import ClassifySettings, classify
-    from reid_hub.jobs.train import TrainSettings, train
+    from reid_hub.runs.classify import ClassifySettings, classify
+    from reid_hub.runs.train import TrainSettings, train
     from reid_hub.training import RECIPES
 
     fields = {"recipe": "demo" if kind == "people" else "classify-demo", **fields}
@@ -174,7 +174,7 @@ def supervise(kind: str, fields: dict, slowly: bool = False) -> None:
 
 def pretrain_from_teacher(kind: str, align: str, common: dict, options: argparse.Namespace) -> None:
     """KDEP's pre-training; basis and stored features are shared by the alignments."""
-    from reid_hub.jobs.kdep import KDEPSettings, pretrain
+    from reid_hub.runs.kdep import KDEPSettings, pretrain
 
     scale, shared = SCALES[options.scale], options.work / f"{kind}.shared"
     fields = {**common, "changes": {**common["changes"], **scale.pretraining}}

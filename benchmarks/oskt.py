@@ -97,11 +97,11 @@ def chain_of(scale: Scale, student: str, arm: str) -> str:
 def execute(name: str, options: argparse.Namespace) -> None:
     """One run, resumed where it was; its results.json is copied to benchmarks/oskt."""
     from reid_hub import ReIDConfig, WeightChain
-    from reid_hub.jobs.baselines import shrink, train_sparse
-    from reid_hub.jobs.models import open_chain, open_model
-    from reid_hub.jobs.refine import RefineSettings, refine
-    from reid_hub.jobs.train import TrainSettings, train
     from reid_hub.models.width_scale import student_of, width_of
+    from reid_hub.runs.baselines import shrink, train_sparse
+    from reid_hub.runs.models import open_chain, open_model
+    from reid_hub.runs.refine import RefineSettings, refine
+    from reid_hub.runs.train import TrainSettings, train
 
     scale, out = SCALES[options.scale], options.work / name
     variant, _, arm = name.partition(".")
@@ -148,7 +148,7 @@ def record_copies(student: Path, folder: Path, variant: str) -> None:
     """Add to a student's results how alike channels are (mean cosine of their filters) that began with the same row."""
     import torch
 
-    from reid_hub.jobs.models import open_chain, open_model
+    from reid_hub.runs.models import open_chain, open_model
 
     chain, state = open_chain(folder), open_model(student).state_dict()
     slots, alike = chain.slots(chain.sizes_of(variant)), {True: [], False: []}

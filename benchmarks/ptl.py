@@ -89,8 +89,8 @@ def plan(options: argparse.Namespace) -> dict[str, list[str]]:
 
 def execute(name: str, options: argparse.Namespace) -> None:
     """One run, resumed where it was; its results.json is copied to benchmarks/ptl."""
-    from reid_hub.jobs.ptl import STDSettings, distill, side_network
-    from reid_hub.jobs.train import TrainSettings, train
+    from reid_hub.runs.ptl import STDSettings, distill, side_network
+    from reid_hub.runs.train import TrainSettings, train
 
     scale, (variant, _, arm) = SCALES[options.scale], name.rpartition(".")
     arm, _, seed = arm.partition("-seed")
@@ -125,7 +125,7 @@ def execute(name: str, options: argparse.Namespace) -> None:
 def add_use_of_memory(folder: Path, people: dict, count: int = 1280) -> None:
     """Add to results.json what the state of the batch before does to a trained network's loss on training pictures."""
     from reid_hub import load_reid_dataset
-    from reid_hub.jobs.surface import training_loss
+    from reid_hub.runs.surface import training_loss
 
     split = load_reid_dataset(people["data"], people["data_dir"])["train"]
     method, loss = training_loss(folder, split, count=count)  # batches of other people than those before
@@ -153,9 +153,9 @@ def best_arm(options: argparse.Namespace) -> str:
 
 def classify_cifar(arm: str, options: argparse.Namespace, common: dict) -> None:
     """A DenseNet-BC of growth 12 on CIFAR-10, with flip and crop."""
-    from reid_hub.jobs.classify import ClassifySettings, classify
-    from reid_hub.jobs.ptl import classification_arm
     from reid_hub.models.variants_reid import find_variant
+    from reid_hub.runs.classify import ClassifySettings, classify
+    from reid_hub.runs.ptl import classification_arm
 
     scale, fields = SCALES[options.scale], classification_arm("densenet-bc-100", *ARMS[arm], augment=True)
     blocks = {**find_variant(fields["model"])["backbone_config"], "blocks": list(scale.cifar_blocks)}

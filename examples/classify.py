@@ -14,7 +14,7 @@ from typing import Any
 
 from reid_hub.cli.arguments import example_parser, parse_example, recipe_fields, training_fields
 from reid_hub.cli.errors import run
-from reid_hub.jobs.classify import ClassifySettings, classify
+from reid_hub.runs.classify import ClassifySettings, classify
 
 
 def published(given: argparse.Namespace) -> dict[str, Any]:

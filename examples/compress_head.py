@@ -12,8 +12,8 @@ from pathlib import Path
 
 from reid_hub.cli.arguments import PEOPLE, example_parser, parse_example, recipe_fields, training_fields
 from reid_hub.cli.errors import run
-from reid_hub.jobs.compress import FITTED, TRAINED, CompressSettings, compress
-from reid_hub.jobs.train import TrainSettings, train
+from reid_hub.runs.compress import FITTED, TRAINED, CompressSettings, compress
+from reid_hub.runs.train import TrainSettings, train
 
 
 def main() -> None:

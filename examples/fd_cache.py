@@ -19,7 +19,7 @@ from reid_hub.cli.arguments import (
     view_options,
 )
 from reid_hub.cli.errors import run
-from reid_hub.jobs.fd import FDSettings, make_cache
+from reid_hub.runs.fd import FDSettings, make_cache
 from reid_hub.training import parse_override
 
 

@@ -23,7 +23,7 @@ from reid_hub.cli.arguments import (
     view_options,
 )
 from reid_hub.cli.errors import run
-from reid_hub.jobs.fd import FDSettings, distill, train_initial, train_student
+from reid_hub.runs.fd import FDSettings, distill, train_initial, train_student
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from reid_hub.cli.arguments import (
     view_options,
 )
 from reid_hub.cli.errors import run
-from reid_hub.jobs.fd import FDSettings, train_teachers
+from reid_hub.runs.fd import FDSettings, train_teachers
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from reid_hub.cli.arguments import (
     training_fields,
 )
 from reid_hub.cli.errors import run
-from reid_hub.jobs.kdep import KDEPSettings, make_basis
+from reid_hub.runs.kdep import KDEPSettings, make_basis
 
 
 def main() -> None:

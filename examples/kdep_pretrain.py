@@ -25,7 +25,7 @@ from reid_hub.cli.arguments import (
     training_fields,
 )
 from reid_hub.cli.errors import run
-from reid_hub.jobs.kdep import KDEPSettings, pretrain
+from reid_hub.runs.kdep import KDEPSettings, pretrain
 
 
 def main() -> None:

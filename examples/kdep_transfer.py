@@ -18,9 +18,9 @@ from typing import Any
 
 from reid_hub.cli.arguments import PEOPLE, example_parser, is_drawn, parse_example, recipe_fields, training_fields
 from reid_hub.cli.errors import run
-from reid_hub.jobs.classify import ClassifySettings, classify
-from reid_hub.jobs.kdep import KDEPSettings, pretrain
-from reid_hub.jobs.train import TrainSettings, train
+from reid_hub.runs.classify import ClassifySettings, classify
+from reid_hub.runs.kdep import KDEPSettings, pretrain
+from reid_hub.runs.train import TrainSettings, train
 
 
 def published(given: argparse.Namespace) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from reid_hub.cli.arguments import PEOPLE, example_parser, parse_example, recipe_fields, training_fields
 from reid_hub.cli.errors import run
-from reid_hub.jobs.expand import choose_chain
-from reid_hub.jobs.models import open_chain
-from reid_hub.jobs.processes import is_main_process, wait_for_everyone
-from reid_hub.jobs.train import TrainSettings, train
+from reid_hub.runs.expand import choose_chain
+from reid_hub.runs.models import open_chain
+from reid_hub.runs.processes import is_main_process, wait_for_everyone
+from reid_hub.runs.train import TrainSettings, train
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import argparse
 import json
 
 from reid_hub.cli.errors import run
-from reid_hub.jobs.oskt import SCENARIOS, run_scenario
+from reid_hub.runs.oskt import SCENARIOS, run_scenario
 
 
 def main() -> None:

@@ -14,8 +14,8 @@ import json
 
 from reid_hub.cli.arguments import example_parser, parse_example, recipe_fields, training_fields
 from reid_hub.cli.errors import run
-from reid_hub.jobs.classify import ClassifySettings, classify
-from reid_hub.jobs.ptl import CELLS, classification_arm, with_changes
+from reid_hub.runs.classify import ClassifySettings, classify
+from reid_hub.runs.ptl import CELLS, classification_arm, with_changes
 
 
 def main() -> None:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from reid_hub.cli.arguments import PEOPLE, example_parser, parse_example, recipe_fields, training_fields
 from reid_hub.cli.errors import run
-from reid_hub.jobs.provenance import is_done
-from reid_hub.jobs.ptl import STDSettings, distill, side_network
-from reid_hub.jobs.train import TrainSettings, train
+from reid_hub.runs.provenance import is_done
+from reid_hub.runs.ptl import STDSettings, distill, side_network
+from reid_hub.runs.train import TrainSettings, train
 
 
 def main() -> None:

@@ -19,8 +19,8 @@ from typing import Any
 
 from reid_hub.cli.arguments import PEOPLE, example_parser, parse_example, recipe_fields, training_fields
 from reid_hub.cli.errors import run
-from reid_hub.jobs.ptl import CELLS, side_network, with_changes
-from reid_hub.jobs.train import TrainSettings, train
+from reid_hub.runs.ptl import CELLS, side_network, with_changes
+from reid_hub.runs.train import TrainSettings, train
 
 
 def published(given: argparse.Namespace) -> dict[str, Any]:

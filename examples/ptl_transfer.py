@@ -15,7 +15,7 @@ import json
 
 from reid_hub.cli.arguments import PEOPLE, example_parser, is_drawn, recipe_fields, training_fields
 from reid_hub.cli.errors import run
-from reid_hub.jobs.ptl import CELLS, TransferSettings, side_network, transfer, with_changes
+from reid_hub.runs.ptl import CELLS, TransferSettings, side_network, transfer, with_changes
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ import json
 
 from reid_hub.cli.arguments import PEOPLE, example_parser, parse_example, recipe_fields, training_fields
 from reid_hub.cli.errors import run
-from reid_hub.jobs.train import TrainSettings, train
+from reid_hub.runs.train import TrainSettings, train
 
 
 def main() -> None:

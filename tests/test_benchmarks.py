@@ -75,7 +75,7 @@ def test_kdep_runs_every_alignment_as_what_it_is(proof, monkeypatch):
 
 def test_kdep_compares_starts_of_one_network(proof, monkeypatch):
     """Whatever the recipes of the steps prescribe: strides, what is cut off, normalisation, neck."""
-    from reid_hub.jobs.models import model_to_train
+    from reid_hub.runs.models import model_to_train
     from reid_hub.training import RECIPES, override
 
     script, options = kdep(proof, cifar_dir="x")
@@ -88,9 +88,9 @@ def test_kdep_compares_starts_of_one_network(proof, monkeypatch):
 
     monkeypatch.setattr(script, "keep", lambda *_: None)
     monkeypatch.setattr(script, "save_trunk", lambda *_: None)
-    monkeypatch.setattr("reid_hub.jobs.kdep.pretrain", begin)
-    monkeypatch.setattr("reid_hub.jobs.train.train", begin)
-    monkeypatch.setattr("reid_hub.jobs.classify.classify", begin)
+    monkeypatch.setattr("reid_hub.runs.kdep.pretrain", begin)
+    monkeypatch.setattr("reid_hub.runs.train.train", begin)
+    monkeypatch.setattr("reid_hub.runs.classify.classify", begin)
     for kind, least in (("people", 10), ("cifar10", 1)):
         found.clear()
         for start in (f"scratch-{least}", "pre-supervised", "pre-svd+pts"):

@@ -32,8 +32,8 @@ def classify(
 
     Example: reid-hub classify --data cifar10 --data-dir ~/cifar --model densenet-bc-100 --recipe cifar --arg bf16=true
     """
-    from reid_hub.jobs.classify import ClassifySettings
-    from reid_hub.jobs.classify import classify as job
+    from reid_hub.runs.classify import ClassifySettings
+    from reid_hub.runs.classify import classify as job
 
     out = run["output_dir"]
     settings = ClassifySettings(

@@ -68,8 +68,8 @@ def compress(
 
     Example: reid-hub compress runs/demo/model --head low_rank --dim 32 --dim 16 --int8
     """
-    from reid_hub.jobs.compress import CompressSettings
-    from reid_hub.jobs.compress import compress as make
+    from reid_hub.runs.compress import CompressSettings
+    from reid_hub.runs.compress import compress as make
 
     options = {"granularity": str(granularity), "start": str(start), "criterion": str(criterion)}
     options |= {"int8": int8, "retrain": retrain, "base": base, "dims": dim or ()}

@@ -39,9 +39,9 @@ def evaluate(
     Example: reid-hub evaluate runs/train --data market1501 --data-dir ~/market --flip --pictures pictures
     """
     from reid_hub.data import load_reid_dataset
-    from reid_hub.jobs.evaluate import evaluate as run
-    from reid_hub.jobs.evaluate import recorded_training
-    from reid_hub.jobs.models import open_model
+    from reid_hub.runs.evaluate import evaluate as run
+    from reid_hub.runs.evaluate import recorded_training
+    from reid_hub.runs.models import open_model
 
     folder = out or (Path(model) if Path(model).is_dir() else None)
     results = run(
@@ -94,8 +94,8 @@ def index_add(
 
 
 def _build(gallery: Path, model: str, out: Path, **options):
-    from reid_hub.jobs.models import open_model
-    from reid_hub.jobs.search import build_index
+    from reid_hub.runs.models import open_model
+    from reid_hub.runs.search import build_index
 
     index, added, skipped = build_index(gallery, open_model(model), out, **options)
     for reason in skipped[:5]:
@@ -119,8 +119,8 @@ def search(
 
     Example: reid-hub search gallery.index query.jpg --model runs/demo/model --gallery gallery --picture out.png
     """
-    from reid_hub.jobs.models import open_model
-    from reid_hub.jobs.search import search_index
+    from reid_hub.runs.models import open_model
+    from reid_hub.runs.search import search_index
 
     options = {"top": top, "exclude_camera": exclude_camera, "flip": flip, "gallery_dir": gallery, "picture": picture}
     answer = search_index(index, open_model(model), query, **options)
@@ -152,8 +152,8 @@ def calibrate(
     Example: reid-hub calibrate runs/demo/model --false-match-rate 0.01
     """
     from reid_hub.data import load_reid_dataset
-    from reid_hub.jobs.calibrate import calibrate_model
-    from reid_hub.jobs.models import open_model
+    from reid_hub.runs.calibrate import calibrate_model
+    from reid_hub.runs.models import open_model
 
     folder = out or (Path(model) if Path(model).is_dir() else None)
     if folder is None:

@@ -39,7 +39,7 @@ def fd(
 
     Example: reid-hub distill fd --student res18a --backbone res50 --recipe fd-student --data market1501 --data-dir DIR
     """
-    from reid_hub.jobs.fd import FDSettings, distill
+    from reid_hub.runs.fd import FDSettings, distill
 
     settings = FDSettings(
         **run,
@@ -75,8 +75,8 @@ def attention(
     Example: reid-hub distill attention runs/fd/student --out attention.png
     """
     from reid_hub.data import load_reid_dataset
-    from reid_hub.jobs.attention import draw_attention
     from reid_hub.registry import lookup
+    from reid_hub.runs.attention import draw_attention
 
     splits = load_reid_dataset(data, data_dir, **pairs(data_option))
     typer.echo(draw_attention(student, lookup(dict(splits), part, "part of the data set"), out, count=count))

@@ -52,8 +52,8 @@ def pretrain(
     if context.invoked_subcommand is not None:
         refuse_options(context)
         return
-    from reid_hub.jobs.kdep import KDEPSettings
-    from reid_hub.jobs.kdep import pretrain as job
+    from reid_hub.runs.kdep import KDEPSettings
+    from reid_hub.runs.kdep import pretrain as job
 
     fields = {"model": student, "init": init, "align": align, "weight": weight, "crops": crops, "cache": cache}
     results = job(KDEPSettings(**run, **pictures, **fields))
@@ -73,6 +73,6 @@ def basis(
 
     Example: reid-hub pretrain basis --teacher runs/res50 --basis runs/basis.safetensors --data luperson --data-dir DIR
     """
-    from reid_hub.jobs.kdep import KDEPSettings, make_basis
+    from reid_hub.runs.kdep import KDEPSettings, make_basis
 
     typer.echo(f"basis: {make_basis(KDEPSettings(**run, **pictures, model=student))}")

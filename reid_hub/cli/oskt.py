@@ -43,7 +43,7 @@ def refine(
 
     Example: reid-hub refine --model runs/train --width 8
     """
-    from reid_hub.jobs.refine import RefineSettings, refine_all
+    from reid_hub.runs.refine import RefineSettings, refine_all
 
     options = {"distance": distance and str(distance), "clustering": str(clustering)}
     settings = RefineSettings(**run, model=model, **options)
@@ -68,8 +68,8 @@ def expand(
     Example: reid-hub expand runs/chain --budget-params 0.3M --out runs/student
     """
     from reid_hub.evaluation import measure_cost
-    from reid_hub.jobs.expand import expand_within, parse_amount
-    from reid_hub.jobs.models import open_chain
+    from reid_hub.runs.expand import expand_within, parse_amount
+    from reid_hub.runs.models import open_chain
 
     budgets = {
         "params": None if budget_params is None else parse_amount(budget_params),
@@ -112,7 +112,7 @@ def shrink(
 
     Example: reid-hub shrink runs/train --student 8 --by wtsel --out runs/selected
     """
-    from reid_hub.jobs.baselines import shrink as job
+    from reid_hub.runs.baselines import shrink as job
 
     job(model, student, str(by)).save_pretrained(out)
     typer.echo(f"{out}: train it with `reid-hub train --model {out}`")
@@ -129,8 +129,8 @@ def sparsify(
 
     Example: reid-hub sparsify --model runs/train --epochs 4
     """
-    from reid_hub.jobs.baselines import train_sparse
-    from reid_hub.jobs.train import TrainSettings
+    from reid_hub.runs.baselines import train_sparse
+    from reid_hub.runs.train import TrainSettings
 
     settings = TrainSettings(**run, model=model, origin="sparse")
     show(train_sparse(settings, reg=reg, alpha=alpha), {"model": run["output_dir"]})
@@ -149,8 +149,8 @@ def kdpp(
 
     Example: reid-hub distill kdpp --teacher runs/train --model res18-x0.25 --epochs 4
     """
-    from reid_hub.jobs.baselines import train_kdpp
-    from reid_hub.jobs.train import TrainSettings
+    from reid_hub.runs.baselines import train_kdpp
+    from reid_hub.runs.train import TrainSettings
 
     out = run["output_dir"]
     settings = TrainSettings(**run, model=model, origin="kdpp")

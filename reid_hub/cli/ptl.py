@@ -26,7 +26,7 @@ def std(
 
     Example: reid-hub distill std runs/ptl --student res50-conv --lam 0 --lam 0.8 --recipe std --data market1501
     """
-    from reid_hub.jobs.ptl import STDSettings, distill
+    from reid_hub.runs.ptl import STDSettings, distill
 
     made = distill(STDSettings(**run, model=student, init=init, teacher=teacher, lams=lam or (0.8,)))
     for folder, results in made.items():
@@ -50,7 +50,7 @@ def surface(
     Example: reid-hub surface runs/ptl runs/baseline --out surface.png
     """
     from reid_hub.data import load_reid_dataset
-    from reid_hub.jobs.surface import draw_surfaces
+    from reid_hub.runs.surface import draw_surfaces
 
     split = load_reid_dataset(data, data_dir, **pairs(data_option))["train"]
     typer.echo(draw_surfaces(runs, split, out, count=count, points=points, span=span, seed=seed))

@@ -16,7 +16,7 @@ def demo(
 
     Example: reid-hub demo
     """
-    from reid_hub.jobs.demo import run_demo
+    from reid_hub.runs.demo import run_demo
 
     run_demo(out, epochs=epochs)
 
@@ -33,8 +33,8 @@ def train(
 
     Example: reid-hub train --data market1501 --data-dir ~/market --model res50 --recipe bot --arg bf16=true
     """
-    from reid_hub.jobs.train import TrainSettings
-    from reid_hub.jobs.train import train as job
+    from reid_hub.runs.train import TrainSettings
+    from reid_hub.runs.train import train as job
 
     out = run["output_dir"]
     show(job(TrainSettings(**run, model=model, init=init)), {"model": out, "best of the validation": out / "best"})

@@ -23,10 +23,10 @@ from transformers import (
 
 from reid_hub import ReIDConfig, ReIDModel
 from reid_hub.hub.convert import load_foreign
-from reid_hub.jobs.teachers import open_teacher
 from reid_hub.methods.kdep import Tap, Teacher
 from reid_hub.methods.kdep.tap import left_out, trailing_relus
 from reid_hub.models.backbone_timm import TimmModel
+from reid_hub.runs.teachers import open_teacher
 
 from .small import model
 

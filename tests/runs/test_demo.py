@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from reid_hub import GalleryIndex, evaluate_retrieval, load_reid_dataset
-from reid_hub.jobs.demo import run_demo
+from reid_hub.runs.demo import run_demo
 
 EPOCHS = 6
 

@@ -20,10 +20,10 @@ from typer.testing import CliRunner
 from reid_hub import ReIDConfig, ReIDModel, evaluate_model, load_reid_dataset
 from reid_hub.cli import app
 from reid_hub.data.views import View, choose_views, view_split
-from reid_hub.jobs import fd
-from reid_hub.jobs.fd import FDSettings, distill, train_student
-from reid_hub.jobs.models import open_model
 from reid_hub.methods.fd import attention_maps
+from reid_hub.runs import fd
+from reid_hub.runs.fd import FDSettings, distill, train_student
+from reid_hub.runs.models import open_model
 from reid_hub.training import known_identities, read_heads
 
 ROOT = Path(__file__).parents[2]

@@ -6,14 +6,14 @@ from typing import Any
 import torch
 
 from reid_hub.evaluation import embed
-from reid_hub.jobs.models import open_model
-from reid_hub.jobs.provenance import note_teachers
-from reid_hub.jobs.train import TrainSettings, start_heads, train
 from reid_hub.methods import KDPPMethod, SupervisedMethod
 from reid_hub.methods.baselines import SparsityLearning, class_means, prune_to, select_weights
 from reid_hub.models import ReIDConfig, ReIDModel
 from reid_hub.models.width_scale import student_of
 from reid_hub.registry import lookup
+from reid_hub.runs.models import open_model
+from reid_hub.runs.provenance import note_teachers
+from reid_hub.runs.train import TrainSettings, start_heads, train
 from reid_hub.training import RECIPES, TrainingSubset, override, read_heads
 
 SHRINKERS = ("wtsel", "depgraph")

@@ -13,9 +13,9 @@ from reid_hub.evaluation import plot_answers
 from reid_hub.evaluation.codes import CODECS
 from reid_hub.files import inside
 from reid_hub.index import GalleryIndex
-from reid_hub.jobs.calibrate import decision_of
 from reid_hub.models import ReIDModel
 from reid_hub.registry import lookup
+from reid_hub.runs.calibrate import decision_of
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 

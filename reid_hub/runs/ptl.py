@@ -7,14 +7,14 @@ from typing import Any
 
 from reid_hub.evaluation import read_results
 from reid_hub.files import atomic_file
-from reid_hub.jobs.models import model_to_train, open_model
-from reid_hub.jobs.processes import is_main_process
-from reid_hub.jobs.provenance import is_done, note_teachers, public_source
-from reid_hub.jobs.train import TrainSettings, load_splits, train
 from reid_hub.methods import STDMethod
 from reid_hub.models import ReIDModel, list_variants
 from reid_hub.models.variants_reid import find_variant
 from reid_hub.registry import lookup
+from reid_hub.runs.models import model_to_train, open_model
+from reid_hub.runs.processes import is_main_process
+from reid_hub.runs.provenance import is_done, note_teachers, public_source
+from reid_hub.runs.train import TrainSettings, load_splits, train
 from reid_hub.training import RECIPES, TrainingSubset, override
 
 Made = dict[Path, dict[str, Any] | None]  # results by folder

@@ -6,9 +6,9 @@ from PIL import Image
 
 from reid_hub import ReIDConfig, ReIDModel, load_reid_dataset
 from reid_hub.evaluation.embedding import open_images
-from reid_hub.jobs.classify import ClassifySettings, new_classifier
-from reid_hub.jobs.models import new_model, recipe_config, shortest_in
-from reid_hub.jobs.train import TrainSettings, build_trainer
+from reid_hub.runs.classify import ClassifySettings, new_classifier
+from reid_hub.runs.models import new_model, recipe_config, shortest_in
+from reid_hub.runs.train import TrainSettings, build_trainer
 from reid_hub.training import RECIPES, override
 
 

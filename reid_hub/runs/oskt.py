@@ -5,12 +5,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from reid_hub.jobs.models import open_chain
-from reid_hub.jobs.processes import is_main_process, wait_for_everyone
-from reid_hub.jobs.provenance import is_done
-from reid_hub.jobs.refine import RefineSettings, refine
-from reid_hub.jobs.train import TrainSettings, train
 from reid_hub.registry import lookup
+from reid_hub.runs.models import open_chain
+from reid_hub.runs.processes import is_main_process, wait_for_everyone
+from reid_hub.runs.provenance import is_done
+from reid_hub.runs.refine import RefineSettings, refine
+from reid_hub.runs.train import TrainSettings, train
 
 
 @dataclass(frozen=True)

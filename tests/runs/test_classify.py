@@ -22,8 +22,8 @@ from transformers import AutoModelForImageClassification, TrainerCallback
 from reid_hub import ReIDConfig, ReIDForImageClassification, ReIDModel, load_reid_dataset
 from reid_hub.evaluation import topk_accuracy
 from reid_hub.hub.folder import checkpoint_files
-from reid_hub.jobs.classify import ClassifySettings, classify, new_classifier
 from reid_hub.methods import ClassificationMethod
+from reid_hub.runs.classify import ClassifySettings, classify, new_classifier
 from reid_hub.training import RECIPES, override
 
 ROOT = Path(__file__).parents[2]

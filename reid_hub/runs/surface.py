@@ -12,10 +12,10 @@ from torch import Tensor
 from reid_hub.data.augmentation import BatchTransform
 from reid_hub.data.images import ImageDataset
 from reid_hub.evaluation import loss_surface, plot_loss_surfaces, read_results
-from reid_hub.jobs.models import on_accelerator, open_model
 from reid_hub.losses import identity_loss
 from reid_hub.methods import METHODS, SupervisedMethod
 from reid_hub.registry import lookup
+from reid_hub.runs.models import on_accelerator, open_model
 from reid_hub.training import RECIPES, known_identities, override, read_heads
 
 _BATCH = 64

@@ -11,11 +11,6 @@ from torch import Tensor
 
 from reid_hub.evaluation import embed, read_results
 from reid_hub.hub.push import push_folder
-from reid_hub.jobs.evaluate import evaluate
-from reid_hub.jobs.models import model_to_train, new_model, on_accelerator
-from reid_hub.jobs.processes import is_main_process, wait_for_everyone
-from reid_hub.jobs.provenance import is_done, public_source
-from reid_hub.jobs.train import TrainSettings, load_splits, train
 from reid_hub.methods import CompressionMethod
 from reid_hub.methods.compression import (
     compress_model,
@@ -30,6 +25,11 @@ from reid_hub.methods.compression import (
 )
 from reid_hub.models import ReIDModel
 from reid_hub.registry import lookup
+from reid_hub.runs.evaluate import evaluate
+from reid_hub.runs.models import model_to_train, new_model, on_accelerator
+from reid_hub.runs.processes import is_main_process, wait_for_everyone
+from reid_hub.runs.provenance import is_done, public_source
+from reid_hub.runs.train import TrainSettings, load_splits, train
 from reid_hub.training import RECIPES, TrainingSubset, override, read_heads
 
 Made = dict[Path, dict[str, Any] | None]  # results by folder

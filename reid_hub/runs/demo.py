@@ -7,9 +7,9 @@ from transformers import AutoModel
 
 from reid_hub.data import load_reid_dataset
 from reid_hub.files import atomic_folder
-from reid_hub.jobs.evaluate import evaluate, recorded_training
-from reid_hub.jobs.search import build_index, search_index
-from reid_hub.jobs.train import TrainSettings, train
+from reid_hub.runs.evaluate import evaluate, recorded_training
+from reid_hub.runs.search import build_index, search_index
+from reid_hub.runs.train import TrainSettings, train
 
 DATA = "synthetic"
 IMAGE_SIZE = (128, 64)

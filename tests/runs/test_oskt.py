@@ -10,12 +10,12 @@ from typer.testing import CliRunner
 from reid_hub import ReIDConfig, ReIDModel, WeightChain
 from reid_hub.cli import app
 from reid_hub.evaluation import measure_cost
-from reid_hub.jobs import oskt
-from reid_hub.jobs.expand import choose_chain, expand_within, legal_widths, parse_amount
-from reid_hub.jobs.models import open_chain
-from reid_hub.jobs.refine import chain_widths
 from reid_hub.models.weight_chain import WeightChainConfig
 from reid_hub.models.width_scale import at_width
+from reid_hub.runs import oskt
+from reid_hub.runs.expand import choose_chain, expand_within, legal_widths, parse_amount
+from reid_hub.runs.models import open_chain
+from reid_hub.runs.refine import chain_widths
 from reid_hub.training import read_heads
 
 TINY = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}

@@ -14,7 +14,7 @@ from reid_hub.models import ReIDConfig, ReIDModel, WeightChain, WeightChainConfi
 from reid_hub.training import Recipe
 
 if TYPE_CHECKING:
-    from reid_hub.jobs.train import TrainSettings
+    from reid_hub.runs.train import TrainSettings
 
 
 def open_model(name: str | Path, revision: str | None = None) -> ReIDModel:

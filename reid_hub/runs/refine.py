@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 
-from reid_hub.jobs.evaluate import evaluate
-from reid_hub.jobs.models import new_model
-from reid_hub.jobs.processes import is_main_process, wait_for_everyone
-from reid_hub.jobs.provenance import provenance
-from reid_hub.jobs.train import TrainSettings, build_trainer, load_splits, publish, run, start_heads
 from reid_hub.methods import RefineMethod
 from reid_hub.models import ReIDModel, WeightChain
 from reid_hub.models.weight_chain import default_distance
 from reid_hub.models.width_groups import match_widths
 from reid_hub.models.width_scale import at_width, width_of
 from reid_hub.registry import lookup
+from reid_hub.runs.evaluate import evaluate
+from reid_hub.runs.models import new_model
+from reid_hub.runs.processes import is_main_process, wait_for_everyone
+from reid_hub.runs.provenance import provenance
+from reid_hub.runs.train import TrainSettings, build_trainer, load_splits, publish, run, start_heads
 from reid_hub.training import HEADS_FILE, RECIPES, TrainingSubset, override, write_heads
 
 

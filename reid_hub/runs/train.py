@@ -16,14 +16,14 @@ from reid_hub.data.stored import training_images
 from reid_hub.evaluation import embed, evaluate_embedded
 from reid_hub.hub.convert import load_weights
 from reid_hub.hub.push import push_folder
-from reid_hub.jobs.evaluate import evaluate
-from reid_hub.jobs.models import is_checkpoint, model_to_train
-from reid_hub.jobs.processes import wait_for_everyone
-from reid_hub.jobs.provenance import data_and_start, epochs_of, note_step, provenance
 from reid_hub.methods import METHODS, Method, SupervisedMethod
 from reid_hub.methods.kdep import weight_decay_for
 from reid_hub.models import ReIDModel
 from reid_hub.registry import lookup
+from reid_hub.runs.evaluate import evaluate
+from reid_hub.runs.models import is_checkpoint, model_to_train
+from reid_hub.runs.processes import wait_for_everyone
+from reid_hub.runs.provenance import data_and_start, epochs_of, note_step, provenance
 from reid_hub.training import (
     RECIPES,
     Holdout,

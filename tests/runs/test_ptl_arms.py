@@ -2,7 +2,7 @@
 
 import pytest
 
-from reid_hub.jobs.ptl import side_network, with_changes
+from reid_hub.runs.ptl import side_network, with_changes
 
 
 def test_changes_of_the_side_network_leave_the_arm_what_it_is():

@@ -20,13 +20,6 @@ from reid_hub.data.stored import training_images
 from reid_hub.evaluation import build_pretraining_results, measure_cost, read_results, write_results
 from reid_hub.files import atomic_file
 from reid_hub.hub.card import write_card
-from reid_hub.jobs.evaluate import evaluate
-from reid_hub.jobs.kdep_settings import KDEPSettings
-from reid_hub.jobs.models import model_to_train, on_accelerator
-from reid_hub.jobs.processes import is_main_process, wait_for_everyone
-from reid_hub.jobs.provenance import is_done, note_step, note_teachers, provenance, public_source
-from reid_hub.jobs.teachers import open_teacher, small_teacher
-from reid_hub.jobs.train import new_trainer, publish, run, start_weights
 from reid_hub.methods import KDEPMethod
 from reid_hub.methods.kdep import (
     PAIR_WEIGHTS,
@@ -44,6 +37,13 @@ from reid_hub.methods.kdep import (
 )
 from reid_hub.models import ReIDConfig, ReIDModel
 from reid_hub.registry import lookup
+from reid_hub.runs.evaluate import evaluate
+from reid_hub.runs.kdep_settings import KDEPSettings
+from reid_hub.runs.models import model_to_train, on_accelerator
+from reid_hub.runs.processes import is_main_process, wait_for_everyone
+from reid_hub.runs.provenance import is_done, note_step, note_teachers, provenance, public_source
+from reid_hub.runs.teachers import open_teacher, small_teacher
+from reid_hub.runs.train import new_trainer, publish, run, start_weights
 from reid_hub.training import HEADS_FILE, Recipe, TrainingSubset, build_sampler
 from reid_hub.training.resume import check_fresh
 

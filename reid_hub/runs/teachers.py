@@ -9,10 +9,10 @@ from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from reid_hub.hub.convert import load_weights
-from reid_hub.jobs.models import open_model
-from reid_hub.jobs.provenance import is_done
-from reid_hub.jobs.train import TrainSettings, load_splits, train
 from reid_hub.models import ReIDConfig, ReIDModel
+from reid_hub.runs.models import open_model
+from reid_hub.runs.provenance import is_done
+from reid_hub.runs.train import TrainSettings, load_splits, train
 
 _SIZE = 224  # what image models are trained in, where nothing says another size
 

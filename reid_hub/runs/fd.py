@@ -9,9 +9,6 @@ import torch
 
 from reid_hub.data.views import View, choose_views, view_split
 from reid_hub.evaluation import read_results
-from reid_hub.jobs.models import is_checkpoint, model_to_train, new_model, on_accelerator, open_model
-from reid_hub.jobs.provenance import is_done, note_teachers
-from reid_hub.jobs.train import TrainSettings, load_splits, start_heads, train
 from reid_hub.methods import FDMethod
 from reid_hub.methods.fd import (
     CachedRepresentations,
@@ -25,6 +22,9 @@ from reid_hub.methods.fd import (
 )
 from reid_hub.models import ReIDConfig, ReIDModel
 from reid_hub.registry import lookup
+from reid_hub.runs.models import is_checkpoint, model_to_train, new_model, on_accelerator, open_model
+from reid_hub.runs.provenance import is_done, note_teachers
+from reid_hub.runs.train import TrainSettings, load_splits, start_heads, train
 from reid_hub.training import RECIPES, Recipe, TrainingSubset, known_identities, override
 
 # Recipes of the initial student and whole-image teacher, and of the other teachers, by the final student's.

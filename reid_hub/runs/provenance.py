@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from reid_hub.evaluation import read_results
 from reid_hub.hub.card import datasets_of
-from reid_hub.jobs.models import is_checkpoint
 from reid_hub.models import ReIDConfig
+from reid_hub.runs.models import is_checkpoint
 from reid_hub.training import RECIPES, Recipe, ReIDTrainer, override
 
 if TYPE_CHECKING:
-    from reid_hub.jobs.train import TrainSettings
+    from reid_hub.runs.train import TrainSettings
 
 
 def note_step(config: ReIDConfig, settings: "TrainSettings", recipe: Recipe) -> None:

@@ -4,9 +4,9 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from reid_hub.jobs.train import TrainSettings
 from reid_hub.methods.kdep import ALIGNMENTS, TAPS
 from reid_hub.registry import lookup
+from reid_hub.runs.train import TrainSettings
 from reid_hub.training import HEADS_FILE, RECIPES, Recipe, override
 
 

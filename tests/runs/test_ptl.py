@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 from reid_hub import ReIDConfig, ReIDForImageClassification, ReIDModel, load_reid_dataset
 from reid_hub.cli import app
 from reid_hub.data.images import ImageDataset
-from reid_hub.jobs.models import open_model
-from reid_hub.jobs.ptl import (
+from reid_hub.runs.models import open_model
+from reid_hub.runs.ptl import (
     STDSettings,
     TransferSettings,
     classification_arm,
@@ -27,8 +27,8 @@ from reid_hub.jobs.ptl import (
     transfer,
     with_changes,
 )
-from reid_hub.jobs.surface import draw_surfaces, training_loss
-from reid_hub.jobs.train import TrainSettings, train
+from reid_hub.runs.surface import draw_surfaces, training_loss
+from reid_hub.runs.train import TrainSettings, train
 from reid_hub.training import RECIPES, known_identities, override, read_heads
 
 TRUNK = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from reid_hub import evaluate_model, load_reid_dataset
 from reid_hub.cli import app
 from reid_hub.evaluation import embed
-from reid_hub.jobs.models import open_model
+from reid_hub.runs.models import open_model
 from reid_hub.training import read_heads
 
 

@@ -17,7 +17,10 @@ from reid_hub.evaluation import build_classification_results, measure_cost, topk
 from reid_hub.evaluation import classify as classify_split
 from reid_hub.evaluation.embedding import open_images
 from reid_hub.hub.card import write_card
-from reid_hub.jobs.models import (
+from reid_hub.methods import METHODS, ClassificationMethod, Method
+from reid_hub.models import ReIDConfig, ReIDForImageClassification
+from reid_hub.registry import lookup
+from reid_hub.runs.models import (
     check_changes,
     check_free_size,
     has_free_size,
@@ -26,11 +29,8 @@ from reid_hub.jobs.models import (
     recipe_config,
     shortest_in,
 )
-from reid_hub.jobs.provenance import note_step, provenance
-from reid_hub.jobs.train import TrainSettings, load_splits, method_of, new_trainer, publish, run, start_weights
-from reid_hub.methods import METHODS, ClassificationMethod, Method
-from reid_hub.models import ReIDConfig, ReIDForImageClassification
-from reid_hub.registry import lookup
+from reid_hub.runs.provenance import note_step, provenance
+from reid_hub.runs.train import TrainSettings, load_splits, method_of, new_trainer, publish, run, start_weights
 from reid_hub.training import RECIPES, Recipe, ReIDTrainer, TrainingSubset, draw_images, override
 
 # What lies in front of a trunk and behind it.

@@ -29,9 +29,9 @@ from reid_hub.evaluation import (
 )
 from reid_hub.evaluation.codes import CODECS, bytes_per_vector
 from reid_hub.hub.card import write_card
-from reid_hub.jobs.search import new_index
 from reid_hub.models import ReIDModel
 from reid_hub.registry import lookup
+from reid_hub.runs.search import new_index
 
 UNKNOWN_TRAINING = {"method": None, "recipe": None, "epochs": None, "seed": None}
 

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 
 from reid_hub.evaluation import plot_attention
-from reid_hub.jobs.models import open_model
 from reid_hub.methods.fd import attention_maps
 from reid_hub.models import ReIDImageProcessor
+from reid_hub.runs.models import open_model
 from reid_hub.training import read_heads
 
 

@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 
 from reid_hub import ReIDConfig, ReIDModel
 from reid_hub.cli import app
-from reid_hub.jobs.classify import ClassifySettings, classify
-from reid_hub.jobs.kdep import KDEPSettings, make_basis, pretrain
-from reid_hub.jobs.models import open_model
-from reid_hub.jobs.train import TrainSettings, train
 from reid_hub.methods.kdep import Basis, power_temperature_scale
+from reid_hub.runs.classify import ClassifySettings, classify
+from reid_hub.runs.kdep import KDEPSettings, make_basis, pretrain
+from reid_hub.runs.models import open_model
+from reid_hub.runs.train import TrainSettings, train
 
 CHANGES = {"batch_size": 8}
 
@@ -231,7 +231,7 @@ def test_random_channels_are_those_of_the_seed(settings, monkeypatch, tmp_path):
         drawn.append(method.alignment.indices.tolist())
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("reid_hub.jobs.kdep._new_pair", record)
+    monkeypatch.setattr("reid_hub.runs.kdep._new_pair", record)
     for seed in (0, 1):
         with pytest.raises(KeyboardInterrupt):
             pretrain(replace(settings, output_dir=tmp_path / "out", align="cs.rand", seed=seed))
