@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "reid_hub"
 STAGES = [
     "data", "models", "losses", "methods", "training", "evaluation", "hub", "index", "runs", "app", "cli",
 ]  # fmt: skip
-BELOW_ALL = {"registry", "files"}
+BELOW_ALL = {"registry", "files", "errors"}
 MODEL_FILES = sorted(path for path in (PACKAGE / "models").glob("*.py") if path.name != "__init__.py")
 
 

@@ -1,6 +1,6 @@
 """Training methods: a model together with what only its training needs."""
 
-from reid_hub.methods.base import Method
+from reid_hub.methods.base import Method, RunContext
 from reid_hub.methods.baselines import KDPPMethod
 from reid_hub.methods.classification import ClassificationMethod
 from reid_hub.methods.compression import CompressionMethod
@@ -12,10 +12,10 @@ from reid_hub.methods.supervised import SupervisedMethod
 
 __all__ = [
     "METHODS", "ClassificationMethod", "CompressionMethod", "FDMethod", "KDEPMethod", "KDPPMethod", "Method",
-    "PTLMethod", "RefineMethod", "STDMethod", "SupervisedMethod",
+    "PTLMethod", "RefineMethod", "RunContext", "STDMethod", "SupervisedMethod",
 ]  # fmt: skip
 
-# Method(model, num_ids, **options); the options are checked against the constructor's signature.
+# Each is built by `from_run`; a recipe's options are checked against the constructor's signature.
 METHODS: dict[str, type[Method]] = {
     "classification": ClassificationMethod,
     "compression": CompressionMethod,

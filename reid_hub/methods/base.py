@@ -1,13 +1,81 @@
 """What every training method is: a `ReIDModel` together with the parts that only training needs."""
 
-from typing import Any
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, Self
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from reid_hub.errors import ReIDError
 from reid_hub.models import ReIDModel
 from reid_hub.models.bconv import all_memory, set_memory
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingSubset(Protocol):
+    """The images of a run, as far as a method has to know them.
+
+    Attributes:
+        pids: int64 (N,), from 0 to C - 1.
+        identities: int64 (C,), the data set's own number of each pid.
+    """
+
+    pids: np.ndarray
+    identities: np.ndarray
+
+
+def _cannot_embed(model: ReIDModel) -> Tensor:
+    raise ReIDError("the method embeds the training images before it trains: give RunContext `embed`")
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What a run knows when it builds its method; see `Method.from_run`.
+
+    Attributes:
+        model: the model to train, with its initial weights.
+        subset: what it is trained on.
+        options: the recipe's options of the method.
+        source: folder or repository of the model, if the classifier that its training left there is to go on; None
+            starts a new one.
+        seed: of the run.
+        embed: embeds the training images with any model as it retrieves, -> (N, D) in the order of `subset`.
+        parts: what else the method needs and the run has made before, by name; each `from_run` documents its own.
+        log: called with what the user should know.
+    """
+
+    model: ReIDModel
+    subset: TrainingSubset
+    options: Mapping[str, Any] = field(default_factory=dict)
+    source: str | Path | None = None
+    seed: int = 0
+    embed: Callable[[ReIDModel], Tensor] = _cannot_embed
+    parts: Mapping[str, Any] = field(default_factory=dict)
+    log: Callable[[str], None] = logger.warning
+
+    @property
+    def num_ids(self) -> int:
+        """Identities to train on."""
+        return len(self.subset.identities)
+
+    def part(self, name: str, makes_it: str) -> Any:
+        """A part that the method cannot do without.
+
+        Args:
+            makes_it: the command that makes it, for the message.
+
+        Raises:
+            ReIDError: if the run has no such part.
+        """
+        if self.parts.get(name) is None:
+            raise ReIDError(f"this method needs `{name}`, and the run has none: use {makes_it}")
+        return self.parts[name]
 
 
 class Method(nn.Module):
@@ -32,6 +100,16 @@ class Method(nn.Module):
     def __init__(self, model: ReIDModel):
         super().__init__()
         self.model = model
+
+    @classmethod
+    def from_run(cls, run: RunContext) -> Self:
+        """Build the method for a run. A method that needs more than model and data documents its `run.parts` here.
+
+        Raises:
+            ReIDError: if a part is missing, naming it and the command that makes it.
+            ValueError: if an option or part does not fit.
+        """
+        return cls(run.model, run.num_ids, **run.options)
 
     def forward(
         self, pixel_values: Tensor, pids: Tensor, camids: Tensor | None = None, indices: Tensor | None = None

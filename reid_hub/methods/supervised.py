@@ -2,14 +2,15 @@
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from reid_hub.losses import METRIC_LOSSES, center_loss, identity_loss, move_centers
 from reid_hub.losses.distances import at_least_float32
-from reid_hub.methods.base import Method, gather_batch
+from reid_hub.methods.base import Method, RunContext, gather_batch
+from reid_hub.methods.state import start_state
 from reid_hub.models import ReIDModel, ReIDOutput
 from reid_hub.registry import lookup
 
@@ -68,6 +69,21 @@ class SupervisedMethod(Method):
         self.classifier = nn.ModuleList(classifiers) if len(classifiers) > 1 else classifiers[0]
         if center_weight:
             self.register_buffer("centers", torch.randn(num_ids, model.feature_dim))
+
+    @classmethod
+    def from_run(cls, run: RunContext) -> Self:
+        """Build the method for a run; see `Method.from_run`. With `run.source` its classifier and centers go on."""
+        return super().from_run(run).start_from(run)
+
+    def start_from(self, run: RunContext) -> Self:
+        """Go on with the classifier and centers of the run's source, if it names one; returns itself.
+
+        Raises:
+            ReIDError: if they are of other identities.
+        """
+        if run.source is not None:
+            start_state(self, run.source, run.subset.identities, run.log)
+        return self
 
     def forward(
         self, pixel_values: Tensor, pids: Tensor, camids: Tensor | None = None, indices: Tensor | None = None

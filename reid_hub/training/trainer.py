@@ -21,9 +21,9 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from reid_hub.data.augmentation import BatchTransform
 from reid_hub.methods import Method
+from reid_hub.methods.state import write_state
 from reid_hub.models import ReIDModel
 from reid_hub.training.arguments import BEST, check_arguments
-from reid_hub.training.heads import write_heads
 from reid_hub.training.optimizers import build_optimizer, build_scheduler
 from reid_hub.training.recipe import Recipe
 from reid_hub.training.resume import (
@@ -230,7 +230,7 @@ class ReIDTrainer(Trainer):
     def _export(self, folder: Path) -> None:
         if self.args.should_save:
             self.model.export().save_pretrained(folder)
-            write_heads(folder, self.model.training_state(), getattr(self.train_dataset, "identities", ()))
+            write_state(folder, self.model.training_state(), getattr(self.train_dataset, "identities", ()))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Write the method's whole state for resuming; without training_args.bin, which is a pickle."""

@@ -1,13 +1,16 @@
 """KD++: distillation of logits, and of the norm and direction of features (arXiv:2305.17007, ECCV 2024)."""
 
 import copy
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reid_hub.errors import MissingError
 from reid_hub.losses import distillation_loss, norm_direction_loss
+from reid_hub.methods.base import RunContext
+from reid_hub.methods.state import read_state
 from reid_hub.methods.supervised import SupervisedMethod
 from reid_hub.models import ReIDModel
 
@@ -76,6 +79,31 @@ class KDPPMethod(SupervisedMethod):
             nn.init.normal_(linear.bias, std=0.01)
             self.projector = nn.Sequential(nn.BatchNorm1d(model.feature_dim), nn.Dropout(0.5), linear)
 
+    @classmethod
+    def from_run(cls, run: RunContext) -> Self:
+        """Build the method for a run; see `Method.from_run`. Class means are those of the run's training images.
+
+        Parts: "teacher", a `ReIDModel`; without a classifier beside its checkpoint only its features are distilled.
+
+        Raises:
+            ReIDError: if the teacher was trained on other identities.
+        """
+        teacher: ReIDModel = run.part("teacher", "`reid-hub distill kdpp`, with the folder of a trained model")
+        classifier = None
+        try:
+            if teacher.name_or_path:
+                classifier = read_state(teacher.name_or_path, run.subset.identities).get("classifier.weight")
+        except MissingError:
+            pass
+        if classifier is None:
+            where = teacher.name_or_path or "the teacher"
+            run.log(f"{where} has no single classifier beside it: only its features are distilled")
+        # By the test transform, in front of the neck: behind it means are near zero and their directions noise.
+        features = run.embed(retrieving(teacher, "features"))
+        means = class_means(features, torch.as_tensor(run.subset.pids), run.num_ids)
+        lessons = {"teacher": teacher, "teacher_classifier": classifier, "class_means": means}
+        return cls(run.model, run.num_ids, **lessons, **run.options).start_from(run)
+
     @property
     def teacher(self) -> ReIDModel:
         """The frozen teacher."""
@@ -108,6 +136,14 @@ class KDPPMethod(SupervisedMethod):
         """Take the teacher along to another device or precision."""
         self.teacher._apply(fn, recurse)
         return super()._apply(fn, recurse)
+
+
+def retrieving(model: ReIDModel, retrieve: str) -> ReIDModel:
+    """The same network, weights shared, whose embeddings are another of its vectors: "features" or "neck"."""
+    view = copy.copy(model)
+    view.config = copy.deepcopy(model.config)
+    view.config.retrieve = retrieve
+    return view
 
 
 def class_means(features: Tensor, pids: Tensor, num_ids: int) -> Tensor:

@@ -1,13 +1,17 @@
 """Training a compressed embedding: what lies behind the short vector, and exists in training only."""
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from reid_hub.errors import ReIDError
 from reid_hub.losses import METRIC_LOSSES, identity_loss
+from reid_hub.methods.base import RunContext
 from reid_hub.methods.compression.heads import footnote_map, principal_directions
+from reid_hub.methods.state import read_state
 from reid_hub.methods.supervised import SupervisedMethod, build_classifier
 from reid_hub.models import ReIDModel, ReIDOutput
 from reid_hub.models.layers import BNNeck
@@ -40,8 +44,9 @@ class CompressionMethod(SupervisedMethod):
 
     def __init__(self, model: ReIDModel, num_ids: int, *, prefixes: Sequence[int] = (), **options: Any):
         if model.config.compression is None:
-            raise ValueError(
-                "the model's embedding is not compressed: make one with compress_model(model, 'slice', 64)"
+            raise ReIDError(
+                "the model's embedding is not compressed: use `reid-hub compress`, or compress_model(model, 'slice', "
+                "64)"
             )
         super().__init__(model, num_ids, **options)
         dim, self.expand = model.embedding_dim, nn.Identity()
@@ -62,6 +67,27 @@ class CompressionMethod(SupervisedMethod):
             )
         self.prefix_norms = nn.ModuleList(BNNeck(size) for size in self.prefixes)
         self.prefix_classifiers = nn.ModuleList(build_classifier(size, num_ids, bias=bias) for size in self.prefixes)
+
+    @classmethod
+    def from_run(cls, run: RunContext) -> Self:
+        """Build the method for a run whose model is compressed, or is compressed here; see `Method.from_run`.
+
+        Parts, for a model that is compressed here: "compress", which makes the compressed model of the run's, (model,
+        embeddings) -> model, where `embeddings()` gives those of the training images, (N, D); "start" of a low-rank
+        map, see `start_map`, by default "pca". Norm and classifier then start from those of the run's source, see
+        `start_classifier`, unless the map is random.
+        """
+        base, compress, start = run.model, run.parts.get("compress"), run.parts.get("start", "pca")
+        if compress is None:
+            return super().from_run(run)
+        embeddings = partial(run.embed, base)
+        method = cls(compress(base, embeddings), run.num_ids, **run.options)
+        is_low_rank = method.model.config.compression == "low_rank"
+        if is_low_rank:
+            method.start_map(start, embeddings() if start == "pca" else None)
+        if not is_low_rank or start != "random":
+            method.start_classifier(_source_state(run), base)
+        return method
 
     def logits(self, embeddings: Tensor) -> list[Tensor]:
         return [self.classifier(self.norm(self.expand(embeddings)))]
@@ -130,6 +156,17 @@ def kept_coordinates(model: ReIDModel, base: ReIDModel) -> Tensor:
     if base.config.compression == "pruned":
         return torch.isin(base.compression.kept.cpu(), kept).nonzero()[:, 0]
     return kept
+
+
+def _source_state(run: RunContext) -> dict[str, Tensor]:
+    """Classifier and norm of the training that made the run's model, if they are there and of the same identities."""
+    if run.source is None:
+        return {}
+    try:
+        return read_state(run.source, run.subset.identities)
+    except ReIDError as error:
+        run.log(f"a new classifier is trained: {error}")
+        return {}
 
 
 def _norm_state(base: ReIDModel, heads: dict[str, Tensor]) -> dict[str, Tensor]:

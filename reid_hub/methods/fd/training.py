@@ -1,12 +1,14 @@
 """Training a student to say what the teachers of all views say."""
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from reid_hub.data.views import ErasedShares
+from reid_hub.errors import ReIDError
 from reid_hub.losses import representation_loss
+from reid_hub.methods.base import RunContext
 from reid_hub.methods.compression import CompressionMethod
 from reid_hub.methods.fd.branches import FeatureMapBranch, RepresentationBranch
 from reid_hub.methods.fd.representations import Representations
@@ -61,7 +63,10 @@ class FDMethod(SupervisedMethod):
         if min(alpha, beta) < 0:
             raise ValueError(f"alpha and beta must be at least 0, got {alpha} and {beta}")
         if representations is None and (alpha or beta):
-            raise ValueError("there is nothing to learn from: give representations, or alpha=0 and beta=0")
+            raise ReIDError(
+                "there is nothing to learn from: give `representations`, which `reid-hub distill fd` makes, or alpha=0 "
+                "and beta=0"
+            )
         self.alpha, self.beta = alpha, beta
         # In a tuple it is no submodule: teachers that run in training are no part of the student's state.
         self._outside = (representations if alpha or beta else None,)
@@ -76,6 +81,24 @@ class FDMethod(SupervisedMethod):
                 self.fmfb[view.name] = FeatureMapBranch(channels, dim, width, window)
             if beta:
                 self.rfb[view.name] = RepresentationBranch(model.embedding_dim, dim, view.whole, width)
+
+    @classmethod
+    def from_run(cls, run: RunContext) -> Self:
+        """Build the method for a run, of a compressed model the `CompressedFDMethod`; see `Method.from_run`.
+
+        Parts: "representations", what the teachers of all views say; none where alpha and beta are 0.
+
+        Raises:
+            ReIDError: if the teachers were trained on other identities.
+        """
+        representations = run.parts.get("representations")
+        known, wanted = getattr(representations, "identities", None), run.subset.identities.tolist()
+        if known is not None and known != wanted:
+            raise ReIDError(
+                f"the teachers were trained on {len(known)} identities, the student is to be on {len(wanted)} or "
+                "others: train all of them with the same data, --validation, --keep-ids and --seed"
+            )
+        return fd_method(run.model, run.num_ids, representations=representations, **run.options).start_from(run)
 
     @property
     def representations(self) -> Representations | None:

@@ -1,15 +1,17 @@
 """Training a student to say what a teacher's features are: KDEP's pre-training."""
 
 import math
+from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from reid_hub.methods.base import Method
+from reid_hub.methods.base import Method, RunContext
 from reid_hub.methods.kdep.alignment import PARAMETRIC, make_alignment
 from reid_hub.methods.kdep.basis import Basis
 from reid_hub.methods.kdep.tap import Tap
-from reid_hub.methods.kdep.teacher import Features
+from reid_hub.methods.kdep.teacher import Crops, Features
 from reid_hub.models import ReIDModel
 
 # Weights w of the paper's pairs, which make the loss as large as that of a classification of ImageNet.
@@ -25,6 +27,7 @@ PAIR_WEIGHTS = {
 # Weight decay by the pictures that a pre-training shows in all: 9, 18 and 90 epochs of ImageNet, or ten times as many
 # of its tenth; the paper's five budgets.
 WEIGHT_DECAYS = {11.5e6: 5e-4, 23e6: 4e-4, 115e6: 1e-4}
+_SAMPLE = 1024  # images that the scale of a new pair is computed from
 
 
 class KDEPMethod(Method):
@@ -89,6 +92,20 @@ class KDEPMethod(Method):
         model.requires_grad_(False)
         model.backbone.requires_grad_(True)
 
+    @classmethod
+    def from_run(cls, run: RunContext) -> Self:
+        """Build the method for a run; see `Method.from_run`. Without a weight among the options, that of `new_pair`.
+
+        Parts: "features", what the teacher says; "basis", for the alignments that need one; "crops", whose targets
+        decide weight and scale of a new pair.
+        """
+        makes = "`reid-hub pretrain`, which asks the teacher"
+        features, basis = run.part("features", makes), run.parts.get("basis")
+        method = cls(run.model, run.num_ids, features=features, basis=basis, **{"seed": run.seed, **run.options})
+        if "weight" not in run.options:
+            method.weight, method.scale = new_pair(method.alignment(_sample(run.part("crops", makes))))
+        return method
+
     @property
     def features(self) -> Features:
         """What the teacher says."""
@@ -126,6 +143,12 @@ def check_weight(weight: float, what: str = "weight of the loss") -> float:
 def weight_decay_for(pictures: float) -> float:
     """The weight decay of the paper's budget that is nearest, in proportion, to this number of pictures shown."""
     return WEIGHT_DECAYS[min(WEIGHT_DECAYS, key=lambda budget: abs(math.log(budget / pictures)))]
+
+
+def _sample(crops: Crops) -> Tensor:
+    """The teacher's features of the first crops of evenly spread images, (B, D)."""
+    rows = np.linspace(0, len(crops) - 1, min(_SAMPLE, len(crops))).astype(int)
+    return torch.cat([crops.represent(batch).cpu() for batch in np.array_split(rows, -(-len(rows) // 64))])
 
 
 def new_pair(targets: Tensor) -> tuple[float, float]:

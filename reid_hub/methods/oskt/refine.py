@@ -1,12 +1,13 @@
 """Refinement of a weight chain: the teacher and the narrowest student, trained together until they agree."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from reid_hub.methods.base import RunContext
 from reid_hub.methods.supervised import SupervisedMethod
 from reid_hub.models import ReIDModel, WeightChain
 from reid_hub.models.weight_chain import is_fitted
@@ -77,6 +78,15 @@ class RefineMethod(SupervisedMethod):
         self.student = SupervisedMethod(ReIDModel(chain.student()), num_ids, **losses)
         self._decoder = Decoder(chain.groups, chain.slots())
         self._declare()
+
+    @classmethod
+    def from_run(cls, run: RunContext) -> Self:
+        """Build the method for a run whose model is the teacher; see `Method.from_run`.
+
+        Parts: "chain", the teacher's `WeightChain`.
+        """
+        chain = run.part("chain", "`reid-hub refine`, which clusters the teacher")
+        return cls(run.model, run.num_ids, chain=chain, **run.options).start_from(run)
 
     def _declare(self) -> None:
         """Sort the tensors by where the student gets them from, and switch off the gradient of those it never reads."""

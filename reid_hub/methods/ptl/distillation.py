@@ -1,12 +1,14 @@
 """Giving a plain backbone what a network with a memory learned."""
 
 import copy
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from reid_hub.errors import ReIDError
 from reid_hub.losses import absolute_feature_loss
+from reid_hub.methods.base import RunContext
 from reid_hub.methods.ptl.training import PTLMethod
 from reid_hub.models import ReIDModel
 
@@ -37,12 +39,22 @@ class STDMethod(PTLMethod):
         if not 0 <= lam <= 1:
             raise ValueError(f"lam must be from 0 (no teacher) to 1 (nothing but the teacher), got {lam}")
         if lam and teacher is None:
-            raise ValueError("there is nobody to learn from: give a teacher, or lam=0")
+            raise ReIDError(
+                "`teacher` is required when lam > 0: give a teacher, or lam=0; `reid-hub train --recipe ptl` trains one"
+            )
         self.lam = lam
         # In a tuple it is no submodule: neither `train` nor the optimiser nor a checkpoint reaches it.
         self._outside = (copy.deepcopy(teacher).requires_grad_(False).eval() if lam else None,)
         if lam:
             _check(model, teacher)
+
+    @classmethod
+    def from_run(cls, run: RunContext) -> Self:
+        """Build the method for a run; see `Method.from_run`.
+
+        Parts: "teacher", a `ReIDModel`; none where lam is 0.
+        """
+        return cls(run.model, run.num_ids, teacher=run.parts.get("teacher"), **run.options).start_from(run)
 
     @property
     def teacher(self) -> ReIDModel | None:
