@@ -1,9 +1,20 @@
-"""Errors that the user can mend; the command line shows them as one line."""
+"""Errors that the user can mend. Their message says what must be, what was got, and what to do next."""
 
 
 class ReIDError(ValueError):
-    """Something the user can mend: the message says what must be, what was given, and what to do next."""
+    """The input is wrong: a name, a size, a file, settings that exclude each other.
+
+    The command line shows it as one line. Every other exception is a bug of ours and keeps its traceback.
+    """
 
 
 class MissingError(ReIDError, FileNotFoundError):
-    """A file or folder that has to be there, and is not."""
+    """A file or folder that the user names is not there."""
+
+
+class MissingLibraryError(ReIDError, ImportError):
+    """An optional library is not installed."""
+
+
+class RunError(ReIDError, RuntimeError):
+    """The input was right, but the run cannot go on: the loss diverged, the disk is full, the server refuses."""

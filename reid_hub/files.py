@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from reid_hub.errors import ReIDError
+
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
@@ -62,7 +64,7 @@ def inside(root: str | Path, member: str) -> Path:
     root = Path(root).resolve()
     target = (root / member).resolve()
     if not target.is_relative_to(root):
-        raise ValueError(f"{member!r} would lie outside of {root}: refused; do not trust where this file came from")
+        raise ReIDError(f"{member!r} would lie outside of {root}: refused; do not trust where this file came from")
     return target
 
 

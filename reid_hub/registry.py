@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import TypeVar
 
+from reid_hub.errors import ReIDError
+
 T = TypeVar("T")
 
 
@@ -17,4 +19,4 @@ def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
         return table[name]
     near = get_close_matches(str(name), table, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ValueError(f"unknown {kind} {name!r}: {hint}choices are {', '.join(sorted(table))}")
+    raise ReIDError(f"unknown {kind} {name!r}: {hint}choices are {', '.join(sorted(table))}")

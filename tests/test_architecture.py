@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "reid_hub"
 STAGES = [
     "data", "models", "losses", "methods", "training", "evaluation", "hub", "index", "runs", "app", "cli",
 ]  # fmt: skip
-BELOW_ALL = {"registry", "files", "errors"}
+BELOW_ALL = {"registry", "files", "errors", "logging", "records", "compat"}
 MODEL_FILES = sorted(path for path in (PACKAGE / "models").glob("*.py") if path.name != "__init__.py")
 
 
@@ -85,6 +85,18 @@ def test_every_model_file_is_reached_from_a_file_that_is_loaded():
         text = (PACKAGE / "models" / f"{name}.py").read_text()
         open_files |= set(re.findall(r"^\s*from\s+\.(\S+)\s+import", text, flags=re.MULTILINE)) - reached
     assert reached == {path.stem for path in MODEL_FILES}
+
+
+def test_only_the_command_line_prints():
+    """Everything else speaks through the library's logger."""
+    speaking = [
+        f"{path.relative_to(PACKAGE)}:{node.lineno}"
+        for path in PACKAGE.rglob("*.py")
+        if path.relative_to(PACKAGE).parts[0] not in {"cli", "logging.py"}
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    ]
+    assert speaking == []
 
 
 def test_import_is_light():

@@ -19,6 +19,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     help="Compact person re-identification: train, shrink, evaluate, convert, publish and search.",
+    epilog="Add --debug to any command to see the traceback of an error.",
 )
 for command in (demo, train, refine, expand, sparsify, shrink, compress, classify, evaluate, calibrate, convert):
     app.command()(command)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from reid_hub.cli.options import Data, DataDir, DataOption, DatasetName, Flip, Model, Revision, pairs, show
+from reid_hub.errors import ReIDError
 
 CameraPattern = Annotated[
     str | None, typer.Option(help="Regular expression whose first group is the camera's number in a path.")
@@ -157,7 +158,7 @@ def calibrate(
 
     folder = out or (Path(model) if Path(model).is_dir() else None)
     if folder is None:
-        raise ValueError(f"{model} is a repository of the Hub: give --out, a folder for the calibrated model")
+        raise ReIDError(f"{model} is a repository of the Hub: give --out, a folder for the calibrated model")
     decision = calibrate_model(
         open_model(model),
         load_reid_dataset(data, data_dir, **pairs(data_option)),

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from reid_hub.errors import ReIDError
+
 Model = Annotated[str, typer.Argument(help="A checkpoint folder or a repository of the Hub.")]
 Data = Annotated[str, typer.Option(help="A data set (`reid-hub list datasets`) or NAMESPACE/NAME on the Hub.")]
 DataDir = Annotated[Path | None, typer.Option(help="The folder in which the data set was unpacked.")]
@@ -108,7 +110,7 @@ def refuse_options(context: typer.Context) -> None:
     if given:
         flags = ", ".join(option.opts[0] for option in context.command.params if option.name in given)
         command = f"{context.command_path} {context.invoked_subcommand}"
-        raise ValueError(f"{flags} must stand behind {context.invoked_subcommand!r}: `{command} {flags} ...`")
+        raise ReIDError(f"{flags} must stand behind {context.invoked_subcommand!r}: `{command} {flags} ...`")
 
 
 def pairs(texts: list[str] | None) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from reid_hub.cli.options import Model, Revision, pairs, show, takes, training_run
+from reid_hub.errors import ReIDError
 
 
 class Clustering(StrEnum):
@@ -78,10 +79,10 @@ def expand(
     }
     asked = [student is not None, width is not None, any(value is not None for value in budgets.values())]
     if sum(asked) > 1:
-        raise ValueError("give one of --student, --width or the budgets, not several")
+        raise ReIDError("give one of --student, --width or the budgets, not several")
     options = {"statistics": statistics, "rescale_queries": rescale_queries}
     if Path(chain).resolve() == out.resolve():
-        raise ValueError(f"the student would take the place of its chain: give another --out than {out}")
+        raise ReIDError(f"the student would take the place of its chain: give another --out than {out}")
     opened = open_chain(chain, revision)
     if asked[2]:
         model = expand_within(opened, **budgets, **options)

@@ -18,7 +18,16 @@ def demo(
     """
     from reid_hub.runs.demo import run_demo
 
-    run_demo(out, epochs=epochs)
+    title = "What was made (from drawn people, so the figures say nothing about real ones)"
+    _show_table(title, run_demo(out, epochs=epochs))
+
+
+def _show_table(title: str, rows: dict[str, str]) -> None:
+    """Show two aligned columns between rules."""
+    width = max(map(len, rows))
+    lines = [f"  {name:<{width}}  {value}" for name, value in rows.items()]
+    rule = "-" * max(len(title), *map(len, lines))
+    typer.echo("\n".join(["", rule, title, rule, *lines, rule]))
 
 
 @takes(training_run)

@@ -14,6 +14,7 @@ from reid_hub.data.augmentation_options import Augmentation
 from reid_hub.data.draws import Draws
 from reid_hub.data.resized_crop import TRIES as CROP_TRIES
 from reid_hub.data.resized_crop import crop_and_resize, draw_crops
+from reid_hub.errors import ReIDError
 
 _TRIES = 100
 _ASPECTS = 4096
@@ -39,7 +40,7 @@ class BatchTransform:
     ):
         mean, std = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
         if mean.ndim != 1 or mean.shape != std.shape or not (std > 0).all():
-            raise ValueError(f"mean and std must have one value per channel, std above 0, got {mean} and {std}")
+            raise ReIDError(f"mean and std must have one value per channel, std above 0, got {mean} and {std}")
         self.augmentation, self.size = augmentation, size
         # (x / 255 - mean) / std as one multiplication and one addition
         self._scale = (1 / (255 * std)).float().view(-1, 1, 1)
@@ -50,10 +51,10 @@ class BatchTransform:
             fill = augmentation.erasing_fill
             self._fill = torch.zeros(len(mean)) if isinstance(fill, str) else torch.tensor(fill, dtype=torch.float32)
             if len(self._fill) != len(mean):
-                raise ValueError(f"erasing_fill must have {len(mean)} values like the mean, got {fill}")
+                raise ReIDError(f"erasing_fill must have {len(mean)} values like the mean, got {fill}")
             coloured = (augmentation.brightness, augmentation.contrast, augmentation.saturation, augmentation.lighting)
             if len(mean) != 3 and any(coloured):
-                raise ValueError(f"colour jitter and lighting need RGB images, got {len(mean)} channels")
+                raise ReIDError(f"colour jitter and lighting need RGB images, got {len(mean)} channels")
 
     def __call__(
         self,
@@ -86,7 +87,7 @@ class BatchTransform:
         channels = len(self._scale)
         if pixel_values.dtype != torch.uint8 or pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
             got = f"{pixel_values.dtype} {tuple(pixel_values.shape)}"
-            raise ValueError(f"pixel_values must be uint8 (B, {channels}, H, W), got {got}")
+            raise ReIDError(f"pixel_values must be uint8 (B, {channels}, H, W), got {got}")
         resized = self.augmentation is not None and self.augmentation.resized_area is not None
         size = tuple(self.size or pixel_values.shape[2:]) if resized else pixel_values.shape[2:]
         x = torch.empty((*pixel_values.shape[:2], *size), device=pixel_values.device)
@@ -118,9 +119,9 @@ class BatchTransform:
         self, pixel_values: Tensor, indices: Tensor | None, seed: int | None, step: int | None, by_position: bool
     ) -> Draws:
         if indices is None or seed is None or step is None:
-            raise ValueError("augmentation needs indices, seed and step: they decide what is drawn for each image")
+            raise ReIDError("augmentation needs indices, seed and step: they decide what is drawn for each image")
         if indices.shape != pixel_values.shape[:1]:
-            raise ValueError(f"indices must be ({len(pixel_values)},), one per image, got {tuple(indices.shape)}")
+            raise ReIDError(f"indices must be ({len(pixel_values)},), one per image, got {tuple(indices.shape)}")
         indices = indices.to(pixel_values.device, non_blocking=True)
         return Draws(indices, seed, step, _LIGHTS.stop, by_position)
 

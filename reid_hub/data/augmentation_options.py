@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass, fields
 
+from reid_hub.errors import ReIDError
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -73,4 +75,4 @@ class Augmentation:
 
     def _require(self, name: str, condition: bool, wanted: str) -> None:
         if not condition:
-            raise ValueError(f"Augmentation.{name} must be {wanted}, got {getattr(self, name)!r}")
+            raise ReIDError(f"Augmentation.{name} must be {wanted}, got {getattr(self, name)!r}")

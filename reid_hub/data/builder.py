@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 
 from reid_hub.data.records import JUNK, DatasetSpec, Record, Scan
+from reid_hub.errors import MissingError, ReIDError
 
 REID_FEATURES = datasets.Features(
     {
@@ -128,12 +129,12 @@ def _stats(scan: Scan) -> dict[str, os.stat_result]:
         except FileNotFoundError:
             missing.append(path)
     if missing:
-        raise FileNotFoundError(
+        raise MissingError(
             f"{len(missing)} listed pictures are not in {scan.root}: {_some(missing)}; correct the list or unpack again"
         )
     empty = [path for path, stat in stats.items() if stat.st_size == 0]
     if empty and not scan.tolerant:
-        raise ValueError(
+        raise ReIDError(
             f"{len(empty)} pictures in {scan.root} are empty (0 bytes): {_some(empty)}; copy them again or remove them"
         )
     return stats

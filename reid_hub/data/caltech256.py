@@ -4,12 +4,13 @@ from pathlib import Path
 
 from reid_hub.data.layouts import find_root, list_images
 from reid_hub.data.records import Counts, DatasetSpec, Record, Scan
+from reid_hub.errors import ReIDError
 
 
 def scan(data_dir: Path, *, train_per_class: int = 60) -> Scan:
     """Read 001.ak47/001_0001.jpg: the first pictures of a class, in the order of their names, train, the rest test."""
     if not isinstance(train_per_class, int) or train_per_class < 1:
-        raise ValueError(f"train_per_class must be a number, at least 1, got {train_per_class!r}")
+        raise ReIDError(f"train_per_class must be a number, at least 1, got {train_per_class!r}")
     root = find_root(data_dir, ("256_ObjectCategories", "caltech256/256_ObjectCategories"), ["001.ak47"])
     folders = sorted(path.name for path in root.iterdir() if path.is_dir() and path.name[:3].isdigit())
     splits = {"train": [], "test": []}
@@ -18,7 +19,7 @@ def scan(data_dir: Path, *, train_per_class: int = 60) -> Scan:
         splits["train"] += records[:train_per_class]
         splits["test"] += records[train_per_class:]
     if not splits["test"]:
-        raise ValueError(
+        raise ReIDError(
             f"no class in {root} has more than {train_per_class} pictures, so none is left to test on: give a smaller "
             "train_per_class"
         )

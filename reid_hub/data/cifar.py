@@ -13,6 +13,7 @@ from reid_hub.data.class_folders import scan_folders
 from reid_hub.data.layouts import find_root
 from reid_hub.data.records import Counts, DatasetSpec, Record, Scan
 from reid_hub.data.safe_pickle import load_plain_pickle
+from reid_hub.errors import ReIDError
 
 # Of each data set: its folder, the files of the splits, the file of the names, and the keys of labels and names.
 FILES = {
@@ -43,7 +44,7 @@ def scan(data_dir: Path, name: str) -> Scan:
         for part in parts:
             numbers, pixels = _entry(root / part, labels), _entry(root / part, "data")
             if np.shape(pixels) != (len(numbers), 3072) or not set(numbers) <= set(range(len(classes))):
-                raise ValueError(f"{root / part} must hold rows of 3072 bytes with a label each; unpack again")
+                raise ReIDError(f"{root / part} must hold rows of 3072 bytes with a label each; unpack again")
             splits[split] += [Record(f"{part}#{row}", int(label)) for row, label in enumerate(numbers)]
     sources = [root / part for parts in files.values() for part in parts]
     return Scan(root, splits, read=_read, sources=[root / meta, *sources], classes=[str(name) for name in classes])
@@ -52,7 +53,7 @@ def scan(data_dir: Path, name: str) -> Scan:
 def _entry(path: Path, key: str) -> Any:
     content = _load(path, path.stat().st_mtime_ns)
     if not isinstance(content, dict) or key not in content:
-        raise ValueError(f"{path} is no file of CIFAR: it has no {key!r}; unpack again")
+        raise ReIDError(f"{path} is no file of CIFAR: it has no {key!r}; unpack again")
     return content[key]
 
 

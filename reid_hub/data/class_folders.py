@@ -4,6 +4,7 @@ from pathlib import Path
 
 from reid_hub.data.layouts import list_images, wrong_layout
 from reid_hub.data.records import DatasetSpec, Record, Scan
+from reid_hub.errors import ReIDError
 
 # What else the test part is called, in the order in which it is looked for.
 TEST_FOLDERS = ("test", "val", "valid", "validation")
@@ -30,10 +31,10 @@ def scan_folders(root: Path, folders: dict[str, str]) -> Scan:
         paths = list_images(root / folder, recursive=True)
         loose = [path for path in paths if "/" not in path]
         if loose:
-            raise ValueError(f"{root / folder / loose[0]} lies in no class's folder; move it to {root / folder}/CLASS/")
+            raise ReIDError(f"{root / folder / loose[0]} lies in no class's folder; move it to {root / folder}/CLASS/")
         unknown = sorted({path.partition("/")[0] for path in paths} - set(classes))
         if unknown:
-            raise ValueError(f"{root / folder} has classes that {root / folders['train']} lacks: {unknown}")
+            raise ReIDError(f"{root / folder} has classes that {root / folders['train']} lacks: {unknown}")
         numbers = {name: number for number, name in enumerate(classes)}
         splits[split] = [Record(f"{folder}/{path}", numbers[path.partition("/")[0]]) for path in paths]
     return Scan(root, splits, classes=classes)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from reid_hub.data.layouts import check_pairs, number_pids, number_values, path_below, split_by_identity
 from reid_hub.data.records import NO_CAMERA, DatasetSpec, Record, Scan
+from reid_hub.errors import MissingError, ReIDError
 
 SPLITS = ("train", "query", "gallery")
 COLUMNS = ("path", "pid", "camid", "split")
@@ -19,7 +20,7 @@ def scan(data_dir: Path, *, root: str | Path | None = None, seed: int = 0) -> Sc
     """
     file = Path(data_dir).expanduser().resolve()
     if not file.is_file():
-        raise FileNotFoundError(f"the data set 'csv' needs the path of a csv file as data_dir, got {file}")
+        raise MissingError(f"the data set 'csv' needs the path of a csv file as data_dir, got {file}")
     base = Path(root).expanduser().resolve() if root else file.parent
     rows = _rows(file)
     pids = number_pids([row["pid"] for row in rows])
@@ -42,15 +43,15 @@ def _rows(file: Path) -> list[dict[str, str]]:
         header = [name.strip() for name in reader.fieldnames or []]
         reader.fieldnames = header
         if not {"path", "pid"} <= set(header) or not set(header) <= set(COLUMNS):
-            raise ValueError(f"{file} must have the columns path, pid and may have camid, split; got {header}")
+            raise ReIDError(f"{file} must have the columns path, pid and may have camid, split; got {header}")
         rows = [{key: (value or "").strip() for key, value in row.items() if key} for row in reader]
     if not rows:
-        raise ValueError(f"{file} lists no pictures; add a row per picture below the header")
+        raise ReIDError(f"{file} lists no pictures; add a row per picture below the header")
     for number, row in enumerate(rows, start=2):
         if not row["path"] or not row["pid"]:
-            raise ValueError(f"{file}, line {number}: path and pid must not be empty, got {row}")
+            raise ReIDError(f"{file}, line {number}: path and pid must not be empty, got {row}")
         if "split" in row and row["split"] not in SPLITS:
-            raise ValueError(f"{file}, line {number}: split must be train, query or gallery, got {row['split']!r}")
+            raise ReIDError(f"{file}, line {number}: split must be train, query or gallery, got {row['split']!r}")
     return rows
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from reid_hub.data.layouts import find_root, path_below
 from reid_hub.data.records import Counts, DatasetSpec, Record, Scan
+from reid_hub.errors import ReIDError
 
 LISTS = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
 
@@ -13,9 +14,9 @@ def scan(data_dir: Path) -> Scan:
     root = find_root(data_dir, ("CUB_200_2011",), ["images", *LISTS])
     paths, labels, trains, names = (_read(root / name) for name in LISTS)
     if not paths.keys() == labels.keys() == trains.keys():
-        raise ValueError(f"{', '.join(LISTS[:3])} in {root} do not number the same pictures; unpack again")
+        raise ReIDError(f"{', '.join(LISTS[:3])} in {root} do not number the same pictures; unpack again")
     if not set(labels.values()) <= names.keys() or not set(trains.values()) <= {"0", "1"}:
-        raise ValueError(
+        raise ReIDError(
             f"in {root} the labels of {LISTS[1]} must be numbers of {LISTS[3]}, and {LISTS[2]} 0 or 1; unpack again"
         )
     # "001.Black_footed_Albatross"; classes count from 1 there and from 0 here.
@@ -31,7 +32,7 @@ def scan(data_dir: Path) -> Scan:
 def _read(path: Path) -> dict[str, str]:
     lines = [line.split(maxsplit=1) for line in path.read_text().splitlines() if line.strip()]
     if any(len(line) != 2 or not line[0].isdigit() for line in lines):
-        raise ValueError(f"{path} must hold lines like '1 value': it is not CUB-200-2011's list; unpack again")
+        raise ReIDError(f"{path} must hold lines like '1 value': it is not CUB-200-2011's list; unpack again")
     return {number: value.strip() for number, value in lines}
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from reid_hub.data.layouts import find_root, path_below, scan_market_layout, wrong_layout
 from reid_hub.data.records import Counts, DatasetSpec, Record, Scan, one_of
+from reid_hub.errors import ReIDError
 
 # Every source spells the hand-drawn boxes "labeled" on disk.
 FOLDERS = {"detected": "detected", "labelled": "labeled"}
@@ -31,7 +32,7 @@ def _torchreid_splits(split_list: Path, folder: Path) -> dict[str, list[Record]]
             for split in ("train", "query", "gallery")
         }
     except (json.JSONDecodeError, KeyError, IndexError, TypeError) as error:
-        raise ValueError(
+        raise ReIDError(
             f"{split_list} is not a split list (a list of one object with train, query and gallery, each of rows "
             f"[path, pid, camid]): {error!r}; write it again"
         ) from error

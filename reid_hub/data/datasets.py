@@ -28,6 +28,7 @@ from reid_hub.data import (
     synthetic_set,
 )
 from reid_hub.data.records import DISTRACTOR, JUNK, Counts, DatasetSpec, Record, Scan
+from reid_hub.errors import ReIDError
 from reid_hub.registry import lookup
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def load_reid_dataset(
     spec = lookup(DATASETS, name, "data set")
     check_options(name, options, spec.options)
     if data_dir is None and spec.layout:
-        raise ValueError(f"the data set {name!r} needs data_dir, where there is: {spec.layout}. See {spec.homepage}")
+        raise ReIDError(f"the data set {name!r} needs data_dir, where there is: {spec.layout}. See {spec.homepage}")
     scan = spec.scan(data_dir, **options)
     _check_training_ids(spec, scan)
     if spec.notice:
@@ -120,7 +121,7 @@ def check_options(name: str, given: Iterable[str], allowed: Iterable[str]) -> No
     unknown = sorted(set(given) - set(allowed))
     if unknown:
         choices = ", ".join(sorted(allowed)) or "none"
-        raise ValueError(f"the data set {name!r} has no option {', '.join(unknown)}; its options are: {choices}")
+        raise ReIDError(f"the data set {name!r} has no option {', '.join(unknown)}; its options are: {choices}")
 
 
 def count_mismatch(spec: DatasetSpec, scan: Scan, options: dict[str, Any]) -> str | None:
@@ -160,6 +161,6 @@ def _pids(records: Iterable[Record]) -> set[int]:
 def _check_training_ids(spec: DatasetSpec, scan: Scan) -> None:
     if len(_pids(scan.splits.get("train", ())) - {JUNK}) == 1:
         who = "identity" if scan.classes is None else "class"
-        raise ValueError(
+        raise ReIDError(
             f"{spec.title} in {scan.root} has one training {who}; training needs at least two: add pictures of others"
         )

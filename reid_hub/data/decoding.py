@@ -10,6 +10,8 @@ import numpy as np
 from PIL import Image
 from PIL.Image import Transpose
 
+from reid_hub.errors import MissingError, ReIDError
+
 # JPEGs above this are decoded at a half, a quarter or an eighth of their size: no person crop needs more pixels.
 LARGE_PIXELS = 16_000_000
 
@@ -51,11 +53,11 @@ def decode_image(source: ImageSource, name: str | None = None) -> Image.Image:
             turn = turn_upright(image)
             return to_rgb(image if turn is None else image.transpose(turn), name)
     except Image.DecompressionBombError as error:
-        raise ValueError(f"image {name} is too large to decode safely: {error}; {_REDUCE}") from error
+        raise ReIDError(f"image {name} is too large to decode safely: {error}; {_REDUCE}") from error
     except Image.UnidentifiedImageError as error:
-        raise ValueError(f"{name} is not a picture that can be read (JPEG, PNG, BMP, WebP, ...); {_REPAIR}") from error
+        raise ReIDError(f"{name} is not a picture that can be read (JPEG, PNG, BMP, WebP, ...); {_REPAIR}") from error
     except _DAMAGED as error:
-        raise ValueError(f"image {name} is damaged or cut off: {error}; {_REPAIR}") from error
+        raise ReIDError(f"image {name} is damaged or cut off: {error}; {_REPAIR}") from error
 
 
 # What Pillow's decoders raise on damaged files.
@@ -86,7 +88,7 @@ def to_rgb(image: Image.Image, name: str = "image") -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
         return Image.fromarray(_eight_bits(np.asarray(image), name)).convert("RGB")
     if image.mode == "F":
-        raise ValueError(f"image {name} holds floating point values of unknown range; save it as 8-bit RGB")
+        raise ReIDError(f"image {name} holds floating point values of unknown range; save it as 8-bit RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
@@ -120,17 +122,17 @@ def open_source(source: ImageSource, name: str | None = None) -> tuple[BytesIO |
             return open_source(source["bytes"], name or source.get("path"))
         source = source.get("path")
     if source is None:
-        raise ValueError(f"image {name or 'of a row'} is null, there is no picture; remove its row from the data set")
+        raise ReIDError(f"image {name or 'of a row'} is null, there is no picture; remove its row from the data set")
     if isinstance(source, bytes):
         name = name or "given as bytes"
         if not source:
-            raise ValueError(f"image {name} is empty (0 bytes); {_REPAIR}")
+            raise ReIDError(f"image {name} is empty (0 bytes); {_REPAIR}")
         return BytesIO(source), name
     path = Path(source)
     if not path.is_file():
-        raise FileNotFoundError(f"image {path} does not exist; if it was moved, load the data set again")
+        raise MissingError(f"image {path} does not exist; if it was moved, load the data set again")
     if path.stat().st_size == 0:
-        raise ValueError(f"image {path} is empty (0 bytes); {_REPAIR}")
+        raise ReIDError(f"image {path} is empty (0 bytes); {_REPAIR}")
     return path, str(path)
 
 
@@ -138,7 +140,7 @@ def _limit(image: Image.Image, name: str) -> None:
     """Refuse what Pillow only warns about, and let a large JPEG be decoded at a reduced size."""
     pixels = image.width * image.height
     if Image.MAX_IMAGE_PIXELS and pixels > Image.MAX_IMAGE_PIXELS:
-        raise ValueError(
+        raise ReIDError(
             f"image {name} has {pixels:,} pixels, more than the safe limit of {Image.MAX_IMAGE_PIXELS:,}; {_REDUCE}"
         )
     scale = 1
@@ -150,5 +152,5 @@ def _limit(image: Image.Image, name: str) -> None:
 
 def _eight_bits(values: np.ndarray, name: str) -> np.ndarray:
     if values.size and (values.min() < 0 or values.max() > 65535):
-        raise ValueError(f"image {name} holds integers outside of 0..65535; save it as 8-bit RGB")
+        raise ReIDError(f"image {name} holds integers outside of 0..65535; save it as 8-bit RGB")
     return np.round(values.astype(np.float32) * (255 / 65535)).astype(np.uint8)

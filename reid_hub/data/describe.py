@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from reid_hub.data.records import DISTRACTOR, JUNK, NO_CAMERA
+from reid_hub.errors import MissingError
 
 
 def camera_note(splits: Mapping[str, Any]) -> str | None:
@@ -107,7 +108,7 @@ def digest_pictures(split) -> str:
         if data is None:
             file = Path(row["image"]["path"])
             if not file.is_file():
-                raise FileNotFoundError(f"image {file} does not exist; if it was moved, load the data set again")
+                raise MissingError(f"image {file} does not exist; if it was moved, load the data set again")
             data = file.read_bytes()
         lines.append(f"{row['path']}\0{hashlib.sha256(data).hexdigest()}")
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:16]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from reid_hub.data.layouts import find_root, path_below
 from reid_hub.data.records import Counts, DatasetSpec, Record, Scan
+from reid_hub.errors import ReIDError
 
 LISTS = {"train": ("train", "val"), "test": ("test",)}
 
@@ -15,7 +16,7 @@ def scan(data_dir: Path, *, split: int = 1) -> Scan:
         split: which of the ten.
     """
     if split not in range(1, 11):
-        raise ValueError(f"split must be one of DTD's, 1 to 10, got {split!r}")
+        raise ReIDError(f"split must be one of DTD's, 1 to 10, got {split!r}")
     names = {part: [f"labels/{kind}{split}.txt" for kind in kinds] for part, kinds in LISTS.items()}
     root = find_root(data_dir, ("dtd",), ["images", *names["train"], *names["test"]])
     classes = sorted(path.name for path in (root / "images").iterdir() if path.is_dir())
@@ -26,7 +27,7 @@ def scan(data_dir: Path, *, split: int = 1) -> Scan:
         paths = [path_below(root / "images", line) for line in lines if line]
         unknown = sorted({path.partition("/")[0] for path in paths} - set(classes))
         if unknown:
-            raise ValueError(f"{', '.join(lists)} in {root} name classes that images/ lacks: {unknown}; unpack again")
+            raise ReIDError(f"{', '.join(lists)} in {root} name classes that images/ lacks: {unknown}; unpack again")
         splits[part] = [Record(f"images/{path}", numbers[path.partition("/")[0]]) for path in paths]
     return Scan(root, splits, classes=classes)
 

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from reid_hub.errors import ReIDError
+
 if TYPE_CHECKING:
     import datasets
 
@@ -30,10 +32,10 @@ def as_classes(
     if label is None and len(labels) == 1:
         label = labels[0]
     if label not in labels:
-        raise ValueError(f"{name} has the class columns {', '.join(labels)}: choose one with the option label")
+        raise ReIDError(f"{name} has the class columns {', '.join(labels)}: choose one with the option label")
     test = next((split for split in TEST_SPLITS if split in splits and _is_labelled(splits[split], label)), None)
     if test is None or "train" not in splits:
-        raise ValueError(
+        raise ReIDError(
             f"{name} has the splits {', '.join(splits)}; needed are train and one with labels of "
             f"{', '.join(TEST_SPLITS)}"
         )

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reid_hub.errors import MissingError, ReIDError
+
 if TYPE_CHECKING:
     import datasets
 
@@ -31,11 +33,11 @@ def push_reid_dataset(splits: "Mapping[str, datasets.Dataset]", repo_id: str, *,
     info = next(iter(splits.values())).info
     spec = DATASETS.get(info.dataset_name or "")
     if not private and spec is not None and not spec.redistributable:
-        raise ValueError(f"{spec.title} must not be published (terms: {spec.licence}); push it with private=True")
+        raise ReIDError(f"{spec.title} must not be published (terms: {spec.licence}); push it with private=True")
     api = HfApi()
     url = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
     if private and not api.repo_info(url.repo_id, repo_type="dataset").private:
-        raise ValueError(f"{url.repo_id} exists and is public: make it private first, or push with private=False")
+        raise ReIDError(f"{url.repo_id} exists and is public: make it private first, or push with private=False")
     # The card goes first, so that the pictures are at no time there without their terms; the library then adds the
     # list of splits to it.
     DatasetCard(_card(splits, info, url.repo_id)).push_to_hub(url.repo_id, repo_type="dataset")
@@ -60,12 +62,12 @@ def load_from_hub(
     from reid_hub.data.hub_classes import as_classes
 
     if Path(name).exists() or not REPO_ID.fullmatch(name):
-        raise ValueError(
+        raise ReIDError(
             f"a data set is named by one of {', '.join(sorted(DATASETS))}, or namespace/name on the Hub; got {name!r}. "
             f"A folder is given as data_dir, e.g. load_reid_dataset('image_folder', {name!r})"
         )
     if data_dir is not None:
-        raise ValueError(f"{name!r} is a data set on the Hub, which takes no data_dir; got {str(data_dir)!r}")
+        raise ReIDError(f"{name!r} is a data set on the Hub, which takes no data_dir; got {str(data_dir)!r}")
     check_options(name, options, ("label", "revision", "token"))
     label = options.pop("label", None)
     try:
@@ -75,7 +77,7 @@ def load_from_hub(
     except (DatasetNotFoundError, HfHubHTTPError) as error:
         if isinstance(error, HfHubHTTPError) and error.response.status_code not in (401, 403, 404):
             raise
-        raise FileNotFoundError(
+        raise MissingError(
             f"there is no data set {name!r} on the Hub that you may read; check the name, the revision and your token "
             f"(log in with hf auth login, or pass token=). The Hub said: {error}"
         ) from error
@@ -92,13 +94,13 @@ def _check_columns(splits: "Mapping[str, Any]", name: str) -> None:
 
     for split, dataset in splits.items():
         if split not in SPLITS:
-            raise ValueError(f"{name} has a split {split!r}; a re-identification data set has {', '.join(SPLITS)}")
+            raise ReIDError(f"{name} has a split {split!r}; a re-identification data set has {', '.join(SPLITS)}")
         features = dict(dataset.features or {})
         if set(features) == {"image", "label"}:
             continue
         wrong = [column for column, feature in REID_FEATURES.items() if features.get(column) != feature]
         if wrong:
-            raise ValueError(
+            raise ReIDError(
                 f"{name}, split {split}: the columns must be {dict(REID_FEATURES)}, got {features}; rename or cast "
                 f"{', '.join(wrong)} and push again with push_reid_dataset"
             )

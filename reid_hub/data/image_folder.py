@@ -13,6 +13,7 @@ from reid_hub.data.layouts import (
     wrong_layout,
 )
 from reid_hub.data.records import NO_CAMERA, DatasetSpec, Record, Scan
+from reid_hub.errors import ReIDError
 
 SPLITS = {"train": "train", "query": "query", "gallery": "gallery"}
 
@@ -45,7 +46,7 @@ def _rows(root: Path, split: str) -> list[tuple[str, str, str]]:
     for path in list_images(root / split, recursive=True):
         person, _, rest = path.partition("/")
         if not rest:
-            raise ValueError(f"{root / split / path} lies in no person's folder; move it to {root / split}/PERSON/")
+            raise ReIDError(f"{root / split / path} lies in no person's folder; move it to {root / split}/PERSON/")
         rows.append((f"{split}/{path}" if split else path, person, rest))
     return rows
 
@@ -56,14 +57,14 @@ def _cameras(names: Sequence[str], camera: str | None) -> list[int]:
     try:
         pattern = re.compile(camera)
     except re.error as error:
-        raise ValueError(f"camera must be a regular expression, got {camera!r}: {error}") from error
+        raise ReIDError(f"camera must be a regular expression, got {camera!r}: {error}") from error
     if pattern.groups != 1:
-        raise ValueError(f"camera must have exactly one group in parentheses, like 'c(\\d+)', got {camera!r}")
+        raise ReIDError(f"camera must have exactly one group in parentheses, like 'c(\\d+)', got {camera!r}")
     values = []
     for name in names:
         match = pattern.search(name)
         if match is None or match[1] is None:
-            raise ValueError(f"camera={camera!r} finds no camera in {name!r}; change the expression or leave it out")
+            raise ReIDError(f"camera={camera!r} finds no camera in {name!r}; change the expression or leave it out")
         values.append(match[1])
     numbers = number_values(values)
     return [numbers[value] for value in values]

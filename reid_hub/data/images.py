@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from reid_hub.data.decoding import decode_image
 from reid_hub.data.records import NO_CAMERA
+from reid_hub.errors import ReIDError, RunError
 from reid_hub.files import atomic_folder
 from reid_hub.registry import lookup
 
@@ -149,9 +150,9 @@ class ImageDataset(torch.utils.data.Dataset):
         reasons = "\n".join(list(errors.values())[:5])
         count = f"{len(errors):,} of {len(self._source):,} images cannot be read"
         if len(errors) == len(self._source):
-            raise ValueError(f"{count}, so nothing is left; the first reasons:\n{reasons}")
+            raise ReIDError(f"{count}, so nothing is left; the first reasons:\n{reasons}")
         if not self._skip:
-            raise ValueError(f"{count}: mend them or pass on_error='skip'; the first reasons:\n{reasons}")
+            raise ReIDError(f"{count}: mend them or pass on_error='skip'; the first reasons:\n{reasons}")
         warnings.warn(f"{count} and are left out; the first reasons:\n{reasons}", stacklevel=3)
         return errors
 
@@ -170,7 +171,7 @@ class ImageDataset(torch.utils.data.Dataset):
         count = len(self._source)
         needed, free = count * int(np.prod(self._shape)), shutil.disk_usage(folder.parent).free
         if stored and needed > free:
-            raise RuntimeError(
+            raise RunError(
                 f"{count:,} decoded images take {needed / 1e9:.1f} GB, {folder.parent} has {free / 1e9:.1f} GB; "
                 "make room, pass another cache_dir, or max_bytes=0 to decode for every batch (slower)"
             )
@@ -233,22 +234,22 @@ def _check_rows(dataset) -> None:
     from datasets import Dataset
 
     if not isinstance(dataset, Dataset):
-        raise ValueError(
+        raise ReIDError(
             f"dataset must be one split, a datasets.Dataset, got {type(dataset).__name__}; take one: splits['train']"
         )
     missing = {"image", "pid", "camid"} - set(dataset.column_names)
     if missing and not {"image", "label"} <= set(dataset.column_names):
-        raise ValueError(
+        raise ReIDError(
             f"dataset must have the columns image, pid and camid (or label); {sorted(missing)} missing: {dataset}"
         )
     if not len(dataset):
-        raise ValueError("dataset has no images; check the folder it was loaded from")
+        raise ReIDError("dataset has no images; check the folder it was loaded from")
 
 
 def _check_size(image_size: Sequence[int]) -> tuple[int, int]:
     size = tuple(image_size) if isinstance(image_size, Sequence) else ()
     if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
-        raise ValueError(f"image_size must be (height, width) in whole pixels, got {image_size}")
+        raise ReIDError(f"image_size must be (height, width) in whole pixels, got {image_size}")
     return size
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from reid_hub.data.records import JUNK, NO_CAMERA, Record, Scan
+from reid_hub.errors import MissingError, ReIDError
 from reid_hub.files import inside
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
@@ -63,7 +64,7 @@ def list_images(folder: Path, recursive: bool = False) -> list[str]:
         folders[:] = [name for name in folders if recursive and not name.startswith(".")]
     images = sorted(name for name in names if os.path.splitext(name)[1].lower() in SUFFIXES)
     if not images:
-        raise FileNotFoundError(f"no pictures ({', '.join(sorted(SUFFIXES))}) in {folder}; was it unpacked completely?")
+        raise MissingError(f"no pictures ({', '.join(sorted(SUFFIXES))}) in {folder}; was it unpacked completely?")
     return images
 
 
@@ -91,7 +92,7 @@ def scan_market_layout(data_dir: str | Path, nested: Sequence[str]) -> Scan:
 def _market_record(root: Path, folder: str, name: str) -> Record:
     match = MARKET_NAME.match(name)
     if match is None:
-        raise ValueError(
+        raise ReIDError(
             f"{root / folder / name} does not begin with person and camera like 0002_c1s1_000451_03.jpg; "
             "for your own pictures use the data set 'image_folder' or 'csv'"
         )
@@ -118,7 +119,7 @@ def check_pairs(found: Collection[str], root: Path, names: Mapping[str, str]) ->
     """
     if ("query" in found) != ("gallery" in found):
         missing = names["gallery" if "query" in found else "query"]
-        raise FileNotFoundError(f"{root} lacks {missing}: query and gallery are only useful together; add the missing")
+        raise MissingError(f"{root} lacks {missing}: query and gallery are only useful together; add the missing")
 
 
 def number_values(values: Sequence[str]) -> dict[str, int]:
@@ -151,7 +152,7 @@ def split_by_identity(records: Sequence[Record], seed: int) -> dict[str, list[Re
         by_pid[record.pid].append(record)
     junk = by_pid.pop(JUNK, [])
     if len(by_pid) < 4:
-        raise ValueError(
+        raise ReIDError(
             f"a split by identity needs at least 4 identities (2 to train, 2 to test), got {len(by_pid)}; "
             "add people, or make the split yourself with folders (or a csv column) train, query and gallery"
         )
@@ -168,7 +169,7 @@ def split_by_identity(records: Sequence[Record], seed: int) -> dict[str, list[Re
         splits["query"] += [pictures[i] for i in sorted(queries)]
         splits["gallery"] += [picture for i, picture in enumerate(pictures) if i not in queries]
     if not splits["query"]:
-        raise ValueError(
+        raise ReIDError(
             "no test identity has pictures to match: each has a single picture or a single camera; add pictures"
         )
     return splits

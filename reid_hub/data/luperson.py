@@ -5,6 +5,7 @@ from pathlib import Path
 
 from reid_hub.data.layouts import list_images
 from reid_hub.data.records import Counts, DatasetSpec, Record, Scan
+from reid_hub.errors import MissingError, MissingLibraryError, ReIDError
 
 UNLABELLED = -1
 CHUNK = 256
@@ -17,7 +18,7 @@ def scan(data_dir: Path) -> Scan:
             records = [Record(key, UNLABELLED) for key in _keys(store)]
             return Scan(store, {"train": records}, read=read_values, sources=[store / "data.mdb"])
     if not data_dir.is_dir():
-        raise FileNotFoundError(
+        raise MissingError(
             f"{data_dir} is not a folder; give one of pictures (folders below it are read too) or of an LMDB (data.mdb)"
         )
     records = [Record(name, UNLABELLED) for name in list_images(data_dir, recursive=True)]
@@ -40,7 +41,7 @@ def _keys(store: Path) -> list[str]:
         # Keys like __len__ are notes of the program that wrote the file.
         keys = [key.decode() for key in cursor.iternext(keys=True, values=False) if not key.startswith(b"__")]
     if not keys:
-        raise ValueError(f"the LMDB in {store} holds no pictures; was it copied completely?")
+        raise ReIDError(f"the LMDB in {store} holds no pictures; was it copied completely?")
     return keys
 
 
@@ -48,11 +49,11 @@ def _open(store: Path):
     try:
         import lmdb
     except ImportError as error:
-        raise ImportError("reading an LMDB needs the package lmdb: pip install 'reid-hub[lmdb]'") from error
+        raise MissingLibraryError("reading an LMDB needs the package lmdb: pip install 'reid-hub[lmdb]'") from error
     try:
         return lmdb.open(str(store), readonly=True, lock=False, readahead=False)
     except lmdb.Error as error:
-        raise ValueError(f"{store / 'data.mdb'} cannot be read as an LMDB ({error}); copy it again") from error
+        raise ReIDError(f"{store / 'data.mdb'} cannot be read as an LMDB ({error}); copy it again") from error
 
 
 PICTURES = DatasetSpec(

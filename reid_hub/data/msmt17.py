@@ -4,6 +4,7 @@ from pathlib import Path
 
 from reid_hub.data.layouts import find_root, path_below
 from reid_hub.data.records import Counts, DatasetSpec, Record, Scan
+from reid_hub.errors import ReIDError
 
 LISTS = {"train": "list_train.txt", "val": "list_val.txt", "query": "list_query.txt", "gallery": "list_gallery.txt"}
 VERSIONS = {"V1": ("train", "test"), "V2": ("mask_train_v2", "mask_test_v2")}
@@ -34,7 +35,7 @@ def _read_list(root: Path, name: str, folder: str) -> list[Record]:
             path, pid = line.rsplit(maxsplit=1)
             pid, camid = int(pid), int(path.rsplit("/", 1)[-1].split("_")[2]) - 1
         except (ValueError, IndexError) as error:
-            raise ValueError(
+            raise ReIDError(
                 f"{root / name}, line {number} must be like '0000/0000_000_01_0303morning_0015_0.jpg 0', got {line!r}; "
                 "get the list again from the data set's authors"
             ) from error

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reid_hub.data.datasets import load_reid_dataset
+from reid_hub.errors import ReIDError
 
 if TYPE_CHECKING:
     import datasets
@@ -51,17 +52,17 @@ def load_pictures(
         FileNotFoundError: see `load_reid_dataset`.
     """
     if not 0 < share <= 1:
-        raise ValueError(f"the share of the pictures must be in (0, 1], got {share}")
+        raise ReIDError(f"the share of the pictures must be in (0, 1], got {share}")
     for what, number in (("limit", limit), ("per_class", per_class)):
         if number is not None and number < 1:
-            raise ValueError(f"{what} must be at least 1 picture, got {number}")
+            raise ReIDError(f"{what} must be at least 1 picture, got {number}")
     if streaming and limit is None:
-        raise ValueError("a stream has no end that is known: give a limit of pictures to keep")
+        raise ReIDError("a stream has no end that is known: give a limit of pictures to keep")
     if "/" in name:
         from datasets import load_dataset
 
         if data_dir is not None:
-            raise ValueError(f"{name!r} is a data set on the Hub, which takes no data_dir; got {str(data_dir)!r}")
+            raise ReIDError(f"{name!r} is a data set on the Hub, which takes no data_dir; got {str(data_dir)!r}")
         dataset = load_dataset(name, split=split, streaming=streaming, **options)
     else:
         dataset = _split(load_reid_dataset(name, data_dir, streaming=streaming, **options), split, name)
@@ -72,7 +73,7 @@ def load_pictures(
     elif limit is not None:
         dataset = dataset.select(range(min(limit, len(dataset))))
     if not len(dataset):
-        raise ValueError(f"{name} has no pictures in its split {split!r}: check where it was loaded from")
+        raise ReIDError(f"{name} has no pictures in its split {split!r}: check where it was loaded from")
     labels = None if label is None else np.asarray(dataset.with_format("numpy")[label])
     rows = draw_pictures(len(dataset), labels, share=share, per_class=per_class, seed=seed)
     return _finished(dataset if len(rows) == len(dataset) else dataset.select(rows), label)
@@ -91,7 +92,7 @@ def draw_pictures(
         ValueError: if pictures per class are asked for and there are no classes.
     """
     if per_class is not None and labels is None:
-        raise ValueError("these pictures have no classes to take so many of each: give a share instead")
+        raise ReIDError("these pictures have no classes to take so many of each: give a share instead")
     rng, rows = np.random.default_rng([seed, count]), np.arange(count)
     groups = [rows] if labels is None else [np.flatnonzero(labels == label) for label in np.unique(labels)]
     drawn = [rng.permutation(group)[: per_class or max(1, round(share * len(group)))] for group in groups]
@@ -100,7 +101,7 @@ def draw_pictures(
 
 def _split(splits: Any, split: str, name: str) -> Any:
     if split not in splits:
-        raise ValueError(f"{name} has no split {split!r}, only {', '.join(splits)}")
+        raise ReIDError(f"{name} has no split {split!r}, only {', '.join(splits)}")
     return splits[split]
 
 
@@ -113,7 +114,7 @@ def _columns(dataset: Any, name: str) -> tuple[Any, str | None]:
     features = dataset.features
     images = [column for column, feature in features.items() if isinstance(feature, Image)]
     if not images:
-        raise ValueError(f"{name} has no column of pictures, only {', '.join(features)}")
+        raise ReIDError(f"{name} has no column of pictures, only {', '.join(features)}")
     classes = (column for column, feature in features.items() if isinstance(feature, ClassLabel) and column != "camid")
     label = next(classes, None)
     kinds = {"camid": "int", "path": "string"} if label else {"pid": "int", "camid": "int", "path": "string"}

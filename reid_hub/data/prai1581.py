@@ -5,6 +5,7 @@ from pathlib import Path
 from reid_hub.data.layouts import find_root, path_below
 from reid_hub.data.records import Counts, DatasetSpec, Record, Scan
 from reid_hub.data.safe_pickle import load_plain_pickle
+from reid_hub.errors import ReIDError
 
 NESTED = ("PRAI-1581", "prai1581", "PRAI")
 KEYS = ("trainval_im_names", "test_im_names", "test_marks")
@@ -15,10 +16,10 @@ def scan(data_dir: Path) -> Scan:
     partitions = load_plain_pickle(root / "partitions.pkl")
     missing = [key for key in KEYS if key not in partitions] if isinstance(partitions, dict) else list(KEYS)
     if missing:
-        raise ValueError(f"{root / 'partitions.pkl'} lacks {', '.join(missing)}; get it from the data set's authors")
+        raise ReIDError(f"{root / 'partitions.pkl'} lacks {', '.join(missing)}; get it from the data set's authors")
     train, test, marks = (partitions[key] for key in KEYS)
     if len(test) != len(marks):
-        raise ValueError(f"{root / 'partitions.pkl'} has {len(test)} test_im_names but {len(marks)} test_marks")
+        raise ReIDError(f"{root / 'partitions.pkl'} has {len(test)} test_im_names but {len(marks)} test_marks")
     base = (root / "images").resolve()
     tests = [_record(base, name) for name in test]
     splits = {
@@ -35,7 +36,7 @@ def _record(base: Path, name: str) -> Record:
         pid, camera = path.rsplit("/", 1)[-1].split("_")[:2]
         return Record(path, int(pid), int(camera.split(".")[0]) - 1)
     except ValueError as error:
-        raise ValueError(f"picture names must be like 0001_1_01.jpg (person, camera, number), got {name!r}") from error
+        raise ReIDError(f"picture names must be like 0001_1_01.jpg (person, camera, number), got {name!r}") from error
 
 
 SPEC = DatasetSpec(

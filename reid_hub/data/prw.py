@@ -10,6 +10,7 @@ import numpy as np
 from reid_hub.data.decoding import decode_image
 from reid_hub.data.layouts import find_root, path_below
 from reid_hub.data.records import DISTRACTOR, Counts, DatasetSpec, Record, Scan, one_of
+from reid_hub.errors import MissingError, ReIDError
 
 NESTED = ("PRW-v16.04.20", "prw", "prw/PRW-v16.04.20", "PRW")
 REQUIRED = ("frames", "annotations", "frame_train.mat", "frame_test.mat", "ID_train.mat", "query_info.txt")
@@ -42,7 +43,7 @@ def read_crops(root: Path, records: Sequence[Record]) -> Iterator[dict]:
             frame, image = record.path, decode_image(root / record.path)
         x, y, width, height = record.box
         if x >= image.width or y >= image.height:
-            raise ValueError(
+            raise ReIDError(
                 f"the box {record.box} lies outside of {record.path} ({image.width} x {image.height}); "
                 "unpack the frames and the annotations of the same release"
             )
@@ -58,16 +59,16 @@ def _mat(path: Path, *names: str) -> np.ndarray:
     from scipy.io.matlab import MatReadError
 
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; unpack the data set again")
+        raise MissingError(f"{path} is missing; unpack the data set again")
     try:
         variables = loadmat(path)
     except (MatReadError, ValueError, TypeError, NotImplementedError, OSError) as error:
-        raise ValueError(f"{path} is not a MATLAB file that can be read ({error}); unpack it again") from error
+        raise ReIDError(f"{path} is not a MATLAB file that can be read ({error}); unpack it again") from error
     for name in names:
         if name in variables:
             return variables[name]
     found = [name for name in variables if not name.startswith("__")]
-    raise ValueError(f"{path} must have a variable {' or '.join(names)}, got {found}; unpack it again")
+    raise ReIDError(f"{path} must have a variable {' or '.join(names)}, got {found}; unpack it again")
 
 
 def _frames(path: Path) -> list[str]:
@@ -99,7 +100,7 @@ def _queries(path: Path) -> list[Record]:
             pid, *box = (float(value) for value in fields[:5])
             frame = fields[5]
         except (ValueError, IndexError) as error:
-            raise ValueError(f"{path}, line {number} must be 'id x y w h frame', got {line!r}") from error
+            raise ReIDError(f"{path}, line {number} must be 'id x y w h frame', got {line!r}") from error
         box = tuple(np.clip(box, 0, None).astype(int).tolist())
         name = path_below(path.parent / "frames", f"{frame}.jpg")
         records.append(Record(f"frames/{name}", int(pid), _camid(frame), box))
@@ -109,7 +110,7 @@ def _queries(path: Path) -> list[Record]:
 def _camid(frame: str) -> int:
     match = re.match(r"c(\d)", frame)
     if match is None:
-        raise ValueError(f"frame names must begin with their camera like c1s3_016471, got {frame!r}")
+        raise ReIDError(f"frame names must begin with their camera like c1s3_016471, got {frame!r}")
     return int(match[1]) - 1
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from reid_hub.errors import ReIDError
+
 JUNK = -1
 DISTRACTOR = 0
 NO_CAMERA = -1
@@ -103,5 +105,5 @@ def one_of(option: str, value: str, choices: Sequence[str]) -> str:
         ValueError: naming the choices.
     """
     if value not in choices:
-        raise ValueError(f"{option} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+        raise ReIDError(f"{option} must be one of {', '.join(map(repr, choices))}, got {value!r}")
     return value

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from reid_hub.errors import ReIDError
+
 # Everything a pickle of plain containers and numpy values names, under the modules of numpy 1 and 2, Python 2 and 3.
 _RECONSTRUCT = np.array(0).__reduce__()[0]
 _SCALAR = np.int64(0).__reduce__()[0]
@@ -57,9 +59,9 @@ def load_plain_pickle(path: str | Path) -> Any:
         with Path(path).open("rb") as file:
             return _PlainUnpickler(file, encoding="latin1").load()  # latin1: the files come from Python 2
     except _Refused as error:
-        raise ValueError(
+        raise ReIDError(
             f"{path} holds more than plain lists, dicts, strings, numbers and arrays ({error}), which could run code: "
             "refused; get the file from the data set's authors"
         ) from error
     except (pickle.UnpicklingError, EOFError, ValueError, LookupError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path} is a damaged pickle ({error}); copy it again from its source") from error
+        raise ReIDError(f"{path} is a damaged pickle ({error}); copy it again from its source") from error

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
+from reid_hub.errors import ReIDError
+
 
 class _EpochSampler(torch.utils.data.Sampler[int]):
     """An epoch is a matrix (batches, batch_size) of indices, drawn from (seed, epoch) and yielded row by row.
@@ -20,7 +22,7 @@ class _EpochSampler(torch.utils.data.Sampler[int]):
 
     def __init__(self, seed: int, num_processes: int):
         if seed < 0 or num_processes < 1:
-            raise ValueError(f"seed must be at least 0 and num_processes at least 1, got {seed} and {num_processes}")
+            raise ReIDError(f"seed must be at least 0 and num_processes at least 1, got {seed} and {num_processes}")
         self.seed = seed
         self.num_processes = num_processes
         self.epoch = 0
@@ -55,12 +57,12 @@ class ShuffleSampler(_EpochSampler):
     def __init__(self, num_images: int, batch_size: int, *, seed: int, num_processes: int = 1):
         super().__init__(seed, num_processes)
         if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+            raise ReIDError(f"batch_size must be at least 1, got {batch_size}")
         self.num_images = num_images
         self.batch_size = batch_size
         self.num_batches = num_images // batch_size // num_processes * num_processes
         if not self.num_batches:
-            raise ValueError(
+            raise ReIDError(
                 f"{num_images} images make no batch of {batch_size} for each of {num_processes} process(es): "
                 "choose a smaller batch or fewer processes"
             )
@@ -106,7 +108,7 @@ class IdentitySampler(_EpochSampler):
     ):
         super().__init__(seed, num_processes)
         if num_ids < 1 or num_instances < 1:
-            raise ValueError(f"num_ids and num_instances must be at least 1, got {num_ids} and {num_instances}")
+            raise ReIDError(f"num_ids and num_instances must be at least 1, got {num_ids} and {num_instances}")
         pids = np.asarray(pids, dtype=np.int64)
         self.num_ids = num_ids
         self.num_instances = num_instances
@@ -116,7 +118,7 @@ class IdentitySampler(_EpochSampler):
         self._groups = np.ones_like(self._sizes) if once else np.maximum(self._sizes // num_instances, 1)
         self.num_batches = _most_batches(self._groups, num_ids) // num_processes * num_processes
         if not self.num_batches:
-            raise ValueError(
+            raise ReIDError(
                 f"{len(self._sizes)} identities with {self._groups.sum()} groups of {num_instances} images make no "
                 f"batch of {num_ids} identities for each of {num_processes} process(es): choose a smaller num_ids or "
                 "num_instances, or fewer processes"

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from reid_hub.data.records import DatasetSpec, Record, Scan
+from reid_hub.errors import ReIDError
 
 # Corners of each shape as (angle in turns, distance from the centre), or none for what has no corners.
 CLASSES = {
@@ -27,10 +28,10 @@ SIZE = 64
 def scan(data_dir: None, *, train_per_class: int = 200, test_per_class: int = 50, seed: int = 0) -> Scan:
     """Six classes of shapes in any colour, size, place and turn; a picture depends on the seed and its number only."""
     if data_dir is not None:
-        raise ValueError(f"the data set 'shapes' is drawn and takes no data_dir; got {str(data_dir)!r}: leave it out")
+        raise ReIDError(f"the data set 'shapes' is drawn and takes no data_dir; got {str(data_dir)!r}: leave it out")
     for name, number in (("train_per_class", train_per_class), ("test_per_class", test_per_class)):
         if number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}")
+            raise ReIDError(f"{name} must be at least 1, got {number}")
     names = list(CLASSES)
     splits = {
         part: [Record(f"{part}/{name}/{seed}-{n}", label) for label, name in enumerate(names) for n in range(count)]

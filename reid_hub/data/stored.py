@@ -10,6 +10,7 @@ from PIL.Image import Transpose
 from reid_hub.data.augmentation_options import Augmentation
 from reid_hub.data.decoding import open_source, turn_upright
 from reid_hub.data.images import ImageDataset
+from reid_hub.errors import ReIDError
 
 _SIDES_EXCHANGED = (Transpose.TRANSPOSE, Transpose.ROTATE_270, Transpose.TRANSVERSE, Transpose.ROTATE_90)
 
@@ -72,5 +73,5 @@ def _size(source: dict | None) -> tuple[int, int]:
             # Pillow says the size of a TIFF as it is shown, of others as it is stored.
             turned = image.format != "TIFF" and turn_upright(image) in _SIDES_EXCHANGED
     except Image.UnidentifiedImageError as error:
-        raise ValueError(f"{name} is no picture that can be read; remove it or copy it again") from error
+        raise ReIDError(f"{name} is no picture that can be read; remove it or copy it again") from error
     return (width, height) if turned else (height, width)

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from reid_hub.data.decoding import decode_image
+from reid_hub.errors import ReIDError
 from reid_hub.registry import lookup
 
 # Of a picture, by its path: (top, left, bottom, right) as shares of its sides, or a mask (H, W) of bool of its size.
@@ -45,13 +46,13 @@ class View:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w-]+", self.name):
-            raise ValueError(f"a view's name must be letters, digits, - and _, got {self.name!r}")
+            raise ReIDError(f"a view's name must be letters, digits, - and _, got {self.name!r}")
         if hasattr(nn.ModuleDict(), self.name):  # where a student's branches lie by view
-            raise ValueError(f"a view cannot be called {self.name!r}, which torch's modules have as an attribute")
+            raise ReIDError(f"a view cannot be called {self.name!r}, which torch's modules have as an attribute")
         object.__setattr__(self, "rows", tuple(Fraction(row) for row in self.rows))
         if len(self.rows) != 2 or not 0 <= self.rows[0] < self.rows[1] <= 1:
             got = " to ".join(map(str, self.rows))
-            raise ValueError(
+            raise ReIDError(
                 f"the rows of view {self.name!r} must be shares of the height, 0 <= top < bottom <= 1: {got}"
             )
 
@@ -78,17 +79,15 @@ class View:
         region = self._region(path)
         if isinstance(region, np.ndarray):
             if region.shape != tuple(size):
-                raise ValueError(
-                    f"the mask of view {self.name!r} must be {tuple(size)} like {path}, got {region.shape}"
-                )
+                raise ReIDError(f"the mask of view {self.name!r} must be {tuple(size)} like {path}, got {region.shape}")
             rows, columns = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
             if not len(rows):
-                raise ValueError(f"the mask of view {self.name!r} is empty for {path}: leave that picture out")
+                raise ReIDError(f"the mask of view {self.name!r} is empty for {path}: leave that picture out")
             return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
         sides = (size[0], size[1], size[0], size[1])
         top, left, bottom, right = (round(side * share) for side, share in zip(sides, region, strict=True))
         if top >= bottom or left >= right:
-            raise ValueError(
+            raise ReIDError(
                 f"image {path} of {size[0]}x{size[1]} pixels is too small for view {self.name!r}: give larger pictures "
                 "or another view"
             )
@@ -123,14 +122,14 @@ class View:
         try:
             region = self.region(path)
         except LookupError as error:
-            raise ValueError(
+            raise ReIDError(
                 f"view {self.name!r} has no region for image {path}: annotate it or leave it out"
             ) from error
         if isinstance(region, np.ndarray) and region.ndim == 2:
             return region.astype(bool)
         region = tuple(float(share) for share in region)
         if len(region) != 4 or not (0 <= region[0] < region[2] <= 1 and 0 <= region[1] < region[3] <= 1):
-            raise ValueError(
+            raise ReIDError(
                 f"the region of view {self.name!r} lies outside of image {path}: it must be (top, left, bottom, right) "
                 f"as shares of the sides, 0 <= top < bottom <= 1, or a mask (H, W); got {region}"
             )
@@ -177,7 +176,7 @@ def choose_views(
         names = VIEW_SETS.get(names, (names,))
     views = [_own_band(name) if "=" in name else lookup(VIEWS, name, "view") for name in names]
     if not views or len({view.name for view in views}) < len(views):
-        raise ValueError(f"give each view once, got {list(names)}")
+        raise ReIDError(f"give each view once, got {list(names)}")
     sizes = [(image_size if view.whole else view_size) or view.image_size for view in views]
     return tuple(replace(view, image_size=tuple(size)) for view, size in zip(views, sizes, strict=True))
 
@@ -187,7 +186,7 @@ def _own_band(text: str) -> View:
     try:
         return View(name, tuple(Fraction(row) for row in rows.split(":")))
     except (ValueError, ZeroDivisionError) as error:
-        raise ValueError(f"a band of your own is NAME=TOP:BOTTOM, such as Head=0:1/7; got {text!r}: {error}") from error
+        raise ReIDError(f"a band of your own is NAME=TOP:BOTTOM, such as Head=0:1/7; got {text!r}: {error}") from error
 
 
 def view_split(split, view: View):

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields
 import numpy as np
 from scipy.stats import beta
 
+from reid_hub.errors import ReIDError
 from reid_hub.evaluation.metrics import JUNK, UNKNOWN_CAMERA, checked_labels
 from reid_hub.evaluation.similarity import block_distances, block_rows, each_block
 
@@ -52,13 +53,13 @@ class Decision:
         names = {field.name for field in fields(cls)}
         required = names - {"dataset", "precision", "flip"}
         if not required <= values.keys() <= names:
-            raise ValueError(
+            raise ReIDError(
                 f"a decision needs {', '.join(sorted(required))} and may have dataset, precision and flip, "
                 f"got {', '.join(sorted(values)) or 'nothing'}: write it with reid-hub calibrate"
             )
         decision = cls(**values | {"false_match_interval": tuple(values["false_match_interval"])})
         if not (np.isfinite(decision.threshold) and decision.threshold >= 0):
-            raise ValueError(f"the threshold of a decision must be a distance, 0 or more, got {decision.threshold}")
+            raise ReIDError(f"the threshold of a decision must be a distance, 0 or more, got {decision.threshold}")
         return decision
 
 
@@ -99,27 +100,27 @@ def calibrate(
             impostor pairs, or so many impostors at distance 0 that no threshold keeps the rate.
     """
     if not 0 < false_match_rate < 1:
-        raise ValueError(f"false_match_rate must be between 0 and 1, both exclusive, got {false_match_rate}")
+        raise ReIDError(f"false_match_rate must be between 0 and 1, both exclusive, got {false_match_rate}")
     distances, (queries, images) = block_distances(query_embeddings, gallery_embeddings, metric)
     query_pids, query_camids = checked_labels(query_pids, query_camids, queries, "query")
     gallery_pids, gallery_camids = checked_labels(gallery_pids, gallery_camids, images, "gallery")
     pairs = _Pairs(query_pids, gallery_pids, query_camids, gallery_camids)
     genuine_pairs, impostor_pairs = pairs.count()
     if not genuine_pairs:
-        raise ValueError(
+        raise ReIDError(
             "there is no genuine pair: query and gallery must share pids, seen by another camera "
             "(images whose camera is unknown must carry camid -1)"
         )
     allowed = _allowed(false_match_rate, impostor_pairs)
     if not allowed:
-        raise ValueError(
+        raise ReIDError(
             f"a false match rate of {false_match_rate:g} needs at least {int(np.ceil(1 / false_match_rate))} impostor "
             f"pairs, got {impostor_pairs}: use more labelled images or a higher rate"
         )
     genuine, nearest = _distances(distances, pairs, allowed + 1, progress)
     threshold = np.nextafter(nearest[allowed], np.float32(-1))
     if threshold < 0:
-        raise ValueError(
+        raise ReIDError(
             f"more than {allowed} of {impostor_pairs} impostor pairs have distance 0, so no threshold keeps a false "
             f"match rate of {false_match_rate:g}: look for duplicate images or a collapsed model"
         )

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from reid_hub.errors import ReIDError
 from reid_hub.evaluation.embedding import forward_all, open_images
 from reid_hub.models import ReIDForImageClassification
 
@@ -37,7 +38,7 @@ def topk_accuracy(logits: np.ndarray, labels: np.ndarray, ks: Sequence[int] = (1
     """
     labels = np.asarray(labels)
     if not len(labels) or labels.min() < 0 or labels.max() >= logits.shape[1]:
-        raise ValueError(f"labels must be of 0..{logits.shape[1] - 1}, one for each picture, got {np.unique(labels)}")
+        raise ReIDError(f"labels must be of 0..{logits.shape[1] - 1}, one for each picture, got {np.unique(labels)}")
     own = np.take_along_axis(logits, labels[:, None], axis=1)
     before = (logits > own) | ((logits == own) & (np.arange(logits.shape[1]) < labels[:, None]))
     rank = before.sum(axis=1)

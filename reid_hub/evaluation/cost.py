@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from reid_hub.errors import ReIDError
+
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 WARM_UP = 3
 
@@ -41,9 +43,9 @@ def measure_cost(
     """
     image_size = image_size or getattr(getattr(model, "config", None), "image_size", None)
     if image_size is None or len(image_size) != 2:
-        raise ValueError(f"image_size must be (height, width), got {image_size}; the model has none in its config")
+        raise ReIDError(f"image_size must be (height, width), got {image_size}; the model has none in its config")
     if repeats < 1:
-        raise ValueError(f"repeats must be at least 1, got {repeats}")
+        raise ReIDError(f"repeats must be at least 1, got {repeats}")
     parameter = next(model.parameters())
     images = torch.zeros(1, 3, *image_size, device=parameter.device, dtype=parameter.dtype)
     with evaluation_mode(model), torch.inference_mode():

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from reid_hub.data.augmentation import BatchTransform
 from reid_hub.data.images import ImageDataset
+from reid_hub.errors import ReIDError
 from reid_hub.evaluation.cost import evaluation_mode
 from reid_hub.models import ReIDConfig, ReIDModel
 
@@ -77,7 +78,7 @@ def forward_all(
         ValueError: for a batch size below 1, or if something is NaN or Inf; the message names the pictures.
     """
     if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        raise ReIDError(f"batch_size must be at least 1, got {batch_size}")
     rank, processes = _place()
     share = -(-len(images) // processes)
     indices = range(len(images))[rank * share : (rank + 1) * share]
@@ -110,7 +111,7 @@ def open_images(split, config: ReIDConfig, progress: bool = True) -> ImageDatase
         return ImageDataset(split, size, interpolation=config.interpolation, progress=progress, **resize)
     got = (tuple(split.image_size), split.interpolation, split.resize_shortest)
     if got != (size, config.interpolation, config.resize_shortest):
-        raise ValueError(
+        raise ReIDError(
             f"the model wants images of {size} pixels (height, width), {config.interpolation}; the ImageDataset gives "
             f"{split.image_size}, {split.interpolation}: pass the split itself, or an ImageDataset of that size"
         )
@@ -143,7 +144,7 @@ def _refuse_non_finite(embeddings: np.ndarray, images: ImageDataset) -> None:
         return
     paths = images.dataset["path"] if "path" in images.dataset.column_names else range(len(images))
     named = ", ".join(str(paths[row]) for row in bad[:5]) + (" and others" if len(bad) > 5 else "")
-    raise ValueError(
+    raise ReIDError(
         f"the model gives NaN or Inf for {len(bad)} of {len(images)} images ({named}): its weights are broken (did "
         "training diverge?) or its precision is too low; evaluate another checkpoint, or in float32"
     )

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from reid_hub.errors import ReIDError
 from reid_hub.evaluation.codes import Shortlist
 from reid_hub.evaluation.rerank import Rerank, Reranker
 from reid_hub.evaluation.similarity import block_rows, comparable, each_block, squared_norms, to_numpy
@@ -89,12 +90,12 @@ def evaluate_retrieval(
     query_pids, query_camids = checked_labels(query_pids, query_camids, len(query), "query")
     gallery_pids, gallery_camids = checked_labels(gallery_pids, gallery_camids, len(gallery), "gallery")
     if max_rank < 1:
-        raise ValueError(f"max_rank must be at least 1, got {max_rank}")
+        raise ReIDError(f"max_rank must be at least 1, got {max_rank}")
     if not isinstance(rerank, bool | Rerank):
-        raise ValueError(f"rerank must be True, False or a Rerank(k1, k2, lambda_value), got {rerank!r}")
+        raise ReIDError(f"rerank must be True, False or a Rerank(k1, k2, lambda_value), got {rerank!r}")
     rerank = Rerank() if rerank is True else rerank or None
     if rerank and shortlist:
-        raise ValueError("a shortlist and re-ranking exclude each other: leave one out")
+        raise ReIDError("a shortlist and re-ranking exclude each other: leave one out")
 
     scores = _reranked(query, gallery, rerank, progress) if rerank else _products(query, gallery, metric)
     if shortlist:
@@ -104,7 +105,7 @@ def evaluate_retrieval(
 
     valid = ~np.isnan(precision)
     if not valid.any():
-        raise ValueError(
+        raise ReIDError(
             f"none of the {len(query)} queries has a true match in the gallery: query and gallery must share "
             "pids, seen by another camera (images whose camera is unknown must carry camid -1)"
         )
@@ -133,7 +134,7 @@ def average_precision(hits) -> float:
     """
     ranks = np.flatnonzero(to_numpy(hits)) + 1
     if not ranks.size:
-        raise ValueError("average precision needs at least one hit, got none")
+        raise ReIDError("average precision needs at least one hit, got none")
     return _average_precision(ranks)
 
 
@@ -241,7 +242,7 @@ def checked_labels(pids, camids, count: int, split: str) -> tuple[np.ndarray, np
     labels = []
     for name, values in ((f"{split}_pids", to_numpy(pids)), (f"{split}_camids", to_numpy(camids))):
         if values.shape != (count,) or values.dtype.kind not in "iu":
-            raise ValueError(
+            raise ReIDError(
                 f"{name} must be {count} integers, one for each row of {split}_embeddings, "
                 f"got {values.dtype} of shape {values.shape}"
             )

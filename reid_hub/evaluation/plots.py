@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from reid_hub.errors import ReIDError
 from reid_hub.evaluation.metrics import JUNK, UNKNOWN_CAMERA, RetrievalResults
 from reid_hub.evaluation.similarity import comparable, to_numpy
 from reid_hub.files import atomic_file
@@ -111,7 +112,7 @@ def plot_attention(path: str | Path, images: Sequence, maps: Mapping[str, np.nda
 
     wrong = [name for name, values in maps.items() if np.ndim(values) != 3 or len(values) != len(images)]
     if wrong or not maps:
-        raise ValueError(
+        raise ReIDError(
             f"each map must be (N, h, w) for {len(images)} pictures; wrong: {', '.join(wrong) or 'no maps'}"
         )
     colours, rows = matplotlib.colormaps["inferno"], []
@@ -134,7 +135,7 @@ def plot_cmc(path: str | Path, results: Mapping[str, RetrievalResults]) -> Path:
         ValueError: if there is no result, or more than can be told apart.
     """
     if not 1 <= len(results) <= len(COLOURS):
-        raise ValueError(f"between 1 and {len(COLOURS)} curves fit into a picture, got {len(results)}")
+        raise ReIDError(f"between 1 and {len(COLOURS)} curves fit into a picture, got {len(results)}")
     with saved_figure(path, (5.2, 3.6)) as figure:
         axes = figure.add_subplot()
         for number, (name, result) in enumerate(results.items()):
@@ -178,7 +179,7 @@ def plot_embedding_map(
         ValueError: for an unknown method, `max_ids` out of range, or fewer than 4 images to show.
     """
     if not 1 <= max_ids <= len(COLOURS):
-        raise ValueError(f"max_ids must be between 1 and {len(COLOURS)}, got {max_ids}: more colours look alike")
+        raise ReIDError(f"max_ids must be between 1 and {len(COLOURS)}, got {max_ids}: more colours look alike")
     project = lookup(PROJECTIONS, method, "projection")
     pids, camids = to_numpy(pids), to_numpy(camids)
     _same_length(images=(embeddings, pids, camids))
@@ -187,7 +188,7 @@ def plot_embedding_map(
     ids = np.sort(ids[np.argsort(-counts, kind="stable")[:max_ids]])
     shown = np.isin(pids, ids)
     if shown.sum() < 4:
-        raise ValueError(f"a map needs at least 4 images that are not junk, got {shown.sum()}")
+        raise ReIDError(f"a map needs at least 4 images that are not junk, got {shown.sum()}")
     points, pids, camids = project(unit[shown], seed), pids[shown], camids[shown]
     cameras = np.unique(camids)
 
@@ -311,4 +312,4 @@ def _same_length(**groups: Sequence) -> None:
     for name, values in groups.items():
         lengths = [len(value) for value in values]
         if len(set(lengths)) > 1 or not lengths[0]:
-            raise ValueError(f"{name}: needs as many images, embeddings, pids as camids, got {lengths}")
+            raise ReIDError(f"{name}: needs as many images, embeddings, pids as camids, got {lengths}")

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
+from reid_hub.errors import ReIDError
 from reid_hub.evaluation.embedding import Embedded, embed
 from reid_hub.evaluation.metrics import UNKNOWN_CAMERA, RetrievalResults, evaluate_retrieval
 from reid_hub.evaluation.rerank import Rerank
@@ -33,7 +34,7 @@ def evaluate_model(
     """
     missing = {"query", "gallery"} - set(splits)
     if missing:
-        raise ValueError(f"splits must hold query and gallery, got {', '.join(splits) or 'none'}: load a test set")
+        raise ReIDError(f"splits must hold query and gallery, got {', '.join(splits) or 'none'}: load a test set")
     query, gallery = (
         embed(model, splits[name], batch_size=batch_size, flip=flip, progress=progress) for name in ("query", "gallery")
     )

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from reid_hub.errors import ReIDError
 from reid_hub.evaluation.similarity import block_rows, comparable, each_block, squared_norms
 
 _TILE = 1024  # images on either side of a product: a good shape, and its distances fit the cache
@@ -30,7 +31,7 @@ class Rerank:
 
     def __post_init__(self):
         if self.k1 < 1 or self.k2 < 1 or not 0 <= self.lambda_value <= 1:
-            raise ValueError(f"re-ranking needs k1 >= 1, k2 >= 1 and lambda_value in [0, 1], got {self}")
+            raise ReIDError(f"re-ranking needs k1 >= 1, k2 >= 1 and lambda_value in [0, 1], got {self}")
 
     def to_dict(self) -> dict[str, Any]:
         return {"method": "k-reciprocal encoding (Zhong et al., CVPR 2017), squared distances", **asdict(self)}
@@ -175,7 +176,7 @@ def _bound_by_sample(left: np.ndarray, right: np.ndarray, k: int, progress: bool
     bound, within = zip(*blocks, strict=True)
     pairs = sum(within) * (count / len(sample))
     if pairs > max(_MAX_PAIRS, _MAX_PAIRS_PER_IMAGE * count):
-        raise ValueError(
+        raise ReIDError(
             f"an image has about {pairs / count:.0f} others as near as its {k} nearest: most of the {count} embeddings "
             "coincide, so re-ranking them means nothing; look at the model, or evaluate with rerank=False"
         )

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from reid_hub.errors import MissingError, ReIDError
 from reid_hub.evaluation.metrics import RetrievalResults
 from reid_hub.files import atomic_file
 from reid_hub.registry import lookup
@@ -128,7 +129,7 @@ def write_results(path: str | Path, results: Mapping[str, Any]) -> Path:
     try:
         text = json.dumps(results, indent=2, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"results must hold plain finite numbers, strings, lists and mappings: {error}") from error
+        raise ReIDError(f"results must hold plain finite numbers, strings, lists and mappings: {error}") from error
     with atomic_file(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
     return Path(path)
@@ -143,12 +144,12 @@ def read_results(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no results in {path}: write them with `reid-hub evaluate`")
+        raise MissingError(f"no results in {path}: write them with `reid-hub evaluate`")
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
         check_results(results)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ReIDError(f"{path}: {error}") from error
     return results
 
 
@@ -161,30 +162,30 @@ def check_results(results: Mapping[str, Any]) -> None:
         ValueError: naming the key, what it must be and what it is.
     """
     if not isinstance(results, Mapping):
-        raise ValueError(f"results must be a mapping, got {type(results).__name__}; make them with build_results")
+        raise ReIDError(f"results must be a mapping, got {type(results).__name__}; make them with build_results")
     metrics = lookup(TASKS, results.get("task", "retrieval"), "task")
     schema = {**SCHEMA, "metrics": metrics}
     if metrics is METRICS:
         schema["cost"] += ("bytes_per_vector",)
     for key, wanted in schema.items():
         if key not in results:
-            raise ValueError(f"results lack {key!r}: they need {', '.join(SCHEMA)}; make them with build_results")
+            raise ReIDError(f"results lack {key!r}: they need {', '.join(SCHEMA)}; make them with build_results")
         kind = wanted if isinstance(wanted, type) else Mapping
         if not isinstance(results[key], kind) or results[key] == "":
-            raise ValueError(f"{key!r} must be a non-empty {kind.__name__.lower()}, got {results[key]!r}")
+            raise ReIDError(f"{key!r} must be a non-empty {kind.__name__.lower()}, got {results[key]!r}")
         missing = [] if isinstance(wanted, type) else [name for name in wanted if name not in results[key]]
         if missing:
-            raise ValueError(f"{key!r} lacks {', '.join(missing)}: it needs {', '.join(wanted)}")
+            raise ReIDError(f"{key!r} lacks {', '.join(missing)}: it needs {', '.join(wanted)}")
     for name in metrics:
         value = results["metrics"][name]
         # The only one that is none: it counts epochs.
         highest = math.inf if name == "best_epoch" else 1
         if not _is_number(value) or not 0 <= value <= highest:
-            raise ValueError(f"metric {name} must be a fraction between 0 and 1 (not percent), got {value!r}")
+            raise ReIDError(f"metric {name} must be a fraction between 0 and 1 (not percent), got {value!r}")
     for name in schema["cost"]:
         value = results["cost"][name]
         if not _is_number(value) or value < 0:
-            raise ValueError(f"cost {name} must be a finite number, at least 0, got {value!r}")
+            raise ReIDError(f"cost {name} must be a finite number, at least 0, got {value!r}")
 
 
 def versions() -> dict[str, str]:

@@ -9,6 +9,8 @@ import torch
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
+from reid_hub.errors import ReIDError
+
 METRICS = ("cosine", "euclidean")
 BLOCK_BYTES = 2**26  # one block of float32 scores; at most MAX_THREADS of them are alive at a time
 MAX_THREADS = 8
@@ -101,10 +103,10 @@ def each_block(work: Callable[[int], T], total: int, rows: int, *, progress: str
 def _comparable(query_embeddings, gallery_embeddings, metric: str) -> tuple[np.ndarray, np.ndarray, float]:
     """As `comparable`, and the length that one unit of the result stands for."""
     if metric not in METRICS:
-        raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
+        raise ReIDError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
     query, gallery = _matrix(query_embeddings, "query_embeddings"), _matrix(gallery_embeddings, "gallery_embeddings")
     if query.shape[1] != gallery.shape[1]:
-        raise ValueError(
+        raise ReIDError(
             f"query and gallery embeddings must have the same dimension, got {query.shape[1]} and {gallery.shape[1]}: "
             "embed both sets with the same model"
         )
@@ -116,7 +118,7 @@ def _comparable(query_embeddings, gallery_embeddings, metric: str) -> tuple[np.n
 def _matrix(embeddings, name: str) -> np.ndarray:
     matrix = to_numpy(embeddings)
     if matrix.ndim != 2 or 0 in matrix.shape or matrix.dtype.kind not in "fiu":
-        raise ValueError(
+        raise ReIDError(
             f"{name} must be numbers of shape (images, dimensions) with at least one of each, "
             f"got {matrix.dtype} of shape {matrix.shape}"
         )
@@ -171,4 +173,4 @@ def _refuse(bad: np.ndarray, name: str, what: str, advice: str) -> None:
     rows = np.flatnonzero(bad)
     if rows.size:
         named = ", ".join(map(str, rows[:5])) + (", ..." if rows.size > 5 else "")
-        raise ValueError(f"{name}: {rows.size} of {bad.size} rows {what} (rows {named}): {advice}")
+        raise ReIDError(f"{name}: {rows.size} of {bad.size} rows {what} (rows {named}): {advice}")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from reid_hub.errors import ReIDError
 from reid_hub.evaluation.plots import saved_figure
 
 
@@ -56,7 +57,7 @@ def loss_surface(
         ValueError: if `points` or `span` is not positive.
     """
     if points < 1 or not span > 0:
-        raise ValueError(f"points must be at least 1 and span above 0, got {points} and {span}")
+        raise ReIDError(f"points must be at least 1 and span above 0, got {points} and {span}")
     generator = torch.Generator().manual_seed(seed)
     first, second = (filter_normalised_direction(model, generator) for _ in range(2))
     parameters, was_training = dict(model.named_parameters()), model.training
@@ -87,9 +88,9 @@ def plot_loss_surfaces(path: str | Path, surfaces: Mapping[str, np.ndarray], *, 
     """
     finite = [grid[np.isfinite(grid)] for grid in surfaces.values()]
     if not finite or any(not len(values) for values in finite):
-        raise ValueError("there is no surface with a finite loss to draw: take a smaller span")
+        raise ReIDError("there is no surface with a finite loss to draw: take a smaller span")
     if min(min(grid.shape) for grid in surfaces.values()) < 2:
-        raise ValueError("a surface has at least 2 points along each side, got one of 1: take more points")
+        raise ReIDError("a surface has at least 2 points along each side, got one of 1: take more points")
     from matplotlib.colors import LogNorm
 
     together = np.concatenate(finite).clip(min=1e-6)

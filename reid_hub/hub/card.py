@@ -8,6 +8,7 @@ import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from reid_hub.data import DATASETS
+from reid_hub.errors import MissingError, ReIDError
 from reid_hub.evaluation.results import check_results
 from reid_hub.files import atomic_file
 from reid_hub.hub.citations import cite
@@ -45,7 +46,7 @@ def write_card(folder: str | Path, **options) -> Path:
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} has no config.json: give the folder that model.save_pretrained wrote")
+        raise MissingError(f"{folder} has no config.json: give the folder that model.save_pretrained wrote")
     results = folder / "results.json"
     card = render_card(read_json(folder / "config.json"), read_json(results) if results.is_file() else None, **options)
     with atomic_file(folder / "README.md") as temporary:
@@ -85,7 +86,7 @@ def render_card(
     for result in results:
         check_results(result)
         if (result.get("task") == "classification") != is_classifier:
-            raise ValueError("the results are of another kind of model than config.json: evaluate this one again")
+            raise ReIDError("the results are of another kind of model than config.json: evaluate this one again")
     measured = [result for result in results if result["metrics"]]
     unnamed = config.variant or "person-reid"
     model_name = results[0]["model"] if results else f"{unnamed}.chain" if is_chain else unnamed

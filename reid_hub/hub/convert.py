@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from reid_hub.errors import MissingError, ReIDError
 from reid_hub.hub.convert_vit import part_vit_name, to_grid, to_part_tokens
 from reid_hub.models import ReIDConfig, ReIDModel
 from reid_hub.registry import lookup
@@ -57,7 +58,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint {path}: give the path of a .safetensors, .pth, .pt or .tar file")
+        raise MissingError(f"no checkpoint {path}: give the path of a .safetensors, .pth, .pt or .tar file")
     try:
         if path.suffix == ".safetensors":
             content = load_file(path)
@@ -67,13 +68,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         if "Weights only load failed" not in str(error) and "weights_only" not in str(error):
-            raise ValueError(f"{path} is not a PyTorch checkpoint, or it is damaged: {error}") from None
-        raise ValueError(
+            raise ReIDError(f"{path} is not a PyTorch checkpoint, or it is damaged: {error}") from None
+        raise ReIDError(
             f"{path} holds more than tensors and plain containers, and unpickling it could run code: refused. "
             "Re-save it on a machine you trust with torch.save(model.state_dict(), path)"
         ) from None
     except (SafetensorError, RuntimeError, EOFError, OSError, KeyError) as error:
-        raise ValueError(f"{path} is damaged or no checkpoint: {error}; fetch the file again") from None
+        raise ReIDError(f"{path} is damaged or no checkpoint: {error}; fetch the file again") from None
     # Of these only what is behind the prefix is the network: MoCo files also hold the momentum encoder and the queue,
     # self-distillation's the projection behind the teacher.
     alone = {"encoder_q."}
@@ -84,7 +85,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     content = content if isinstance(content, dict) else {}
     tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise ValueError(f"{path} holds no named tensors; needed is a state dict, bare or in {', '.join(CONTAINERS)}")
+        raise ReIDError(f"{path} holds no named tensors; needed is a state dict, bare or in {', '.join(CONTAINERS)}")
     for prefix in PREFIXES:
         behind = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         if behind and prefix in alone:
@@ -234,7 +235,7 @@ def load_foreign(model: ReIDModel, tensors: dict[str, Tensor]) -> Conversion:
     absent = [name for name in ours if name not in used and not name.endswith("num_batches_tracked")]
     missing = [name for name in absent if name.startswith("backbone.")]
     if strange or misshaped or missing:
-        raise ValueError(
+        raise ReIDError(
             f"the checkpoint does not fit variant {model.config.variant or model.config.backbone_config.model_type!r}: "
             f"missing {_some(missing)}; unknown {_some(strange)}; other shape {_some(misshaped)}. "
             "Choose the variant that the file was trained as"
@@ -287,7 +288,7 @@ def load_weights(model: ReIDModel, source: str) -> Conversion:
     used = {key: value for key, value in other.items() if key in ours and value.shape == ours[key].shape}
     missing = [key for key in ours if key.startswith("backbone.") and key not in used]
     if missing:
-        raise ValueError(f"{source} has another trunk: {_some(missing)} of this model's tensors are not in it")
+        raise ReIDError(f"{source} has another trunk: {_some(missing)} of this model's tensors are not in it")
     model.load_state_dict({**ours, **used})
     model.config.lineage = start.config.lineage
     return Conversion(sorted(used), sorted(set(other) - set(used)), sorted(set(ours) - set(used)))

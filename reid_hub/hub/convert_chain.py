@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from reid_hub.errors import MissingError, ReIDError
 from reid_hub.hub.convert import NAMES, load_foreign, read_checkpoint
 from reid_hub.models import ReIDConfig, ReIDModel, WeightChain
 from reid_hub.models.width_scale import at_width
@@ -37,31 +38,31 @@ def convert_chain(
     # never read and lag behind. The statistics are the narrowest student's own.
     rows = {name: tensor for name, tensor in released.items() if "trans_" not in name and _is_read(name)}
     if not rows:
-        raise ValueError(f"{checkpoint} holds no {CHAIN}* tensors: give the checkpoint of a refinement")
+        raise ReIDError(f"{checkpoint} holds no {CHAIN}* tensors: give the checkpoint of a refinement")
     width = len(rows["conv1.weight"]) if "conv1.weight" in rows else 0
     own = {n: t for n, t in tensors.items() if not n.startswith(NOT_TEACHER) and "Gene" not in n}
     teacher = ReIDModel(ReIDConfig.from_variant(variant, **overrides)).eval()
     rename = NAMES.get(teacher.config.backbone_config.model_type)
     if teacher.config.backbone_config.model_type != "resnet":
-        raise ValueError(f"released chains are of ResNets, {variant} is none")
+        raise ReIDError(f"released chains are of ResNets, {variant} is none")
     load_foreign(teacher, own)
     groups = teacher.width_groups()
     labels = _read_tables(Path(tables), {name: axes.rows[0] for name, axes in groups.axes.items()}, rename)
     missing = sorted(set(groups.groups) - set(labels))
     if missing:
-        raise ValueError(f"{tables} has no table for {', '.join(missing[:4])}: it is of another architecture or depth")
+        raise ReIDError(f"{tables} has no table for {', '.join(missing[:4])}: it is of another architecture or depth")
     chain = WeightChain.from_tables(teacher, at_width(teacher.config, width), labels)
     links = chain.links.tensors()
     for name, tensor in rows.items():
         link = links.get(rename(name) or "")
         if link is None or link.shape != tensor.shape:
             due = "nothing of that name" if link is None else tuple(link.shape)
-            raise ValueError(f"{CHAIN}{name} is {tuple(tensor.shape)}, a chain of width {width} has {due}")
+            raise ReIDError(f"{CHAIN}{name} is {tuple(tensor.shape)}, a chain of width {width} has {due}")
         with torch.no_grad():
             link.copy_(tensor)
     absent = [n for n, link in links.items() if link.ndim == 4 and n not in {rename(name) for name in rows}]
     if absent:
-        raise ValueError(f"{checkpoint} lacks the chain's rows of {', '.join(absent[:4])}")
+        raise ReIDError(f"{checkpoint} lacks the chain's rows of {', '.join(absent[:4])}")
     chain.config.refinement = {"source": Path(checkpoint).name}
     chain.save_pretrained(out)
     teacher.save_pretrained(Path(out) / "teacher")
@@ -77,21 +78,21 @@ def _is_read(name: str) -> bool:
 def _read_tables(path: Path, group_of: dict[str, str], rename) -> dict[str, Tensor]:
     """Tables by group; all tables of a residual stream must be one."""
     if not path.is_file():
-        raise FileNotFoundError(f"no tables {path}: give the JSON file that lies beside the released chain")
+        raise MissingError(f"no tables {path}: give the JSON file that lies beside the released chain")
     try:
         content = {
             str(name): torch.tensor(labels, dtype=torch.int64) for name, labels in json.loads(path.read_text()).items()
         }
     except (json.JSONDecodeError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a JSON object of label lists: {error}") from None
+        raise ReIDError(f"{path} is not a JSON object of label lists: {error}") from None
     found: dict[str, Tensor] = {}
     for name, labels in content.items():
         leaf = name.removeprefix("base.")
         leaf = f"{leaf}.0" if leaf.endswith("downsample") else leaf
         group = group_of.get(rename(f"{leaf}.weight") or "")
         if group is None:
-            raise ValueError(f"{path} has a table for {name}, which the teacher does not have")
+            raise ReIDError(f"{path} has a table for {name}, which the teacher does not have")
         if group in found and not torch.equal(found[group], labels):
-            raise ValueError(f"{path}: {name} shares its channels with others of {group}, but has another table")
+            raise ReIDError(f"{path}: {name} shares its channels with others of {group}, but has another table")
         found[group] = labels
     return found

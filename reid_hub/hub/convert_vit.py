@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from reid_hub.errors import ReIDError
+
 NOISE_STD = 0.02
 NOISE_SEED = 0
 
@@ -73,7 +75,7 @@ def _resized(positions: Tensor, grid: tuple[int, int]) -> Tensor:
     if old[0] * old[1] != count:
         if count == grid[0] * grid[1]:  # overlapping patches, 21 x 10: right as they are
             return positions
-        raise ValueError(
+        raise ReIDError(
             f"cannot tell the grid of {count} positions, which is neither n x n nor 2n x n, to resize it to "
             f"{grid[0]} x {grid[1]}: build the model with the stride and image size that the file was trained with"
         )

@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import ModelCard
 from safetensors import SafetensorError, safe_open
 
+from reid_hub.errors import MissingError, ReIDError
 from reid_hub.files import inside
 
 REQUIRED = {
@@ -30,7 +31,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): write it again, it may have been cut off") from error
+        raise ReIDError(f"{path} is not valid JSON ({error}): write it again, it may have been cut off") from error
 
 
 def checkpoint_files(folder: Path) -> dict[str, Path]:
@@ -41,21 +42,21 @@ def checkpoint_files(folder: Path) -> dict[str, Path]:
         ValueError: if there are pickles or other strangers, links out of the folder, or damaged files.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}: give the folder that model.save_pretrained wrote")
+        raise MissingError(f"no folder {folder}: give the folder that model.save_pretrained wrote")
     files = dict(_files(folder))
     strangers = [name for name in files if Path(name).suffix not in PUBLISHED]
     if strangers:
         pickles = [name for name in strangers if Path(name).suffix in PICKLES]
         reason = f"; {', '.join(pickles)} can run code on the machine that loads them" if pickles else ""
-        raise ValueError(
+        raise ReIDError(
             f"{folder} holds files that are no part of a checkpoint: {', '.join(strangers)}{reason}. Remove them, or "
             "save the model alone into an empty folder with model.save_pretrained"
         )
     for name, remedy in REQUIRED.items():
         if name not in files:
-            raise FileNotFoundError(f"{folder} has no {name}: {remedy}")
+            raise MissingError(f"{folder} has no {name}: {remedy}")
     if not any(name.endswith(".safetensors") for name in files):
-        raise FileNotFoundError(f"{folder} has no .safetensors weights: save the model with model.save_pretrained")
+        raise MissingError(f"{folder} has no .safetensors weights: save the model with model.save_pretrained")
     for name, path in files.items():
         _check(name, path)
     _check_code(folder, files)
@@ -79,12 +80,12 @@ def _check(name: str, path: Path) -> None:
             with safe_open(path, framework="np"):
                 pass
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} is not a whole safetensors file ({error}): save the model again") from error
+            raise ReIDError(f"{path} is not a whole safetensors file ({error}): save the model again") from error
     elif name == "README.md":
         try:
             ModelCard.load(path)
         except Exception as error:  # the YAML parser has many
-            raise ValueError(f"{path} has metadata that cannot be read ({error}): `reid-hub card FOLDER`") from error
+            raise ReIDError(f"{path} has metadata that cannot be read ({error}): `reid-hub card FOLDER`") from error
 
 
 def _check_code(folder: Path, files: dict[str, Path]) -> None:
@@ -95,4 +96,4 @@ def _check_code(folder: Path, files: dict[str, Path]) -> None:
             wanted |= set(re.findall(r"^\s*from \.(\w+) import", path.read_text(encoding="utf-8"), re.MULTILINE))
     missing = sorted(f"{module}.py" for module in wanted if f"{module}.py" not in files)
     if missing:
-        raise FileNotFoundError(f"{folder} lacks code that it refers to: {', '.join(missing)}; save the model again")
+        raise MissingError(f"{folder} lacks code that it refers to: {', '.join(missing)}; save the model again")

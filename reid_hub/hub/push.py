@@ -6,6 +6,7 @@ from pathlib import Path
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
+from reid_hub.errors import RunError
 from reid_hub.hub.card import REPO_ID
 from reid_hub.hub.folder import checkpoint_files
 
@@ -46,7 +47,7 @@ def push_folder(
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         repository = api.model_info(repo_id, revision=revision)
         if private and not repository.private:
-            raise RuntimeError(
+            raise RunError(
                 f"{repo_id} exists on {api.endpoint} and is public, but private=True was asked for: make it private in "
                 "its settings, or choose another name. Nothing was uploaded"
             )
@@ -61,7 +62,7 @@ def push_folder(
         reason = _reason(error, token)
         if reason is None:
             raise
-        raise RuntimeError(f"could not publish {folder} as {repo_id} on {api.endpoint}: {reason}") from error
+        raise RunError(f"could not publish {folder} as {repo_id} on {api.endpoint}: {reason}") from error
 
 
 def _operations(

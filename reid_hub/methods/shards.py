@@ -14,6 +14,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from reid_hub.files import atomic_file
+from reid_hub.logging import get_logger
+
+logger = get_logger(__name__)
 
 SHARD_SIZE = 2048
 _TENSOR, _ABOUT = "representations", "reid_hub"
@@ -192,7 +195,7 @@ def _is_there(path: Path, mark: Mapping[str, Any], paths: Sequence[str]) -> bool
     try:
         _, found, stored = _read_shard(path)
     except ValueError as error:
-        print(f"made anew: {error}")
+        logger.warning("made anew: %s", error)
         return False
     _check_mark(path, found, mark)
     if stored != list(paths):

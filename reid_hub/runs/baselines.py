@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from reid_hub.evaluation import embed
+from reid_hub.logging import get_logger
 from reid_hub.methods import KDPPMethod, SupervisedMethod
 from reid_hub.methods.baselines import SparsityLearning, class_means, prune_to, select_weights
 from reid_hub.models import ReIDConfig, ReIDModel
@@ -15,6 +16,8 @@ from reid_hub.runs.models import open_model
 from reid_hub.runs.provenance import note_teachers
 from reid_hub.runs.train import TrainSettings, start_heads, train
 from reid_hub.training import RECIPES, TrainingSubset, override, read_heads
+
+logger = get_logger(__name__)
 
 SHRINKERS = ("wtsel", "depgraph")
 
@@ -87,7 +90,7 @@ def train_kdpp(settings: TrainSettings, teacher: str | Path, **options: Any) -> 
         except FileNotFoundError:
             classifier = None
         if classifier is None:
-            print(f"{teacher} has no single classifier beside it: only its features are distilled")
+            logger.warning(f"{teacher} has no single classifier beside it: only its features are distilled")
         # By the test transform, in front of the neck: behind it means are near zero and their directions noise.
         model.config.retrieve, retrieve = "features", model.config.retrieve
         features = embed(model, subset.dataset.dataset.select(subset.rows)).embeddings

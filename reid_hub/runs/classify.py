@@ -17,6 +17,7 @@ from reid_hub.evaluation import build_classification_results, measure_cost, topk
 from reid_hub.evaluation import classify as classify_split
 from reid_hub.evaluation.embedding import open_images
 from reid_hub.hub.card import write_card
+from reid_hub.logging import get_logger
 from reid_hub.methods import METHODS, ClassificationMethod, Method
 from reid_hub.models import ReIDConfig, ReIDForImageClassification
 from reid_hub.registry import lookup
@@ -32,6 +33,8 @@ from reid_hub.runs.models import (
 from reid_hub.runs.provenance import note_step, provenance
 from reid_hub.runs.train import TrainSettings, load_splits, method_of, new_trainer, publish, run, start_weights
 from reid_hub.training import RECIPES, Recipe, ReIDTrainer, TrainingSubset, draw_images, override
+
+logger = get_logger(__name__)
 
 # What lies in front of a trunk and behind it.
 _OF_EDGES = tuple(
@@ -171,7 +174,9 @@ def _on_trunk(settings: ClassifySettings, recipe: Recipe, labels: Mapping[str, A
     check_changes(base.config, {name: v for name, v in settings.changes.items() if name not in _OF_EDGES})
     asked = {"neck": "none", **recipe_config(replace(settings, image_size=base.config.image_size), recipe)}
     if "last_stride" in asked and asked["last_stride"] != base.config.last_stride:
-        print(f"the trunk keeps its last_stride {base.config.last_stride}, the recipe's variants have another")
+        logger.warning(
+            f"the backbone keeps its last_stride {base.config.last_stride}, the recipe's variants have another"
+        )
     edges = {name: value for name, value in asked.items() if f"config.{name}" in _OF_EDGES and name != "image_size"}
     fields = {name: value for name, value in base.config.to_dict().items() if name != "architectures"}
     model = ReIDForImageClassification(ReIDConfig.from_dict({**fields, **edges, **labels}))
@@ -299,4 +304,4 @@ def _counts(splits: Mapping[str, Any]) -> dict[str, dict[str, int]]:
 
 def _report(splits: Mapping[str, Any]) -> None:
     for part, found in _counts(splits).items():
-        print(f"{part}: {found['images']:,} images of {found['classes']:,} classes")
+        logger.info(f"{part}: {found['images']:,} images of {found['classes']:,} classes")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from reid_hub.evaluation import embed, read_results
 from reid_hub.hub.push import push_folder
+from reid_hub.logging import get_logger
 from reid_hub.methods import CompressionMethod
 from reid_hub.methods.compression import (
     compress_model,
@@ -31,6 +32,8 @@ from reid_hub.runs.processes import is_main_process, wait_for_everyone
 from reid_hub.runs.provenance import is_done, public_source
 from reid_hub.runs.train import TrainSettings, load_splits, train
 from reid_hub.training import RECIPES, TrainingSubset, override, read_heads
+
+logger = get_logger(__name__)
 
 Made = dict[Path, dict[str, Any] | None]  # results by folder
 Embeddings = Callable[[], Tensor]  # of the training pictures, (N, D); made when they are asked for
@@ -234,7 +237,7 @@ def _heads(settings: CompressSettings, subset: TrainingSubset) -> dict[str, Tens
     try:
         return read_heads(settings.model, subset.identities)
     except (FileNotFoundError, ValueError) as error:
-        print(f"the classifier starts anew: {error}")
+        logger.warning(f"the classifier starts from random weights: {error}")
         return {}
 
 

@@ -7,25 +7,28 @@ from transformers import AutoModel
 
 from reid_hub.data import load_reid_dataset
 from reid_hub.files import atomic_folder
+from reid_hub.logging import get_logger
 from reid_hub.runs.evaluate import evaluate, recorded_training
 from reid_hub.runs.search import build_index, search_index
 from reid_hub.runs.train import TrainSettings, train
+
+logger = get_logger(__name__)
 
 DATA = "synthetic"
 IMAGE_SIZE = (128, 64)
 
 
 def run_demo(out: str | Path, *, epochs: float | None = None) -> dict[str, str]:
-    """Run every stage once on the embedded data set; returns what was made and where it lies, and prints it."""
+    """Run every stage once on the embedded data set; returns what was made and where it lies."""
     out, start = Path(out), time.perf_counter()
     model_dir, gallery, index = out / "model", out / "gallery", out / "gallery.index"
-    print("1/4  train a compact model on drawn people, and evaluate it")
+    logger.info("1/4  train a compact model on drawn people, and evaluate it")
     settings = TrainSettings(
         model_dir, DATA, image_size=IMAGE_SIZE, recipe="demo", epochs=epochs, channels_last=True, resume=True
     )
     results = train(settings)
 
-    print("2/4  load it back as a stranger would, and draw what it finds")
+    logger.info("2/4  load it back as a stranger would, and draw what it finds")
     model = AutoModel.from_pretrained(model_dir)
     splits = load_reid_dataset(DATA)
     again = evaluate(model, splits, dataset_name=DATA, training=recorded_training(model_dir), pictures=out / "pictures")
@@ -35,11 +38,11 @@ def run_demo(out: str | Path, *, epochs: float | None = None) -> dict[str, str]:
             "the checkpoint does not hold what was trained; please report this"
         )
 
-    print("3/4  index a folder of gallery pictures")
+    logger.info("3/4  index a folder of gallery pictures")
     write_pictures(splits["gallery"], gallery)
     build_index(gallery, model, index)
 
-    print("4/4  search it for a person seen by another camera")
+    logger.info("4/4  search it for a person seen by another camera")
     write_pictures(splits["query"].select(range(3)), out / "queries")
     queries = sorted((out / "queries").glob("*.png"))
     answers = out / "pictures" / "search.png"
@@ -59,7 +62,6 @@ def run_demo(out: str | Path, *, epochs: float | None = None) -> dict[str, str]:
         "bytes per vector": f"{results['cost']['bytes_per_vector']:,}",
         "time": f"{time.perf_counter() - start:.0f} s",
     }
-    print_table("What was made (on drawn people: it shows that the way works, nothing about real ones)", made)
     return made
 
 
@@ -68,11 +70,3 @@ def write_pictures(split, folder: Path) -> None:
     with atomic_folder(folder) as temporary:
         for row in split:
             row["image"].save(temporary / f"{Path(row['path']).stem}.png")
-
-
-def print_table(title: str, rows: dict[str, str]) -> None:
-    """Print two aligned columns between rules."""
-    width = max(map(len, rows))
-    lines = [f"  {name:<{width}}  {value}" for name, value in rows.items()]
-    rule = "-" * max(len(title), *map(len, lines))
-    print("", rule, title, rule, *lines, rule, sep="\n")

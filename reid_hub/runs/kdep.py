@@ -20,6 +20,7 @@ from reid_hub.data.stored import training_images
 from reid_hub.evaluation import build_pretraining_results, measure_cost, read_results, write_results
 from reid_hub.files import atomic_file
 from reid_hub.hub.card import write_card
+from reid_hub.logging import get_logger
 from reid_hub.methods import KDEPMethod
 from reid_hub.methods.kdep import (
     PAIR_WEIGHTS,
@@ -46,6 +47,8 @@ from reid_hub.runs.teachers import open_teacher, small_teacher
 from reid_hub.runs.train import new_trainer, publish, run, start_weights
 from reid_hub.training import HEADS_FILE, Recipe, TrainingSubset, build_sampler
 from reid_hub.training.resume import check_fresh
+
+logger = get_logger(__name__)
 
 ABOUT_FILE = HEADS_FILE.with_name("kdep.json")
 _SAMPLE = 1024  # pictures that the scale of a new pair is computed from
@@ -175,7 +178,7 @@ def _fit(settings: KDEPSettings, crops: Crops) -> Basis:
             f"{settings.basis_file} was made of other pictures by a start that did not end: remove it, or give it as "
             "the basis if that is what you want"
         )
-    print(f"basis of {basis.count:,} features of {basis.about['data']}: {settings.basis_file}")
+    logger.info(f"basis of {basis.count:,} features of {basis.about['data']}: {settings.basis_file}")
     return basis
 
 
@@ -238,7 +241,7 @@ def _is_done(settings: KDEPSettings, about: Mapping[str, Any]) -> bool:
 
 def _report(splits: Mapping[str, Any], about: Mapping[str, Any]) -> None:
     skipped = f"; {about['skipped']:,} more cannot be read and are left out" if about["skipped"] else ""
-    print(f"{about['images']:,} pictures without labels{skipped}")
+    logger.info(f"{about['images']:,} images without labels{skipped}")
 
 
 def _record(settings: KDEPSettings, model: ReIDModel, training: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from reid_hub.data.stored import training_images
 from reid_hub.evaluation import embed, evaluate_embedded
 from reid_hub.hub.convert import load_weights
 from reid_hub.hub.push import push_folder
+from reid_hub.logging import get_logger
 from reid_hub.methods import METHODS, Method, SupervisedMethod
 from reid_hub.methods.kdep import weight_decay_for
 from reid_hub.models import ReIDModel
@@ -36,6 +37,8 @@ from reid_hub.training import (
     split_identities,
     training_arguments,
 )
+
+logger = get_logger(__name__)
 
 
 @dataclass
@@ -198,7 +201,7 @@ def build_trainer(
 def start_weights(model: ReIDModel, settings: TrainSettings) -> None:
     """Give a model the initial weights that the settings name, if they name some."""
     if settings.init is not None:
-        print(f"initial weights from {settings.init}: {load_weights(model, settings.init)}")
+        logger.info(f"initial weights from {settings.init}: {load_weights(model, settings.init)}")
 
 
 def new_trainer(
@@ -256,13 +259,13 @@ def start_heads(method: SupervisedMethod, folder: str | Path, subset: TrainingSu
     try:
         heads = read_heads(folder, subset.identities)
     except FileNotFoundError:
-        print(f"{folder} has no classifier beside it: it starts anew")
+        logger.warning(f"{folder} has no classifier beside it: it starts from random weights")
         return
     state = method.state_dict()
     used = {name: tensor for name, tensor in heads.items() if name in state and tensor.shape == state[name].shape}
     method.load_state_dict({**state, **used})
     if left := sorted(set(heads) - set(used)):
-        print(f"this recipe has another classifier than {folder}: {', '.join(left)} of it are not used")
+        logger.warning(f"this recipe has another classifier than {folder}: {', '.join(left)} of it are not used")
 
 
 def validate(model: ReIDModel, *, train_split: Any, holdout: Holdout) -> dict[str, float]:

@@ -8,6 +8,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy, IntervalStrategy
 
+from reid_hub.errors import ReIDError
 from reid_hub.registry import lookup
 from reid_hub.training.recipe import Recipe
 
@@ -25,7 +26,7 @@ def training_arguments(recipe: Recipe, output_dir: str | Path, **overrides: Any)
         ValueError: for an unknown argument (the nearest name is offered), or no epochs.
     """
     if overrides.get("num_train_epochs", 1) <= 0:
-        raise ValueError(
+        raise ReIDError(
             f"the number of epochs must be above 0, got {overrides['num_train_epochs']}; a weight chain that is only "
             "clustered lies in the folder `clustered` of a refinement, or comes from WeightChain.from_teacher"
         )
@@ -64,15 +65,15 @@ def check_arguments(args: TrainingArguments, evaluator: Any, publisher: Any) -> 
         ValueError: naming what is missing.
     """
     if args.eval_strategy != IntervalStrategy.NO and evaluator is None:
-        raise ValueError(
+        raise ReIDError(
             f"eval_strategy={args.eval_strategy.value!r} needs an evaluator, a callable (ReIDModel) -> metrics"
         )
     if args.load_best_model_at_end:
-        raise ValueError(f"load_best_model_at_end is not offered: the best model is exported to output_dir/{BEST}")
+        raise ReIDError(f"load_best_model_at_end is not offered: the best model is exported to output_dir/{BEST}")
     if args.push_to_hub and publisher is None:
-        raise ValueError("push_to_hub needs a publisher, a callable (ReIDModel) -> commit")
+        raise ReIDError("push_to_hub needs a publisher, a callable (ReIDModel) -> commit")
     if args.push_to_hub and args.hub_strategy != HubStrategy.END:
-        raise ValueError(
+        raise ReIDError(
             f"hub_strategy must be 'end', got {args.hub_strategy.value!r}: a push in mid-training would leave out the "
             "model's code"
         )

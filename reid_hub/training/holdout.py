@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from reid_hub.errors import ReIDError
+
 NO_CAMERA = -1
 
 
@@ -36,7 +38,7 @@ def split_identities(pids: Sequence[int], camids: Sequence[int], fraction: float
         ValueError: for a fraction outside of (0, 1), if nobody can be held out, or fewer than two identities are left.
     """
     if not 0 < fraction < 1:
-        raise ValueError(f"the held-out fraction must be between 0 and 1, got {fraction}")
+        raise ReIDError(f"the held-out fraction must be between 0 and 1, got {fraction}")
     pids, camids = np.asarray(pids), np.asarray(camids)
     rng = np.random.default_rng([seed, len(pids)])
     ids, rows_of = np.unique(pids), _rows_by_pid(pids)
@@ -52,12 +54,12 @@ def split_identities(pids: Sequence[int], camids: Sequence[int], fraction: float
         else:
             skipped += 1
     if not held:
-        raise ValueError(
+        raise ReIDError(
             "no identity can be held out: none was seen by two cameras, or twice where no camera is known; train "
             "without validation"
         )
     if len(ids) - len(held) < 2:
-        raise ValueError(f"holding out {len(held)} of {len(ids)} identities leaves fewer than 2 to train on")
+        raise ReIDError(f"holding out {len(held)} of {len(ids)} identities leaves fewer than 2 to train on")
     rows = np.sort(np.concatenate([rows_of[i] for i in held]))
     query = np.sort(np.array(queries))
     train = np.setdiff1d(np.arange(len(pids)), rows, assume_unique=True)
@@ -94,7 +96,7 @@ def draw_identities(pids: Sequence[int], share: float, seed: int) -> np.ndarray:
     ids = np.unique(pids)
     count = int(share * len(ids) + 1e-9)  # 0.3 of 10 identities are three, whatever 0.3 is in binary
     if not 0 < share <= 1 or count < 2:
-        raise ValueError(f"the kept share must be in (0, 1] and leave two identities, got {share} of {len(ids)}")
+        raise ReIDError(f"the kept share must be in (0, 1] and leave two identities, got {share} of {len(ids)}")
     return np.sort(np.random.default_rng([seed, count]).permutation(ids)[:count])
 
 
@@ -105,7 +107,7 @@ def draw_images(pids: Sequence[int], share: float, seed: int) -> np.ndarray:
         ValueError: for a share outside of (0, 1].
     """
     if not 0 < share <= 1:
-        raise ValueError(f"the kept share of each class must be in (0, 1], got {share}")
+        raise ReIDError(f"the kept share of each class must be in (0, 1], got {share}")
     pids = np.asarray(pids)
     rng = np.random.default_rng([seed, len(pids)])
     kept = [rng.permutation(rows)[: max(1, int(share * len(rows) + 1e-9))] for rows in _rows_by_pid(pids)]

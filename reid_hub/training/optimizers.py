@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from reid_hub.errors import ReIDError
 from reid_hub.registry import lookup
 from reid_hub.training.schedules import Schedule
 
@@ -36,7 +37,7 @@ def build_optimizer(
     groups = [{"params": weights, "lr": lr}, {"params": biases, "lr": lr * bias_lr_factor}]
     groups = [group for group in groups if group["params"]]
     if not groups:
-        raise ValueError("nothing to train: no parameter of the model requires a gradient")
+        raise ReIDError("nothing to train: no parameter of the model requires a gradient")
     return lookup(OPTIMIZERS, name, "optimizer")(groups, lr=lr, weight_decay=weight_decay, **(options or {}))
 
 

@@ -6,6 +6,7 @@ from dataclasses import fields, is_dataclass, replace
 from inspect import Parameter, signature
 from typing import Any
 
+from reid_hub.errors import ReIDError
 from reid_hub.methods import METHODS
 from reid_hub.registry import lookup
 from reid_hub.training.optimizers import OPTIMIZERS
@@ -44,7 +45,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     """
     name, equals, value = text.partition("=")
     if not equals:
-        raise ValueError(f"an override must read name=value, got {text!r}")
+        raise ReIDError(f"an override must read name=value, got {text!r}")
     try:
         return name.strip(), json.loads(value)
     except json.JSONDecodeError:
@@ -59,7 +60,7 @@ def _changed(holder: Any, path: list[str], value: Any, name: str) -> Any:
         old = holder.get(path[0])
     if path[1:]:
         if not (is_dataclass(old) or isinstance(old, Mapping)):
-            raise ValueError(f"cannot set {name!r}: {path[0]!r} has nothing below it")
+            raise ReIDError(f"cannot set {name!r}: {path[0]!r} has nothing below it")
         value = _changed(old, path[1:], value, name)
     else:
         value = _same_kind(old, value, name)
@@ -73,7 +74,7 @@ def _same_kind(old: Any, value: Any, name: str) -> Any:
     whole = not isinstance(old, int) or isinstance(value, int)
     if old is None or value is None or (numbers and whole) or isinstance(value, type(old)):
         return value
-    raise ValueError(f"{name} must be like {old!r}, got {value!r}")
+    raise ReIDError(f"{name} must be like {old!r}, got {value!r}")
 
 
 def _check_options(table: Mapping[str, Any], name: str, kind: str, options: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from reid_hub.data.augmentation_options import Augmentation
+from reid_hub.errors import ReIDError
 from reid_hub.training.schedules import Schedule
 
 
@@ -45,9 +46,9 @@ class Recipe:
 
     def __post_init__(self):
         if self.sampler not in (names := ("identity", "identity_once", "shuffle")):
-            raise ValueError(f"a recipe's sampler must be one of {', '.join(names)}, got {self.sampler!r}")
+            raise ReIDError(f"a recipe's sampler must be one of {', '.join(names)}, got {self.sampler!r}")
         if self.sampler != "shuffle" and self.batch_size % self.num_instances:
-            raise ValueError(
+            raise ReIDError(
                 f"identity batches need batch_size divisible by num_instances, got {self.batch_size} and "
                 f"{self.num_instances}"
             )

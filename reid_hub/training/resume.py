@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from reid_hub.data.augmentation_options import Augmentation
+from reid_hub.errors import ReIDError
 from reid_hub.files import atomic_file
 from reid_hub.training.recipe import Recipe
 
@@ -45,7 +46,7 @@ def check_same_run(checkpoint: str | Path, run: dict[str, Any]) -> None:
     run.pop("origin")
     changed = [f"{key} was {before.get(key)!r} and is {run[key]!r}" for key in run if before.get(key) != run[key]]
     if changed:
-        raise ValueError(
+        raise ReIDError(
             f"{checkpoint} belongs to another run: {'; '.join(changed)}. Resume with the settings it was started with, "
             "or train into another folder"
         )
@@ -68,7 +69,7 @@ def read_carried(checkpoint: str | Path, process: int) -> dict[str, Tensor]:
     if path.is_file():
         return load_file(path)
     if others:
-        raise ValueError(
+        raise ReIDError(
             f"{checkpoint} holds the memory of {len(others)} process(es), and this is number {process + 1}: resume "
             "with as many as the run had"
         )
@@ -83,7 +84,7 @@ def check_fresh(output_dir: str | Path) -> None:
     """
     last = get_last_checkpoint(str(output_dir)) if Path(output_dir).is_dir() else None
     if last is not None:
-        raise ValueError(
+        raise ReIDError(
             f"{output_dir} holds the checkpoints of an earlier run, up to {Path(last).name}: resume it, train into "
             "another folder, or remove them"
         )

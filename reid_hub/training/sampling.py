@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch.utils.data import Sampler
 
 from reid_hub.data.samplers import IdentitySampler, ShuffleSampler
+from reid_hub.errors import ReIDError
 from reid_hub.training.recipe import Recipe
 
 
@@ -20,7 +21,7 @@ def build_sampler(
         return ShuffleSampler(len(pids), batch_size, seed=seed, num_processes=num_processes)
     num_ids, rest = divmod(batch_size, recipe.num_instances)
     if rest:
-        raise ValueError(
+        raise ReIDError(
             f"the batch size must be divisible by the recipe's {recipe.num_instances} images per identity, got "
             f"{batch_size}"
         )

@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from reid_hub.errors import ReIDError
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -29,9 +31,9 @@ class Schedule:
 
     def __post_init__(self):
         if self.kind not in ("step", "cosine"):
-            raise ValueError(f"a schedule's kind must be 'step' or 'cosine', got {self.kind!r}")
+            raise ReIDError(f"a schedule's kind must be 'step' or 'cosine', got {self.kind!r}")
         if self.epochs < 1:
-            raise ValueError(f"a schedule needs at least one epoch, got {self.epochs}")
+            raise ReIDError(f"a schedule needs at least one epoch, got {self.epochs}")
 
     def rate(self, epoch: int, base: float, group: float | None = None) -> float:
         """Learning rate in an epoch.

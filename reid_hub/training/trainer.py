@@ -20,6 +20,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from reid_hub.data.augmentation import BatchTransform
+from reid_hub.errors import ReIDError, RunError
 from reid_hub.methods import Method
 from reid_hub.methods.state import write_state
 from reid_hub.models import ReIDModel
@@ -183,7 +184,7 @@ class ReIDTrainer(Trainer):
             self._parts, self._parts_count = {}, 0
         super().log(logs, start_time)
         if not math.isfinite(logs.get("loss", 0.0)):
-            raise RuntimeError(
+            raise RunError(
                 f"the loss is {logs['loss']} at step {self.state.global_step}: lower the learning rate, or train in "
                 f"float32 if this was half precision; the checkpoints in {self.args.output_dir} are from before"
             )
@@ -195,7 +196,7 @@ class ReIDTrainer(Trainer):
     ) -> dict[str, float]:
         """Metrics of the exported model, by the evaluator; the training's weights and random state are left alone."""
         if self.evaluator is None:
-            raise ValueError("there is nothing to evaluate with: give ReIDTrainer an evaluator")
+            raise ReIDError("there is nothing to evaluate with: give ReIDTrainer an evaluator")
         share_buffers(self.model)
         start, was_training = time.perf_counter(), self.model.training
         self.model.eval()
@@ -274,7 +275,7 @@ class ReIDTrainer(Trainer):
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         if load_result.missing_keys or load_result.unexpected_keys:
-            raise RuntimeError(
+            raise RunError(
                 f"the checkpoint is of another method or model: missing {load_result.missing_keys[:4]}, not used "
                 f"{load_result.unexpected_keys[:4]}; resume with the arguments it was made with"
             )
@@ -284,7 +285,7 @@ class ReIDTrainer(Trainer):
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
         """Hand the exported model to the publisher; weights, code, card and results go in one commit."""
         if self.publisher is None:
-            raise ValueError("there is nobody to publish with: give ReIDTrainer a publisher")
+            raise ReIDError("there is nobody to publish with: give ReIDTrainer a publisher")
         return self.publisher(self.model.export()) if self.is_world_process_zero() else None
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:

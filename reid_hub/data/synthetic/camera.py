@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from reid_hub.data.synthetic.figure import draw_person
 from reid_hub.data.synthetic.person import VIEWS, Person, Pose
 from reid_hub.data.synthetic.places import PLACES, panorama
+from reid_hub.errors import ReIDError
 from reid_hub.registry import lookup
 
 _CAMERA_STREAM = 3  # keeps a camera's generator apart from those of people and images
@@ -46,15 +47,15 @@ class Camera:
     def __post_init__(self):
         lookup(PLACES, self.place, "place")
         if not 0 <= self.occlusion <= 1:
-            raise ValueError(f"occlusion is a chance and must lie in [0, 1], got {self.occlusion!r}")
+            raise ReIDError(f"occlusion is a chance and must lie in [0, 1], got {self.occlusion!r}")
         for name in ("gamma", "contrast", "stature"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
+                raise ReIDError(f"{name} must be positive, got {getattr(self, name)!r}")
         for name in ("noise", "blur", "spread", "jitter", "place_seed"):
             if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)!r}")
+                raise ReIDError(f"{name} must not be negative, got {getattr(self, name)!r}")
         if len(self.cast) != 3 or not min(self.cast) > 0:
-            raise ValueError(f"cast must be three positive factors (red, green, blue), got {self.cast!r}")
+            raise ReIDError(f"cast must be three positive factors (red, green, blue), got {self.cast!r}")
 
     @classmethod
     def sample(cls, camid: int, *, seed: int = 0) -> "Camera":

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 
 from reid_hub.data.synthetic.person import GARMENT_COLOURS, HAIR_COLOURS, RGB, SKIN_COLOURS, Person, Pose
 from reid_hub.data.synthetic.shapes import Pencil, Point, Surface, between, shade
+from reid_hub.errors import ReIDError
 
 _SUPERSAMPLING = 2
 
@@ -36,7 +37,7 @@ def draw_person(
     """
     height, width = image_size
     if height <= 0 or width <= 0 or stature <= 0:
-        raise ValueError(f"image_size and stature must be positive, got {image_size} and {stature}")
+        raise ReIDError(f"image_size and stature must be positive, got {image_size} and {stature}")
     scale = _SUPERSAMPLING
     picture = Image.new("RGBA", (width * scale, height * scale))
     pencil = Pencil(

@@ -5,6 +5,7 @@ from math import isfinite
 
 import numpy as np
 
+from reid_hub.errors import ReIDError
 from reid_hub.registry import lookup
 
 RGB = tuple[int, int, int]
@@ -117,7 +118,7 @@ class Person:
         for name, (low, high) in RANGES.items():
             value = getattr(self, name)
             if not low <= value <= high:
-                raise ValueError(f"{name} must lie in [{low}, {high}], got {value!r}")
+                raise ReIDError(f"{name} must lie in [{low}, {high}], got {value!r}")
         for name, names in CHOICES.items():
             lookup(dict.fromkeys(names), getattr(self, name), name)
 
@@ -152,8 +153,8 @@ class Pose:
 
     def __post_init__(self):
         if not isfinite(self.heading):
-            raise ValueError(f"heading must be a finite number of degrees, got {self.heading!r}")
+            raise ReIDError(f"heading must be a finite number of degrees, got {self.heading!r}")
         for field in fields(self)[1:]:
             value = getattr(self, field.name)
             if not 0 <= value <= 1:
-                raise ValueError(f"{field.name} must lie in [0, 1], got {value!r}")
+                raise ReIDError(f"{field.name} must lie in [0, 1], got {value!r}")

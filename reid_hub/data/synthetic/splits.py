@@ -8,6 +8,7 @@ from PIL import Image
 
 from reid_hub.data.synthetic.camera import Camera, photograph
 from reid_hub.data.synthetic.person import Person
+from reid_hub.errors import ReIDError
 from reid_hub.files import atomic_file
 
 # First word of a generator's seed after the data set's own: people of different parts never share a generator.
@@ -49,7 +50,7 @@ def synthetic_splits(
     }
     for name, (value, low) in least.items():
         if value < low:
-            raise ValueError(f"{name} must be at least {low}, got {value}")
+            raise ReIDError(f"{name} must be at least {low}, got {value}")
     cameras = [Camera.sample(camid, seed=seed) for camid in range(num_cameras)]
 
     def rows(stream: int, index: int, pid: int, numbers: range, per_id: int) -> list[dict]:
@@ -85,7 +86,7 @@ def contact_sheet(rows: list[dict], path: str | Path, *, columns: int = 16, gap:
         ValueError: if there are no rows.
     """
     if not rows:
-        raise ValueError("a contact sheet needs at least one row, got none")
+        raise ReIDError("a contact sheet needs at least one row, got none")
     images = [Image.open(BytesIO(row["image"]["bytes"])) for row in rows]
     width, height = (max(image.size[axis] for image in images) + gap for axis in (0, 1))
     columns = min(columns, len(images))

@@ -192,7 +192,7 @@ def test_a_damaged_shard_is_named_and_made_again(cache, split, damage, capsys):
             CachedRepresentations(cache, VIEWS, split)
     assert CachedRepresentations(cache, VIEWS[:1], split).dims == (5,)
     write(cache, split)
-    assert "made anew" in capsys.readouterr().out
+    assert "made anew" in capsys.readouterr().err
     assert shards(cache) == before
 
 
