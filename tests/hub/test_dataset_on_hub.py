@@ -93,11 +93,11 @@ def test_a_private_data_set_goes_to_the_hub_and_comes_back(hub, said):
     image, *_ = pq.read_table(BytesIO(gallery)).column("image").to_pylist()
     assert image["path"] == "0000_c4s1_000401_03.jpg"  # nothing of the machine that pushed
 
-    assert said["public"].startswith("ValueError: Market-1501 must not be published")
+    assert said["public"].startswith("ReIDError: Market-1501 must not be published")
     assert "exists and is public" in said["private into public"]
     for who in ("bob", "nobody", "wrong", "revision"):
         assert said[who].startswith(
-            "FileNotFoundError: there is no data set 'alice/market' on the Hub that you may read"
+            "MissingError: there is no data set 'alice/market' on the Hub that you may read"
         )
         assert "check the name, the revision and your token" in said[who]
     assert "Invalid credentials" in said["wrong"]
