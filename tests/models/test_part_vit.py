@@ -296,7 +296,7 @@ def test_the_vit_recipe_trains_every_parameter_in_one_step():
         method, recipe.optimizer, lr=recipe.learning_rate, weight_decay=recipe.weight_decay,
         bias_lr_factor=recipe.bias_lr_factor, options=recipe.optimizer_options,
     )  # fmt: skip
-    outputs = method(pictures(8), torch.arange(8) // 2)
+    outputs = method({"pixel_values": pictures(8), "pids": torch.arange(8) // 2})
     assert all(value.isfinite() for value in outputs.values())
     outputs["loss"].backward()
     for name, parameter in method.named_parameters():

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reid_hub.data.batch import Batch
 from reid_hub.errors import MissingError
 from reid_hub.losses import distillation_loss, norm_direction_loss
 from reid_hub.methods.base import RunContext
@@ -112,20 +113,18 @@ class KDPPMethod(SupervisedMethod):
     def set_progress(self, step: int, total_steps: int, epoch: float) -> None:
         self.epoch = epoch
 
-    def forward(
-        self, pixel_values: Tensor, pids: Tensor, camids: Tensor | None = None, indices: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        output = self.model(pixel_values)
-        outputs = self.losses(output, pids)
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        output = self.model(batch["pixel_values"])
+        outputs = self.losses(output, batch["pids"])
         with torch.no_grad():
-            taught = self.teacher(pixel_values)
+            taught = self.teacher(batch["pixel_values"])
         if self.teacher_classifier is not None:
             logits, teacher_logits = self.classifier(output.embeddings), taught.embeddings @ self.teacher_classifier.T
             outputs["kd"] = distillation_loss(logits, teacher_logits, self.temperature)
             outputs["loss"] = outputs["loss"] + self.kd_weight * self._ramp() * outputs["kd"]
         if self.directions is not None:
             projected = self.projector(output.features)
-            outputs["nd"] = norm_direction_loss(projected, taught.features, self.directions[pids])
+            outputs["nd"] = norm_direction_loss(projected, taught.features, self.directions[batch["pids"]])
             outputs["loss"] = outputs["loss"] + self.nd_weight * outputs["nd"]
         return outputs
 
