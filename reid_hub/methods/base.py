@@ -30,7 +30,7 @@ class TrainingSubset(Protocol):
     identities: np.ndarray
 
 
-def _cannot_embed(model: ReIDModel) -> Tensor:
+def _cannot_embed(model: ReIDModel, retrieve: str | None = None) -> Tensor:
     raise ReIDError("the method embeds the training images before it trains: give RunContext `embed`")
 
 
@@ -45,7 +45,8 @@ class RunContext:
         source: folder or repository of the model, if the classifier that its training left there is to go on; None
             starts a new one.
         seed: of the run.
-        embed: embeds the training images with any model as it retrieves, -> (N, D) in the order of `subset`.
+        embed: embeds the training images with any model, (model, retrieve=None) -> (N, D) in the order of `subset`;
+            `retrieve` as in `ReIDModel.forward`.
         parts: what else the method needs and the run has made before, by name; each `from_run` documents its own.
         log: called with what the user should know.
     """
@@ -55,7 +56,7 @@ class RunContext:
     options: Mapping[str, Any] = field(default_factory=dict)
     source: str | Path | None = None
     seed: int = 0
-    embed: Callable[[ReIDModel], Tensor] = _cannot_embed
+    embed: Callable[..., Tensor] = _cannot_embed
     parts: Mapping[str, Any] = field(default_factory=dict)
     log: Callable[[str], None] = logger.warning
 

@@ -32,16 +32,19 @@ _TURNS = {
 class EncodingMixin:
     """Embeddings of batches and of pictures, in front of `PreTrainedModel`."""
 
-    def embed(self, pixel_values: Tensor, flip: bool = False, quantized: bool = True) -> Tensor:
+    def embed(
+        self, pixel_values: Tensor, flip: bool = False, quantized: bool = True, retrieve: str | None = None
+    ) -> Tensor:
         """Embeddings as they are searched with, (B, 3, H, W) -> (B, D); for evaluation mode.
 
         Args:
             flip: average the vectors of a picture and of its mirror image; a quantiser follows the average.
-            quantized: see `forward`.
+            quantized, retrieve: see `forward`.
         """
-        vectors = self(pixel_values, quantized=False).embeddings
+        options = {"quantized": False, "retrieve": retrieve}
+        vectors = self(pixel_values, **options).embeddings
         if flip:
-            vectors = (vectors + self(pixel_values.flip(3), quantized=False).embeddings) / 2
+            vectors = (vectors + self(pixel_values.flip(3), **options).embeddings) / 2
         return self.quantizer(vectors) if quantized and self.quantizer is not None else vectors
 
     def codec(self, name: str) -> Codec:

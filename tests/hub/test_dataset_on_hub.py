@@ -96,9 +96,7 @@ def test_a_private_data_set_goes_to_the_hub_and_comes_back(hub, said):
     assert said["public"].startswith("ReIDError: Market-1501 must not be published")
     assert "exists and is public" in said["private into public"]
     for who in ("bob", "nobody", "wrong", "revision"):
-        assert said[who].startswith(
-            "MissingError: there is no data set 'alice/market' on the Hub that you may read"
-        )
+        assert said[who].startswith("MissingError: there is no data set 'alice/market' on the Hub that you may read")
         assert "check the name, the revision and your token" in said[who]
     assert "Invalid credentials" in said["wrong"]
     assert "'v9'" in said["revision"]

@@ -39,9 +39,9 @@ def images(count: int = 6) -> torch.Tensor:
     return torch.randn(count, 3, *SIZE, generator=torch.Generator().manual_seed(1))
 
 
-def embed(model: ReIDModel) -> torch.Tensor:
+def embed(model: ReIDModel, retrieve: str | None = None) -> torch.Tensor:
     with torch.no_grad():
-        return copy.deepcopy(model).eval()(images(len(SUBSET.pids))).embeddings
+        return copy.deepcopy(model).eval()(images(len(SUBSET.pids)), retrieve=retrieve).embeddings
 
 
 class Drawn:

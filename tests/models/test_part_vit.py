@@ -126,8 +126,7 @@ def test_each_token_has_its_own_bnneck_and_training_classifies_behind_them():
         ]
         torch.testing.assert_close(output.embeddings, torch.cat([g, sum(parts) / 3], 1))
         torch.testing.assert_close(output.features, torch.cat([tokens[:, 0], tokens[:, 1:4].mean(1)], 1))
-        model.eval().config.retrieve = "neck"
-        output = model(x)
+        output = model.eval()(x, retrieve="neck")
         statistics = [(n.running_mean, n.running_var, n.weight) for n in model.neck.parts]
         g, *parts = [
             (output.feature_map[:, i] - mean) / (var + 1e-5).sqrt() * weight
