@@ -153,7 +153,7 @@ def best_arm(options: argparse.Namespace) -> str:
 
 def classify_cifar(arm: str, options: argparse.Namespace, common: dict) -> None:
     """A DenseNet-BC of growth 12 on CIFAR-10, with flip and crop."""
-    from reid_hub.models.variants_reid import find_variant
+    from reid_hub.models.backbones import find_variant
     from reid_hub.runs.classify import ClassifySettings, classify
     from reid_hub.runs.ptl import classification_arm
 

@@ -1,12 +1,11 @@
-"""Foreign checkpoints into ours: OSNet, MSINet, MGN, SqueezeNet, DenseNet, ResNet (also LUPerson), ViT (PASS, DeiT).
+"""Foreign checkpoints into ours, by the names that each model family knows (`Foreign`).
 
 A foreign file is never unpickled beyond tensors and plain containers. Every tensor of it is either used or named as
-ignored, and every tensor of the trunk must be found.
+ignored, and every tensor of the backbone must be found.
 """
 
 import re
 from argparse import Namespace
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -17,8 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from reid_hub.errors import MissingError, ReIDError
-from reid_hub.hub.convert_vit import part_vit_name, to_grid, to_part_tokens
 from reid_hub.models import ReIDConfig, ReIDModel
+from reid_hub.models.families import FAMILIES, Foreign
 from reid_hub.registry import lookup
 
 # Wrappers that training code leaves around a network, outermost first: data parallel, MoCo (LUPerson), BoT, fast-reid.
@@ -95,143 +94,41 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _resnet_name(name: str) -> str | None:
-    """torchvision's names (also timm's, LUPerson's) -> transformers' ResNet; BoT's BNNeck is called bottleneck."""
-    model = "backbone.model."
-    if match := re.fullmatch(r"(conv|bn)1\.(\w+)", name):
-        return f"{model}embedder.embedder.{_kind(match[1])}.{match[2]}"
-    if match := re.fullmatch(r"layer(\d)\.(\d+)\.(conv|bn)(\d)\.(\w+)", name):
-        stage, block, kind, number, tensor = match.groups()
-        return f"{model}encoder.stages.{int(stage) - 1}.layers.{block}.layer.{int(number) - 1}.{_kind(kind)}.{tensor}"
-    if match := re.fullmatch(r"layer(\d)\.(\d+)\.downsample\.([01])\.(\w+)", name):
-        stage, block, number, tensor = match.groups()
-        kind = "convolution" if number == "0" else "normalization"
-        return f"{model}encoder.stages.{int(stage) - 1}.layers.{block}.shortcut.{kind}.{tensor}"
-    if match := re.fullmatch(r"bottleneck\.(weight|running_mean|running_var|num_batches_tracked)", name):
-        return f"neck.{match[1]}"
-    return None
+# What any foreign checkpoint may hold beside the network we build: classifiers, projections, batch norm's dead bias.
+IGNORABLE = r"fc|classifier|heads?|last_linear|projector|bottleneck(_\d)?\.bias"
 
 
-def _kind(name: str) -> str:
-    return {"conv": "convolution", "bn": "normalization"}[name]
+def foreign_of(config: ReIDConfig) -> Foreign:
+    """How the checkpoints of other libraries are read into models of this configuration.
 
-
-def _osnet_name(name: str) -> str | None:
-    if name.startswith("classifier."):
-        return None
-    if name.startswith("fc."):
-        return name.replace("fc.0.", "head.fc.").replace("fc.1.", "head.bn.")
-    return f"backbone.{name}"
-
-
-def _msinet_name(name: str) -> str:
-    """The published names; their BNNecks, head and f_head, stand behind the linear layers fc and f_fc."""
-    module, _, tensor = name.partition(".")
-    ours = {
-        "f_conv": "pooling.f_conv", "fc": "neck.fc.0", "head": "neck.norm.0", "f_fc": "neck.fc.1",
-        "f_head": "neck.norm.1",
-    }  # fmt: skip
-    return f"{ours[module]}.{tensor}" if module in ours else f"backbone.{name}"
-
-
-def _squeezenet_name(name: str) -> str | None:
-    return f"backbone.{name}" if name.startswith("features.") else None
-
-
-def _densenet_name(name: str) -> str | None:
-    """torchvision's names; its published files call a layer's `norm1` `norm.1`."""
-    if not name.startswith("features."):
-        return None
-    return "backbone." + re.sub(r"\.(norm|conv)\.([12])\.", r".\1\2.", name)
-
-
-# How the public reproduction of MGN calls the parts of a ResNet.
-_MGN_TRUNK = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3.0"}
-
-# The blocks of a ResNet that each of its branches has for itself.
-_TAIL = re.compile(r"layer(?:(3)\.([1-9]\d*)|(4)\.(\d+))\.(.+)")
-
-
-def _in_branch(branch: int, block: re.Match) -> str:
-    """The reproduction's name of a tensor that torchvision's ResNet has in such a block."""
-    third, third_block, _, fourth_block, rest = block.groups()
-    return f"p{branch}.0.{int(third_block) - 1}.{rest}" if third else f"p{branch}.1.{fourth_block}.{rest}"
-
-
-def _mgn_name(name: str) -> str | None:
-    """The reproduction's names, and torchvision's ResNet, whose end is the first branch's (see `_to_branches`)."""
-    if match := re.fullmatch(r"reduction\.([01])\.(\w+)", name):
-        return f"head.{('fc', 'bn')[int(match[1])]}.{match[2]}"
-    if match := re.fullmatch(r"(?:backbone\.)?([01456])\.(.+)", name):
-        name = f"{_MGN_TRUNK[match[1]]}.{match[2]}"
-    if match := _TAIL.fullmatch(name):
-        name = _in_branch(1, match)
-    if match := re.fullmatch(r"p([123])\.(\d+\.\d+)\.(.+)", name):
-        inside = (_resnet_name(f"layer1.0.{match[3]}") or "").partition(".layers.0.")[2]
-        return f"backbone.tails.{int(match[1]) - 1}.{match[2]}.{inside}"
-    ours = _resnet_name(name) or ""
-    return ours.replace("backbone.", "backbone.trunk.", 1) if ours.startswith("backbone.") else None
-
-
-def _to_branches(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict with everything that MGN's branches have: those of a ResNet's end are its copies."""
-    tensors = dict(tensors)
-    for name, tensor in list(tensors.items()):
-        if match := _TAIL.fullmatch(name):
-            tensors |= {_in_branch(branch, match): tensor for branch in (2, 3)}
-        elif name == "reduction.0.weight":
-            tensors[name] = tensor.flatten(1)  # a 1x1 convolution there
-    return tensors
-
-
-def _timm_name(name: str) -> str | None:
-    if match := re.fullmatch(r"bottleneck\.(weight|running_mean|running_var|num_batches_tracked)", name):
-        return f"neck.{match[1]}"  # TransReID's BNNeck
-    return f"backbone.model.timm_model.{name}"
-
-
-NAMES: dict[str, Callable[[str], str | None]] = {
-    "resnet": _resnet_name,
-    "reid_osnet": _osnet_name,
-    "reid_msinet": _msinet_name,
-    "reid_part_vit": part_vit_name,
-    "reid_squeezenet": _squeezenet_name,
-    "reid_densenet": _densenet_name,
-    "reid_mgn": _mgn_name,
-    "timm_wrapper": _timm_name,
-}
-# What a foreign checkpoint may hold beside the network we build: classifiers (a distilled DeiT's second class token as
-# well), projections, MSINet's second vector and spatial alignment, and batch norm's dead bias.
-IGNORABLE = re.compile(
-    r"((f_)?(fc|classifier|head)|fc_id_\w+|f_conv|align_module|heads|head_dist|dist_token|pre_logits|last_linear|projector"
-    r"|bottleneck(_\d)?\.bias)(\.|$)"
-)
+    Raises:
+        ValueError: for a family that has none.
+    """
+    known = {family.name: family.foreign for family in FAMILIES.values() if family.foreign is not None}
+    return lookup(known, config.backbone_config.model_type, "backbone that foreign checkpoints exist for")
 
 
 def load_foreign(model: ReIDModel, tensors: dict[str, Tensor]) -> Conversion:
     """Fill `model` from a foreign state dict; the model is changed only if everything fits.
 
     Raises:
-        ValueError: if a trunk tensor is missing, one is left over, or a shape differs; all are named.
+        ValueError: if a tensor of the backbone is missing, one is left over, or a shape differs; all are named.
     """
-    rename = lookup(NAMES, model.config.backbone_config.model_type, "backbone that foreign checkpoints exist for")
+    foreign = foreign_of(model.config)
     ours, held = model.state_dict(), set(tensors)
-    if model.config.backbone_config.model_type == "reid_part_vit":
-        tensors = to_part_tokens(tensors, model.config.backbone_config)
-    if model.config.backbone_config.model_type == "reid_mgn":
-        tensors = _to_branches(tensors)
-    if model.config.backbone_config.model_type == "timm_wrapper":
-        tensors = to_grid(tensors, model.backbone.model.timm_model)
-    named = {name: (rename(name) or "", tensor) for name, tensor in tensors.items()}
+    if foreign.complete is not None:
+        tensors = foreign.complete(tensors, model)
+    named = {name: (foreign.rename(name) or "", tensor) for name, tensor in tensors.items()}
     used = {target: tensor for target, tensor in named.values() if target in ours}
-    ignored = [name for name, (target, _) in named.items() if target not in ours and IGNORABLE.match(name)]
-    strange = [name for name, (target, _) in named.items() if target not in ours and not IGNORABLE.match(name)]
+    ignorable = re.compile(rf"({'|'.join(filter(None, (IGNORABLE, foreign.ignored)))})(\.|$)")
+    ignored = [name for name, (target, _) in named.items() if target not in ours and ignorable.match(name)]
+    strange = [name for name, (target, _) in named.items() if target not in ours and not ignorable.match(name)]
     misshaped = [
         f"{name} {tuple(tensor.shape)} instead of {tuple(ours[name].shape)}"
         for name, tensor in used.items()
         if tensor.shape != ours[name].shape
     ]
-    # Checkpoints from before PyTorch 0.4 have no batch counters; an ImageNet trunk has no head or neck.
+    # Checkpoints from before PyTorch 0.4 have no batch counters; an ImageNet backbone has no head or neck.
     absent = [name for name in ours if name not in used and not name.endswith("num_batches_tracked")]
     missing = [name for name in absent if name.startswith("backbone.")]
     if strange or misshaped or missing:

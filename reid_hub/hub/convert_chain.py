@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from reid_hub.errors import MissingError, ReIDError
-from reid_hub.hub.convert import NAMES, load_foreign, read_checkpoint
+from reid_hub.hub.convert import foreign_of, load_foreign, read_checkpoint
 from reid_hub.models import ReIDConfig, ReIDModel, WeightChain
 from reid_hub.models.width_scale import at_width
 
@@ -42,9 +42,9 @@ def convert_chain(
     width = len(rows["conv1.weight"]) if "conv1.weight" in rows else 0
     own = {n: t for n, t in tensors.items() if not n.startswith(NOT_TEACHER) and "Gene" not in n}
     teacher = ReIDModel(ReIDConfig.from_variant(variant, **overrides)).eval()
-    rename = NAMES.get(teacher.config.backbone_config.model_type)
     if teacher.config.backbone_config.model_type != "resnet":
         raise ReIDError(f"released chains are of ResNets, {variant} is none")
+    rename = foreign_of(teacher.config).rename
     load_foreign(teacher, own)
     groups = teacher.width_groups()
     labels = _read_tables(Path(tables), {name: axes.rows[0] for name, axes in groups.axes.items()}, rename)

@@ -2,11 +2,11 @@
 
 from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
+from reid_hub.models.backbones import list_variants
 from reid_hub.models.classification_reid import ReIDBackbone, ReIDBackboneConfig, ReIDForImageClassification
 from reid_hub.models.configuration_reid import ReIDConfig
 from reid_hub.models.image_processing_reid import ReIDImageProcessor
 from reid_hub.models.modeling_reid import ReIDModel, ReIDOutput
-from reid_hub.models.variants_reid import list_variants
 from reid_hub.models.weight_chain import WeightChain, WeightChainConfig
 
 __all__ = [

@@ -1,8 +1,45 @@
-"""DenseNet (arXiv:1608.06993), also for pictures of 32x32, with the tensor names of torchvision's `densenet161`."""
+"""DenseNet (arXiv:1608.06993), also for images of 32x32, with the tensor names of torchvision's `densenet161`."""
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from .families import Family, Foreign, Variant, register
+from .variant_fields import progressive
+
+
+@strict
+class DenseNetConfig(PreTrainedConfig):
+    """DenseNet-BC (arXiv:1608.06993) backbone; the default is DenseNet-161.
+
+    Args:
+        growth: channels that a layer adds; its 1x1 convolution makes `bottleneck` times as many first.
+        blocks: layers of each block; a transition between two halves the channels.
+        stem: channels of the first convolution.
+        small_input: for images of 32x32: a first convolution of 3x3 that keeps their size, without norm and pool.
+        dropout: probability behind every convolution but the first, in training.
+
+    Raises:
+        ValueError: if `dropout` is no probability below 1.
+    """
+
+    model_type = "reid_densenet"
+    growth: int = 48
+    blocks: list[int] | tuple[int, ...] = (6, 12, 36, 24)
+    stem: int = 96
+    bottleneck: int = 4
+    small_input: bool = False
+    dropout: float = 0.0
+
+    def __post_init__(self, **kwargs):
+        self.blocks = list(self.blocks)
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be a probability below 1, got {self.dropout}")
+        super().__post_init__(**kwargs)
 
 
 class DenseLayer(nn.Module):
@@ -36,13 +73,13 @@ class Transition(nn.Module):
 
 
 class DenseNet(nn.Module):
-    """DenseNet trunk up to its last norm and ReLU, (B, 3, H, W) -> (B, C, h, w).
+    """DenseNet up to its last norm and ReLU, (B, 3, H, W) -> (B, C, h, w).
 
     Attributes:
         stage_channels, stage_reductions: of the maps that `stages` returns.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: DenseNetConfig):
         super().__init__()
         layers = {"conv0": nn.Conv2d(3, config.stem, 7, stride=2, padding=3, bias=False)}
         if config.small_input:
@@ -83,3 +120,48 @@ class DenseNet(nn.Module):
                 maps.append(x)
             x = layer(x)
         return *maps, self.relu(x)
+
+
+# With the published widths and three pairs ResNet-50 has the size that the paper states, with four it would not;
+# DenseNet-161 has it with the published widths themselves, its stem is wider.
+D161_SIDE = {"stem": [16, 32], "pairs": [[64, 64], [128, 256], [256, 512], [512, 128]]}
+
+
+def _cifar(fields: dict[str, Any] | None = None) -> Variant:
+    """DenseNet-BC-100-12 for images of 32x32."""
+    backbone = {"growth": 12, "blocks": [16, 16, 16], "stem": 24, "small_input": True}
+    image = {
+        "image_size": (32, 32),
+        "image_mean": (0.4914, 0.4822, 0.4465),
+        "image_std": (0.2470, 0.2435, 0.2616),
+    }
+    return Variant(backbone, {"neck": "none", **image, **(fields or {})}, backbone_parameters=765_732)
+
+
+DENSENET = register(
+    Family(
+        name=DenseNetConfig.model_type,
+        title="DenseNet",
+        config=DenseNetConfig,
+        network=DenseNet,
+        # Progressive Transfer Learning: baselines, and networks with a side network.
+        variants={
+            "densenet161": Variant({}, progressive(2208), backbone_parameters=26_472_000),
+            "densenet161-ptl": Variant({}, progressive(2208, D161_SIDE), backbone_parameters=26_472_000),
+            "densenet-bc-100": _cifar(),
+            "densenet-bc-100-ptl": _cifar(progressive(342, {"stem": [16], "pairs": [[32, 32], [64, 64], [128, 128]]})),
+        },
+        # torchvision, whose published files call a layer's `norm1` `norm.1`.
+        foreign=Foreign(
+            names=(
+                (r"(features\..+)\.(norm|conv)\.([12])\.(\w+)", r"backbone.\1.\2\3.\4"),
+                (r"(features\..+)", r"backbone.\1"),
+            )
+        ),
+        citation="""@inproceedings{huang2017densely,
+  title     = {Densely Connected Convolutional Networks},
+  author    = {Huang, Gao and Liu, Zhuang and van der Maaten, Laurens and Weinberger, Kilian Q.},
+  booktitle = {CVPR}, year = {2017}
+}""",
+    )
+)

@@ -1,11 +1,39 @@
 """MGN, Multiple Granularity Network (arXiv:1804.01438): a ResNet whose end exists three times."""
 
 import copy
+import re
+from typing import Any
 
+from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
-from transformers import ResNetConfig
+from transformers import PreTrainedConfig, ResNetConfig
 
-from .backbone_library import LibraryBackbone, set_stride
+from .backbone_library import set_stride
+from .backbone_resnet import BLOCK, IN_BLOCK, RESNET, ResNet
+from .families import Family, Foreign, Variant, register
+
+
+@strict
+class MGNConfig(PreTrainedConfig):
+    """MGN (arXiv:1804.01438) trunk and branches, made of a bottleneck ResNet.
+
+    Args:
+        width: channels of the stem; the four stages put out 4, 8, 16 and 32 times as many.
+        depths: blocks of the stages.
+
+    Raises:
+        ValueError: unless there are four stages, of which the third has a block for the trunk and one for the branches.
+    """
+
+    model_type = "reid_mgn"
+    width: int = 64
+    depths: list[int] | tuple[int, ...] = (3, 4, 6, 3)
+
+    def __post_init__(self, **kwargs):
+        self.depths = list(self.depths)
+        if len(self.depths) != 4 or min(self.depths) < 1 or self.depths[2] < 2:
+            raise ValueError(f"depths must be four numbers from 1, the third from 2, got {self.depths}")
+        super().__post_init__(**kwargs)
 
 
 class MGN(nn.Module):
@@ -21,11 +49,11 @@ class MGN(nn.Module):
 
     branches = 3
 
-    def __init__(self, config):
+    def __init__(self, config: MGNConfig):
         super().__init__()
         widths = [factor * config.width for factor in (4, 8, 16, 32)]
         resnet = ResNetConfig(embedding_size=config.width, hidden_sizes=widths, depths=config.depths)
-        self.trunk = LibraryBackbone(resnet)
+        self.trunk = ResNet(resnet)
         encoder = self.trunk.model.encoder
         third, fourth = encoder.stages[2], encoder.stages[3]
         tail = nn.Sequential(nn.Sequential(*third.layers[1:]), nn.Sequential(*fourth.layers))
@@ -45,3 +73,85 @@ class MGN(nn.Module):
         """The four maps of the trunk, then those of the branches."""
         trunk = self.trunk.stages(pixel_values)
         return *trunk, *(tail(trunk[-1]) for tail in self.tails)
+
+
+# How the public reproduction of MGN calls the parts of a ResNet.
+_TRUNK = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3.0"}
+
+# The blocks of torchvision's ResNet that each branch has for itself.
+_TAIL = re.compile(rf"layer(?:(3)\.([1-9]\d*)|(4)\.(\d+))\.({BLOCK})\.(\w+)")
+
+
+def _in_trunk(name: str) -> str:
+    return (RESNET.foreign.rename(name) or "").replace("backbone.", "backbone.trunk.", 1)
+
+
+def _in_branch(branch: int, block: re.Match[str]) -> str:
+    """The reproduction's name of a tensor of such a block."""
+    _, third, _, fourth, layer, tensor = block.groups()
+    return f"p{branch}.0.{int(third) - 1}.{layer}.{tensor}" if third else f"p{branch}.1.{fourth}.{layer}.{tensor}"
+
+
+def _to_branches(tensors: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
+    """A state dict with everything that MGN's branches have: those of a ResNet's end are its copies."""
+    tensors = dict(tensors)
+    for name, tensor in list(tensors.items()):
+        if match := _TAIL.fullmatch(name):
+            tensors |= {_in_branch(branch, match): tensor for branch in (2, 3)}
+        elif name == "reduction.0.weight":
+            tensors[name] = tensor.flatten(1)  # a 1x1 convolution there
+    return tensors
+
+
+def _reproduced(match: re.Match[str]) -> str:
+    branch, part, block, layer, tensor = match.groups()
+    return f"backbone.tails.{int(branch) - 1}.{part}.{block}.{IN_BLOCK[layer]}.{tensor}"
+
+
+_BRANCH = rf"p([123])\.([01])\.(\d+)\.({BLOCK})\.(\w+)"
+
+
+def _mgn(side: dict[str, Any] | None = None) -> Variant:
+    """MGN as Progressive Transfer Learning's authors reproduced it: eight vectors of 256 numbers."""
+    fields = {
+        "pooling": "branch_stripes",
+        "head": "shared_linear",
+        "head_bias": side is not None,
+        "head_relu": True,
+        "embedding_dim": 256,
+        "neck": "none",
+        "side": side,
+        "image_size": (384, 128),
+        "interpolation": "bicubic",
+    }
+    return Variant({}, fields, backbone_parameters=2_957_376 + 3 * (5_585_920 + 14_964_736))
+
+
+MGN_FAMILY = register(
+    Family(
+        name=MGNConfig.model_type,
+        title="MGN",
+        config=MGNConfig,
+        network=MGN,
+        variants={"mgn": _mgn(), "mgn-ptl": _mgn({"cell": "v1"})},
+        # The public reproduction's, with a classifier for each vector; and torchvision's ResNet, whose end is the first
+        # branch's and is copied for the others.
+        foreign=Foreign(
+            names=(
+                (r"reduction\.0\.(\w+)", r"head.fc.\1"),
+                (r"reduction\.1\.(\w+)", r"head.bn.\1"),
+                (_BRANCH, _reproduced),
+                (_TAIL.pattern, lambda match: re.sub(_BRANCH, _reproduced, _in_branch(1, match))),
+                (r"(?:backbone\.)?([01456])\.(.+)", lambda match: _in_trunk(f"{_TRUNK[match[1]]}.{match[2]}")),
+                (r"(?:conv1|bn1|layer[123])\..+", lambda match: _in_trunk(match[0])),
+            ),
+            complete=_to_branches,
+            ignored=r"fc_id_\w+",
+        ),
+        citation="""@inproceedings{wang2018mgn,
+  title     = {Learning Discriminative Features with Multiple Granularities for Person Re-Identification},
+  author    = {Wang, Guanshuo and Yuan, Yufeng and Chen, Xiong and Li, Jiwei and Zhou, Xi},
+  booktitle = {ACM Multimedia}, year = {2018}
+}""",
+    )
+)

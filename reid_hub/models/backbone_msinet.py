@@ -1,9 +1,13 @@
 """MSINet, two branches that interact (arXiv:2303.07065), with the tensor names of the published checkpoint."""
 
 import torch
+from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
+from transformers import initialization as init
 
-from .backbone_osnet import ChannelGate, ConvLayer, declare_stages, declare_stream, lite_stream
+from .backbone_osnet import CHANNELS, WIDTH, ChannelGate, ConvLayer, declare_stages, declare_stream, lite_stream
+from .families import Family, Foreign, Variant, register
 from .width_groups import WidthGroups
 
 # What an interaction does to the channels of its two branches: `ties` says that both must be numbered alike, and
@@ -62,6 +66,10 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.gamma = nn.Parameter(torch.zeros(1))
 
+    def initialise(self) -> None:
+        """Start as the identity."""
+        init.zeros_(self.gamma)
+
     def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         energy = a.flatten(2) @ b.flatten(2).mT
         return self._attend(a, energy), self._attend(b, energy.mT)
@@ -73,13 +81,43 @@ class CrossAttention(nn.Module):
         return a, b
 
 
-# Their names are `MSINET_INTERACTIONS` of the configuration.
 INTERACTIONS = {
     "none": Unchanged,
     "exchange": Exchange,
     "gate": SharedGate,
     "cross_attention": CrossAttention,
 }
+
+
+@strict
+class MSINetConfig(PreTrainedConfig):
+    """MSINet (arXiv:2303.07065) backbone.
+
+    Args:
+        channels: of the stem and the three stages.
+        genotype: of each of the six cells, the interactions of its two branches in its middle and at its tail: "none",
+            "exchange", "gate" or "cross_attention". The default is the released one, found on MSMT17.
+
+    Raises:
+        ValueError: for another number of cells, or an unknown interaction.
+    """
+
+    model_type = "reid_msinet"
+    channels: list[int] | tuple[int, ...] = (64, 256, 384, 512)
+    genotype: list | tuple = (
+        ("gate", "gate"), ("exchange", "gate"), ("cross_attention", "gate"), ("gate", "none"),
+        ("gate", "cross_attention"), ("exchange", "cross_attention"),
+    )  # fmt: skip
+
+    def __post_init__(self, **kwargs):
+        self.channels = list(self.channels)
+        self.genotype = [list(cell) for cell in self.genotype]
+        if [len(cell) for cell in self.genotype] != [2] * 6:
+            raise ValueError(f"genotype must be six pairs of interactions, got {self.genotype}")
+        unknown = {name for cell in self.genotype for name in cell} - set(INTERACTIONS)
+        if unknown:
+            raise ValueError(f"genotype must be made of {', '.join(INTERACTIONS)}, got {sorted(unknown)}")
+        super().__post_init__(**kwargs)
 
 
 class Cell(nn.Module):
@@ -126,7 +164,7 @@ class Cell(nn.Module):
 
 
 class MSINet(nn.Module):
-    """MSINet trunk, (B, 3, H, W) -> (B, C, H/16, W/16): OSNet's stem, then three stages of two cells.
+    """MSINet, (B, 3, H, W) -> (B, C, H/16, W/16): OSNet's stem, then three stages of two cells.
 
     Attributes:
         stage_channels, stage_reductions: of the maps that `stages` returns.
@@ -134,7 +172,7 @@ class MSINet(nn.Module):
 
     stage_reductions = (4, 8, 16, 16)
 
-    def __init__(self, config):
+    def __init__(self, config: MSINetConfig):
         super().__init__()
         stem, *stages = config.channels
         self.stage_channels = tuple(config.channels)
@@ -168,3 +206,46 @@ class MSINet(nn.Module):
         self.conv1.width_groups(groups.inside("conv1"), "stem")
         outputs = declare_stages(groups, [f"cells.{number}" for number in range(len(self.cells))], "stem")
         return outputs[-3], outputs[-1]
+
+
+def _msinet(channels: list[int], backbone_parameters: int) -> Variant:
+    """The global and the striped vector are compared, and classified behind their necks."""
+    vector = {"pooling": "global_stripes", "neck": "linear_bnneck", "retrieve": "features"}
+    return Variant({"channels": channels}, vector, backbone_parameters)
+
+
+MSINET = register(
+    Family(
+        name=MSINetConfig.model_type,
+        title="MSINet",
+        config=MSINetConfig,
+        network=MSINet,
+        variants={
+            # Only x1.0 was released.
+            "msinet-x1.0": _msinet(CHANNELS["x1.0"], 1_949_539),
+            "msinet-x0.75": _msinet(CHANNELS["x0.75"], 1_110_698),
+            "msinet-x0.5": _msinet(CHANNELS["x0.5"], 506_355),
+            "msinet-x0.25": _msinet(CHANNELS["x0.25"], 136_026),
+        },
+        width=WIDTH,
+        # The authors' names; their BNNecks, head and f_head, stand behind the linear layers fc and f_fc. What a
+        # checkpoint holds beyond: the second vector, where ours has none, and spatial alignment.
+        foreign=Foreign(
+            names=(
+                (r"f_conv\.(\w+)", r"pooling.f_conv.\1"),
+                (r"fc\.(\w+)", r"neck.fc.0.\1"),
+                (r"head\.(\w+)", r"neck.norm.0.\1"),
+                (r"f_fc\.(\w+)", r"neck.fc.1.\1"),
+                (r"f_head\.(\w+)", r"neck.norm.1.\1"),
+                (r"(.+)", r"backbone.\1"),
+            ),
+            ignored=r"f_(fc|classifier|head|conv)|align_module",
+        ),
+        citation="""@inproceedings{gu2023msinet,
+  title     = {{MSINet}: Twins Contrastive Search of Multi-Scale Interaction for Object {ReID}},
+  author    = {Gu, Jianyang and Wang, Kai and Luo, Hao and Chen, Chen and Jiang, Wei and Fang, Yuqiang and
+               Zhang, Shanghang and You, Yang and Zhao, Jian},
+  booktitle = {CVPR}, year = {2023}
+}""",
+    )
+)

@@ -1,8 +1,27 @@
 """OSNet, omni-scale feature learning (arXiv:1905.00953), with the tensor names of torchreid's checkpoints."""
 
+from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
+from .families import Family, Foreign, Variant, Width, register, scale_channels
 from .width_groups import WidthGroups
+
+GATE_REDUCTION = 16
+
+
+@strict
+class OSNetConfig(PreTrainedConfig):
+    """OSNet (arXiv:1905.00953) backbone: `channels` of the stem and the three stages; `ibn` adds instance norms."""
+
+    model_type = "reid_osnet"
+    channels: list[int] | tuple[int, ...] = (64, 256, 384, 512)
+    blocks: int = 2
+    ibn: bool = False
+
+    def __post_init__(self, **kwargs):
+        self.channels = list(self.channels)
+        super().__post_init__(**kwargs)
 
 
 class ConvLayer(nn.Module):
@@ -61,7 +80,7 @@ def declare_stream(groups: WidthGroups, path: str, writes: str, reads: str) -> N
 class ChannelGate(nn.Module):
     """Gates of a stream from its own global average, (B, C, h, w) -> (B, C, h, w) (paper, eq. 3)."""
 
-    def __init__(self, channels: int, reduction: int = 16):
+    def __init__(self, channels: int, reduction: int = GATE_REDUCTION):
         super().__init__()
         self.fc1 = nn.Conv2d(channels, channels // reduction, 1)
         self.fc2 = nn.Conv2d(channels // reduction, channels, 1)
@@ -134,7 +153,7 @@ def declare_stages(groups: WidthGroups, paths: list[str], stream: str) -> list[s
 
 
 class OSNet(nn.Module):
-    """OSNet trunk up to conv5, (B, 3, H, W) -> (B, C, H/16, W/16); the 512-d FC behind it is the model's head.
+    """OSNet up to conv5, (B, 3, H, W) -> (B, C, H/16, W/16); the 512-d FC behind it is the model's embedding layer.
 
     Attributes:
         stage_channels, stage_reductions: of the maps that `stages` returns.
@@ -142,7 +161,7 @@ class OSNet(nn.Module):
 
     stage_reductions = (4, 8, 16, 16)
 
-    def __init__(self, config):
+    def __init__(self, config: OSNetConfig):
         super().__init__()
         stem, *stages = config.channels
         self.out_channels = stages[-1]
@@ -177,3 +196,61 @@ class OSNet(nn.Module):
         *_, stream = declare_stages(groups, paths, "stem")
         self.conv5.width_groups(groups.inside("conv5"), "conv5", stream)
         return ("conv5",)
+
+
+def set_width(backbone: PreTrainedConfig, width: int) -> None:
+    """Scale all channels of an OSNet's or MSINet's configuration to a stem of `width`.
+
+    Raises:
+        ValueError: for a stem that is too narrow for the gates, or broken channel numbers.
+    """
+    if width < GATE_REDUCTION:
+        raise ValueError(
+            "the gates of OSNet and MSINet have one hidden channel in sixteen: the width must be "
+            f"{GATE_REDUCTION} or more, got {width}"
+        )
+    backbone.channels = scale_channels(backbone.channels, backbone.channels[0], width)
+
+
+WIDTH = Width(
+    get=lambda backbone: backbone.channels[0],
+    set=set_width,
+    fields=("channels",),
+    out=lambda backbone: backbone.channels[-1],
+)
+# OSNet and MSINet have the same widths.
+CHANNELS = {
+    "x1.0": [64, 256, 384, 512], "x0.75": [48, 192, 288, 384], "x0.5": [32, 128, 192, 256], "x0.25": [16, 64, 96, 128],
+}  # fmt: skip
+
+
+def _osnet(channels: list[int], backbone_parameters: int, parameters: int) -> Variant:
+    """The 512-d vector behind FC, BN and ReLU is classified, compared and retrieved."""
+    head = {"head": "linear", "head_bias": True, "head_relu": True, "head_init_std": 0.01, "embedding_dim": 512}
+    return Variant({"channels": channels}, {**head, "neck": "none"}, backbone_parameters, parameters)
+
+
+OSNET = register(
+    Family(
+        name=OSNetConfig.model_type,
+        title="OSNet",
+        config=OSNetConfig,
+        network=OSNet,
+        variants={
+            "osnet-x1.0": _osnet(CHANNELS["x1.0"], 1_905_828, 2_169_508),
+            "osnet-x0.75": _osnet(CHANNELS["x0.75"], 1_087_610, 1_285_754),
+            "osnet-x0.5": _osnet(CHANNELS["x0.5"], 497_426, 630_034),
+            "osnet-x0.25": _osnet(CHANNELS["x0.25"], 134_792, 201_864),
+        },
+        width=WIDTH,
+        # torchreid
+        foreign=Foreign(
+            names=((r"fc\.0\.(\w+)", r"head.fc.\1"), (r"fc\.1\.(\w+)", r"head.bn.\1"), (r"(.+)", r"backbone.\1"))
+        ),
+        citation="""@inproceedings{zhou2019osnet,
+  title     = {Omni-Scale Feature Learning for Person Re-Identification},
+  author    = {Zhou, Kaiyang and Yang, Yongxin and Cavallaro, Andrea and Xiang, Tao},
+  booktitle = {ICCV}, year = {2019}
+}""",
+    )
+)

@@ -1,11 +1,18 @@
 """The part-token ViT of PASS (arXiv:2203.03931) and OSKT (arXiv:2511.06016), with PASS's tensor names."""
 
+import math
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedConfig
 from transformers import initialization as init
 
+from .families import BNNECK, Family, Foreign, Variant, Width, register
 from .width_groups import WidthGroups
 
 TOKENS = ("cls_token", "part_token1", "part_token2", "part_token3")
@@ -13,10 +20,71 @@ TOKEN_POSITIONS = ("cls_pos", "part1_pos", "part2_pos", "part3_pos")
 INIT_STD = 0.02  # timm and PASS truncate this normal at +-2, a hundred deviations out: it is a plain normal
 
 
+@strict
+class PartViTConfig(PreTrainedConfig):
+    """ViT with part tokens (PASS, arXiv:2203.03931) and a free width (OSKT, arXiv:2511.06016).
+
+    Args:
+        embed_dim: width E of the patch embedding, the tokens and the positions.
+        width: width D of the blocks and of the output.
+        depth, heads, mlp_ratio: of the blocks.
+        patch_size, stride: of the square patches, in pixels.
+        drop_path: probability that the last block's branches are skipped in training, rising from 0 linearly.
+        image_size: (height, width); a `ReIDConfig` sets its own here.
+
+    Raises:
+        ValueError: if the heads do not divide the width, `drop_path` is no probability below 1, or the image is
+            smaller than a patch.
+    """
+
+    model_type = "reid_part_vit"
+    embed_dim: int = 384
+    width: int = 384
+    depth: int = 12
+    heads: int = 6
+    mlp_ratio: float = 4.0
+    patch_size: int = 16
+    stride: int = 16
+    drop_path: float = 0.1
+    layer_norm_eps: float = 1e-6
+    image_size: list[int] | tuple[int, ...] = (256, 128)
+
+    def __post_init__(self, **kwargs):
+        self.image_size = list(self.image_size)
+        self.validate_blocks()
+        self.validate_grid()
+        super().__post_init__(**kwargs)
+
+    @property
+    def mlp_width(self) -> int:
+        """Channels between the two layers of an MLP."""
+        return int(self.width * self.mlp_ratio)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches along (height, width)."""
+        rows, columns = ((size - self.patch_size) // self.stride + 1 for size in self.image_size)
+        return rows, columns
+
+    def validate_blocks(self):
+        if self.width % self.heads or self.width < self.heads:
+            below = max(self.width // self.heads, 1) * self.heads
+            raise ValueError(
+                f"width must be a multiple of the {self.heads} heads, got {self.width}: the nearest are {below} and "
+                f"{below + self.heads}"
+            )
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"drop_path must be a probability below 1, got {self.drop_path}")
+
+    def validate_grid(self):
+        if min(self.image_size) < self.patch_size:
+            raise ValueError(f"image_size {self.image_size} is smaller than a patch of {self.patch_size} pixels")
+
+
 class PatchEmbedding(nn.Module):
     """Cut into patches and embed each, (B, 3, H, W) -> (B, n, E), row by row."""
 
-    def __init__(self, config):
+    def __init__(self, config: PartViTConfig):
         super().__init__()
         self.proj = PatchConvolution(3, config.embed_dim, config.patch_size, config.stride)
 
@@ -73,9 +141,9 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block; in training each picture skips a branch with probability `drop_path`."""
+    """Pre-norm transformer block; in training each image skips a branch with probability `drop_path`."""
 
-    def __init__(self, config, drop_path: float):
+    def __init__(self, config: PartViTConfig, drop_path: float):
         super().__init__()
         self.norm1 = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
         self.attn = Attention(config.width, config.heads)
@@ -101,13 +169,13 @@ class PartViT(nn.Module):
     of the blocks, so that a student of any width keeps its teacher's embedding.
 
     Raises:
-        ValueError: for a picture of another size than the positions are made for.
+        ValueError: for a image of another size than the positions are made for.
     """
 
     # OSKT clusters the rows of a ViT by angle, those of a CNN by Euclidean distance.
     row_distance = "cosine"
 
-    def __init__(self, config):
+    def __init__(self, config: PartViTConfig):
         super().__init__()
         self.out_channels, self.heads = config.width, config.heads
         self.image_size = tuple(config.image_size)
@@ -132,7 +200,7 @@ class PartViT(nn.Module):
             got = "x".join(map(str, pixel_values.shape[2:]))
             due = "x".join(map(str, self.image_size))
             raise ValueError(
-                f"the positions of this ViT are for pictures of {due}, got {got} (height x width): resize the pictures "
+                f"the positions of this ViT are for images of {due}, got {got} (height x width): resize the images "
                 f"to {due}, or build the model with image_size={tuple(pixel_values.shape[2:])}"
             )
         tokens = torch.cat([getattr(self, name) for name in TOKENS], 1)
@@ -187,3 +255,127 @@ def _linear(in_features: int, out_features: int) -> nn.Linear:
     layer = nn.Linear(in_features, out_features)
     layer.init_std = INIT_STD  # read by ReIDModel._init_weights, which sees leaves only
     return layer
+
+
+NOISE_STD, NOISE_SEED = 0.02, 0
+
+# What files of DeiT hold besides a ViT, and of ImageNet's and self-supervised training.
+VIT_HEADS = "head_dist|dist_token|pre_logits"
+
+
+def _to_part_tokens(tensors: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
+    """The state dict of a ViT with everything that our part-token ViT has; nothing is replaced.
+
+    A network with one class token (`pos_embed` (1, 1 + n, E)) gives its position to the class token, and the part
+    tokens begin as copies of the class token with a little noise, always the same. Positions of another grid are
+    resized bilinearly. `dw`, which only OSKT has, is the identity where the widths agree.
+
+    Raises:
+        ValueError: if the grid of the positions cannot be told.
+    """
+    tensors, config = dict(tensors), model.config.backbone_config
+    positions, token = tensors.get("pos_embed"), tensors.get("cls_token")
+    if positions is not None and positions.ndim != 3:
+        positions = None  # stays as it is, to be named as misshaped
+    if positions is not None and token is not None and "cls_pos" not in tensors:
+        # Rows of a distilled DeiT: class, distillation, patches.
+        patches_from = 2 if "dist_token" in tensors else 1
+        tensors["cls_pos"], positions = positions[:, :1], positions[:, patches_from:]
+        generator = torch.Generator().manual_seed(NOISE_SEED)
+        for part in (1, 2, 3):
+            for name, source in ((f"part_token{part}", token), (f"part{part}_pos", tensors["cls_pos"])):
+                noise = torch.randn(source.shape, generator=generator, dtype=torch.float32)
+                tensors.setdefault(name, source + NOISE_STD * noise.to(source.dtype))
+    if positions is not None:
+        tensors["pos_embed"] = resize_positions(positions, config.grid)
+    if config.embed_dim == config.width:
+        tensors.setdefault("dw.weight", torch.eye(config.width))
+    return tensors
+
+
+def resize_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Positions (1, n, E) on another grid, (1, rows * columns, E).
+
+    ImageNet's grids are square, PASS's and TransReID's twice as high as wide; no number is both a square and twice one.
+    """
+    count = positions.shape[1]
+    side, half = math.isqrt(count), math.isqrt(count // 2)
+    old = (side, side) if side * side == count else (2 * half, half)
+    if old[0] * old[1] != count:
+        if count == grid[0] * grid[1]:  # overlapping patches, 21 x 10: right as they are
+            return positions
+        raise ValueError(
+            f"cannot tell the grid of {count} positions, which is neither n x n nor 2n x n, to resize it to "
+            f"{grid[0]} x {grid[1]}: build the model with the stride and image size that the file was trained with"
+        )
+    if old == tuple(grid):
+        return positions
+    board = positions.float().unflatten(1, old).permute(0, 3, 1, 2)
+    board = F.interpolate(board, size=tuple(grid), mode="bilinear", align_corners=False)
+    return board.flatten(2).transpose(1, 2).to(positions.dtype)
+
+
+def _set_width(backbone: PreTrainedConfig, width: int) -> None:
+    if width % backbone.heads:
+        raise ValueError(
+            f"the width of a ViT must be a multiple of its {backbone.heads} heads, from {backbone.heads} to the "
+            f"teacher's {backbone.width}, got {width}"
+        )
+    backbone.width = width
+
+
+def _set_size(backbone: PreTrainedConfig, image_size: Sequence[int]) -> None:
+    backbone.image_size = list(image_size)
+    backbone.validate_grid()
+
+
+def _part_vit(embed_dim: int, heads: int, width: int, backbone_parameters: int) -> Variant:
+    """PASS as OSKT uses it: a student keeps its teacher's patch embedding."""
+    fields = {
+        "pooling": "part_tokens",
+        "neck": "part_bnneck",
+        "retrieve": "features",
+        "image_mean": (0.5, 0.5, 0.5),
+        "image_std": (0.5, 0.5, 0.5),
+    }
+    return Variant({"embed_dim": embed_dim, "width": width, "heads": heads}, fields, backbone_parameters)
+
+
+PART_VIT = register(
+    Family(
+        name=PartViTConfig.model_type,
+        title="the part-token ViT",
+        config=PartViTConfig,
+        network=PartViT,
+        # OSKT (arXiv:2511.06016), table A3: teachers, and students with the teacher's heads in narrower blocks. The
+        # paper prints millions, without tokens and positions and with a patch embedding as narrow as the blocks.
+        variants={
+            "vit-s": _part_vit(384, 6, 384, 21_789_312),
+            "vit-b": _part_vit(768, 12, 768, 86_340_864),
+            "vit-s-s1": _part_vit(384, 6, 120, 2_486_160),
+            "vit-s-s2": _part_vit(384, 6, 168, 4_502_832),
+            "vit-b-s1": _part_vit(768, 12, 264, 10_975_728),
+            "vit-b-s2": _part_vit(768, 12, 336, 17_263_200),
+        },
+        width=Width(get=lambda backbone: backbone.width, set=_set_width, fields=("embed_dim", "width", "heads")),
+        # PASS's names, whose BNNecks of the parts are called bottleneck and bottleneck_1..3; also TransReID, DeiT and
+        # timm, whose one class token is completed to four.
+        foreign=Foreign(
+            names=(
+                (rf"bottleneck\.({BNNECK})", r"neck.parts.0.\1"),
+                (rf"bottleneck_([123])\.({BNNECK})", r"neck.parts.\1.\2"),
+                (r"(.+)", r"backbone.\1"),
+            ),
+            complete=_to_part_tokens,
+            ignored=VIT_HEADS,
+        ),
+        fixes_size=lambda backbone: True,  # it has a position for each patch
+        set_size=_set_size,
+        vector_fields=("heads", "layer_norm_eps", "stride"),
+        citation="""@inproceedings{zhu2022pass,
+  title     = {{PASS}: Part-Aware Self-Supervised Pre-Training for Person Re-Identification},
+  author    = {Zhu, Kuan and Guo, Haiyun and Yan, Tianyi and Zhu, Yousong and Wang, Jinqiao and Tang, Ming},
+  booktitle = {ECCV}, year = {2022}
+}""",
+    )
+)

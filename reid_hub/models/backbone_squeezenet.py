@@ -1,10 +1,22 @@
 """SqueezeNet 1.0 (arXiv:1602.07360), with the tensor names of torchvision's `squeezenet1_0`."""
 
 import torch
+from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from .families import Family, Foreign, Variant, register
+from .variant_fields import factorized
 
 # Fire modules between the three max pools: (squeeze, expand) channels; a module puts out twice `expand`.
 STAGES = [[(16, 64), (16, 64), (32, 128)], [(32, 128), (48, 192), (48, 192), (64, 256)], [(64, 256)]]
+
+
+@strict
+class SqueezeNetConfig(PreTrainedConfig):
+    """SqueezeNet 1.0 (arXiv:1602.07360) backbone without its classifier."""
+
+    model_type = "reid_squeezenet"
 
 
 class Fire(nn.Module):
@@ -23,7 +35,7 @@ class Fire(nn.Module):
 
 
 class SqueezeNet(nn.Module):
-    """SqueezeNet trunk, (B, 3, H, W) -> (B, 512, h, w) with stride 16; 256x128 gives 15x7.
+    """SqueezeNet 1.0, (B, 3, H, W) -> (B, 512, h, w) with stride 16; 256x128 gives 15x7.
 
     Attributes:
         stage_channels, stage_reductions: of the maps that `stages` returns.
@@ -32,7 +44,7 @@ class SqueezeNet(nn.Module):
     stage_channels = (96, *(2 * stage[-1][1] for stage in STAGES))
     stage_reductions = (4, 4, 8, 16)
 
-    def __init__(self, config):
+    def __init__(self, config: SqueezeNetConfig):
         super().__init__()
         layers, width = [nn.Conv2d(3, 96, 7, stride=2), nn.ReLU()], 96
         for stage in STAGES:
@@ -57,3 +69,23 @@ class SqueezeNet(nn.Module):
             if pooled and not maps:
                 maps.append(x)
         return *maps, x
+
+
+SQUEEZENET = register(
+    Family(
+        name=SqueezeNetConfig.model_type,
+        title="SqueezeNet",
+        config=SqueezeNetConfig,
+        network=SqueezeNet,
+        # A student of Factorized Distillation, table 1.
+        variants={"squeezenet": Variant({}, factorized(512), backbone_parameters=735_424, parameters=998_592)},
+        # torchvision
+        foreign=Foreign(names=((r"(features\..+)", r"backbone.\1"),)),
+        citation="""@article{iandola2016squeezenet,
+  title   = {{SqueezeNet}: {AlexNet}-level accuracy with 50x fewer parameters and <0.5{MB} model size},
+  author  = {Iandola, Forrest N. and Han, Song and Moskewicz, Matthew W. and Ashraf, Khalid and Dally, William J. and
+             Keutzer, Kurt},
+  journal = {arXiv:1602.07360}, year = {2016}
+}""",
+    )
+)

@@ -12,6 +12,7 @@ from typing import Any
 import torch.distributed as dist
 from safetensors import SafetensorError
 
+from .backbones import carry_family, family_of
 from .image_processing_reid import ReIDImageProcessor
 
 # Fields of the configuration that change an embedding without changing a weight.
@@ -21,8 +22,6 @@ VECTOR_FIELDS = (
 )  # fmt: skip
 # The same; these count only where they are set, so that the digests of older models stay what they were.
 LATER_VECTOR_FIELDS = ("resize_shortest", "side", "stride1_stage")
-# The same, of the backbone's configuration.
-BACKBONE_VECTOR_FIELDS = ("heads", "layer_norm_eps", "num_attention_heads", "stride")
 
 # With these files beside it, sentence-transformers 6 loads a checkpoint as an image model.
 SENTENCE_TRANSFORMERS = {
@@ -50,10 +49,9 @@ class CheckpointMixin:
         config = self.config.to_dict()
         later = {key: config[key] for key in LATER_VECTOR_FIELDS if config.get(key)}
         config = {key: value for key, value in config.items() if key in VECTOR_FIELDS} | later
-        backbone = getattr(self.config, "backbone_config", None)
-        config |= {
-            f"backbone.{key}": getattr(backbone, key) for key in BACKBONE_VECTOR_FIELDS if hasattr(backbone, key)
-        }
+        if (backbone := getattr(self.config, "backbone_config", None)) is not None:
+            names = family_of(backbone).vector_fields
+            config |= {f"backbone.{name}": getattr(backbone, name) for name in names if hasattr(backbone, name)}
         digest.update(json.dumps(config, sort_keys=True).encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())
@@ -79,6 +77,7 @@ class CheckpointMixin:
         temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
         try:
             super().save_pretrained(temporary, **kwargs)
+            carry_family(temporary, getattr(self.config, "teacher_config", self.config).backbone_config)
             files = dict(self.write_companions(temporary))
             if results is not None:
                 files["results.json"] = results

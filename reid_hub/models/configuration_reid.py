@@ -1,13 +1,13 @@
 """Configuration of a re-identification model: its backbone, how a map becomes a vector, and the input."""
 
-import copy
 from dataclasses import fields
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
-from .configuration_backbones import OWN_BACKBONES, MGNConfig, PartViTConfig
-from .variants_reid import find_variant
+from .backbone_mgn import MGNConfig
+from .backbone_part_vit import PartViTConfig
+from .backbones import at_size, find_variant, read_config
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 POOLINGS = ("avg", "max", "gem", "stabilised_max", "cls", "patches", "global_stripes", "part_tokens", "branch_stripes")
@@ -115,7 +115,7 @@ class ReIDConfig(PreTrainedConfig):
         if unknown:
             known = sorted(field.name for field in fields(ReIDConfig) if field.name not in _base_fields())
             raise ValueError(f"unknown configuration keys {sorted(unknown)}; a ReIDConfig has {', '.join(known)}")
-        self.backbone_config = _backbone_config(self.backbone_config or find_variant("res50")["backbone_config"])
+        self.backbone_config = read_config(self.backbone_config or find_variant("res50")["backbone_config"])
         for name in ("image_size", "image_mean", "image_std", "classifier_hidden"):
             setattr(self, name, list(getattr(self, name)))
         # @strict would run these too, but wraps what they raise in an error that is no ValueError.
@@ -127,14 +127,7 @@ class ReIDConfig(PreTrainedConfig):
         if self.side is not None:
             self.side = {"cell": "v1", "memory": True, **self.side}
         self.validate_compression()
-        if self.backbone_config.model_type == PartViTConfig.model_type:
-            # A ViT has a position for each patch, and the size of the picture is said in one place.
-            self.backbone_config = copy.deepcopy(self.backbone_config)
-            self.backbone_config.image_size = list(self.image_size)
-            self.backbone_config.validate_grid()
-        elif "img_size" in (getattr(self.backbone_config, "model_args", None) or {}):  # the same, of a ViT of timm
-            self.backbone_config = copy.deepcopy(self.backbone_config)
-            self.backbone_config.model_args["img_size"] = list(self.image_size)
+        self.backbone_config = at_size(self.backbone_config, self.image_size)  # which is said in one place, here
         super().__post_init__(**kwargs)
 
     def validate_choices(self):
@@ -239,12 +232,7 @@ class ReIDConfig(PreTrainedConfig):
             ValueError: for an unknown variant or field; the nearest name is offered.
             ImportError: for "timm/NAME" without the timm library.
         """
-        if name.startswith("timm/"):
-            from .backbone_timm import timm_variant
-
-            base = timm_variant(name.removeprefix("timm/"), tuple(overrides.get("image_size", cls.image_size)))
-        else:
-            base = copy.deepcopy(find_variant(name))
+        base = find_variant(name, overrides.get("image_size", cls.image_size))
         if base.get("side") is not None and isinstance(overrides.get("side"), dict):
             overrides["side"] = {**base["side"], **overrides["side"]}
         return cls(**{"variant": name, **base, **overrides})
@@ -256,17 +244,3 @@ def _are_widths(value) -> bool:
 
 def _base_fields() -> set[str]:
     return {field.name for field in fields(PreTrainedConfig)}
-
-
-def _backbone_config(config: dict | PreTrainedConfig) -> PreTrainedConfig:
-    if isinstance(config, PreTrainedConfig):
-        return config
-    config = copy.deepcopy(config)
-    model_type = config.pop("model_type", None)
-    if model_type in OWN_BACKBONES:
-        return OWN_BACKBONES[model_type](**config)
-    if model_type is None:
-        raise ValueError(
-            f"backbone_config needs a model_type: one of {', '.join(OWN_BACKBONES)} or one of transformers'"
-        )
-    return AutoConfig.for_model(model_type, **config)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,16 +10,10 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from .backbone_densenet import DenseNet
-from .backbone_library import LibraryBackbone
-from .backbone_mgn import MGN
-from .backbone_msinet import CrossAttention, MSINet
-from .backbone_osnet import OSNet
-from .backbone_part_vit import PartViT
-from .backbone_squeezenet import SqueezeNet
+from .backbones import FAMILIES, build_backbone
 from .bconv import all_memory, set_memory
 from .checkpoint_reid import CheckpointMixin
-from .configuration_reid import RETRIEVALS, ReIDConfig
+from .configuration_reid import ReIDConfig
 from .encoding_reid import EncodingMixin
 from .head_linear import LinearHead, SharedLinearHead
 from .head_low_rank import LowRank
@@ -30,16 +23,6 @@ from .layers import BNNeck, GeMPool, PartBNNeck, PartTokens, build_neck, build_p
 from .quantization import Quantizer
 from .side_network import build_side
 from .width_groups import WidthGroups
-
-# Backbones of our own by the model_type of their configuration; everything else is a library's.
-BACKBONES: dict[str, Callable[[Any], nn.Module]] = {
-    "reid_osnet": OSNet,
-    "reid_msinet": MSINet,
-    "reid_part_vit": PartViT,
-    "reid_squeezenet": SqueezeNet,
-    "reid_densenet": DenseNet,
-    "reid_mgn": MGN,
-}
 
 # What shortens an embedding, by `config.compression`: (in_features, dim) -> module.
 COMPRESSIONS: dict[str, Callable[[int, int], nn.Module]] = {"slice": Slice, "low_rank": LowRank, "pruned": Pruned}
@@ -86,16 +69,8 @@ class ReIDModel(CheckpointMixin, EncodingMixin, PreTrainedModel):
 
     def __init__(self, config: ReIDConfig):
         super().__init__(config)
-        backbone = config.backbone_config
-        if backbone.model_type in BACKBONES:
-            for name in ("last_stride", "stride1_stage"):
-                if (value := getattr(config, name)) is not None:
-                    raise ValueError(
-                        f"{name}={value} is for a ResNet, {backbone.model_type} has its own strides: leave it at None"
-                    )
-            self.backbone = BACKBONES[backbone.model_type](backbone)
-        else:
-            self.backbone = LibraryBackbone(backbone, config.last_stride, config.stride1_stage)
+        strides = {"last_stride": config.last_stride, "stride1_stage": config.stride1_stage}
+        self.backbone = build_backbone(config.backbone_config, **strides)
         self.pooling = build_pooling(config, self.backbone)
         self.side = build_side(config, self.backbone)
         self.part_dims = getattr(self.pooling, "part_dims", (self.backbone.out_channels,))
@@ -131,22 +106,17 @@ class ReIDModel(CheckpointMixin, EncodingMixin, PreTrainedModel):
         return COMPRESSIONS[config.compression](full, dim), quantizer
 
     @can_return_tuple
-    def forward(
-        self, pixel_values: Tensor, quantized: bool = True, retrieve: str | None = None, **kwargs
-    ) -> ReIDOutput:
-        """Embed a batch of normalised images.
+    def forward(self, pixel_values: Tensor, quantized: bool = True, **kwargs) -> ReIDOutput:
+        """Embed a batch of normalised pictures.
 
         Args:
             quantized: whether a model with a quantiser gives what its codes decode to, or what they are made of.
-            retrieve: which vector the embeddings are in evaluation, "neck" or "features" (default: the
-                configuration's). What a compressed model shortens is always the configuration's.
 
         Raises:
-            ValueError: unless `pixel_values` is (B, 3, H, W) and `retrieve` one of these.
+            ValueError: unless `pixel_values` is (B, 3, H, W).
         """
         if pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
             raise ValueError(f"pixel_values must be (B, 3, H, W), got {tuple(pixel_values.shape)}")
-        retrieve = self._retrieves(retrieve)
         takes_stages = self.side is not None or getattr(self.pooling, "takes_stages", False)
         stages = self.backbone.stages(pixel_values) if takes_stages else (self.backbone(pixel_values),)
         pooled = self._pool(stages)
@@ -154,20 +124,13 @@ class ReIDModel(CheckpointMixin, EncodingMixin, PreTrainedModel):
             pooled = torch.cat([pooled, self._pool(self.side(pixel_values, stages))], -1)
         features = self.head(fuse_parts(pooled) if isinstance(self.pooling, PartTokens) else pooled)
         embeddings = features
-        if self.training or retrieve == "neck":
+        if self.training or self.config.retrieve == "neck":
             embeddings = self.neck(pooled if isinstance(self.neck, PartBNNeck) else features)
         if self.compression is not None:
             features = embeddings = self.compression(embeddings)
             if quantized:
                 features = embeddings = self.quantizer(embeddings)
         return ReIDOutput(embeddings, features, stages[-1], embeddings)
-
-    def _retrieves(self, retrieve: str | None) -> str:
-        if retrieve is None or self.compression is not None:
-            return self.config.retrieve
-        if retrieve not in RETRIEVALS:
-            raise ValueError(f"retrieve must be one of {', '.join(RETRIEVALS)}, got {retrieve!r}")
-        return retrieve
 
     def _pool(self, maps: tuple[Tensor, ...]) -> Tensor:
         return self.pooling(maps if getattr(self.pooling, "takes_stages", False) else maps[-1])
@@ -195,9 +158,10 @@ class ReIDModel(CheckpointMixin, EncodingMixin, PreTrainedModel):
             ValueError: for a backbone that does not declare its channels.
         """
         if not hasattr(self.backbone, "width_groups"):
+            declared = ", ".join(family.title for family in FAMILIES.values() if family.width is not None)
             raise ValueError(
                 f"the channels of a {self.config.backbone_config.model_type!r} backbone are not declared; width groups "
-                "exist for ResNet, OSNet, MSINet and the part-token ViT"
+                f"exist for {declared}"
             )
         if self.side is not None:
             raise ValueError("the channels of a side network are not declared: models with one have no width groups")
@@ -235,8 +199,6 @@ class ReIDModel(CheckpointMixin, EncodingMixin, PreTrainedModel):
             init.zeros_(module.num_batches_tracked)
         elif isinstance(module, GeMPool):
             init.constant_(module.p, module.initial_p)
-        elif isinstance(module, CrossAttention):
-            init.zeros_(module.gamma)
         if isinstance(module, (BNNeck, nn.BatchNorm1d, nn.BatchNorm2d, nn.InstanceNorm2d, nn.LayerNorm)):
             init.ones_(module.weight)
             if hasattr(module, "gain_std"):

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoConfig
 
 from reid_hub.models import ReIDConfig, ReIDModel, WeightChain, WeightChainConfig
+from reid_hub.models.backbones import takes_any_size
 from reid_hub.training import Recipe
 
 if TYPE_CHECKING:
@@ -139,9 +140,8 @@ def is_checkpoint(name: str) -> bool:
 
 
 def has_free_size(config: ReIDConfig) -> bool:
-    """Whether a trained model takes pictures of any size; not one that has a position for each patch."""
-    backbone = config.backbone_config
-    return not (backbone.model_type == "reid_part_vit" or "img_size" in (getattr(backbone, "model_args", None) or {}))
+    """Whether a trained model takes images of any size; not one that has a position for each patch."""
+    return takes_any_size(config.backbone_config)
 
 
 def check_free_size(config: ReIDConfig, image_size: Sequence[int]) -> None:

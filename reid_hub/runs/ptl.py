@@ -9,7 +9,7 @@ from reid_hub.evaluation import read_results
 from reid_hub.files import atomic_file
 from reid_hub.methods import STDMethod
 from reid_hub.models import ReIDModel, list_variants
-from reid_hub.models.variants_reid import find_variant
+from reid_hub.models.backbones import find_variant
 from reid_hub.registry import lookup
 from reid_hub.runs.models import model_to_train, open_model
 from reid_hub.runs.processes import is_main_process

@@ -5,7 +5,7 @@ import torch
 
 from reid_hub import ReIDConfig, ReIDModel
 from reid_hub.evaluation.cost import count_macs, measure_cost
-from reid_hub.models.variants_reid import VARIANTS
+from reid_hub.models.families import FAMILIES
 
 
 def build_on_meta(variant: str, **overrides) -> ReIDModel:
@@ -17,33 +17,27 @@ def count(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-@pytest.mark.parametrize(
-    ("variant", "published"),
-    [
-        ("res50-s1", 374_152), ("res50-s2", 611_088), ("res50-s3", 1_480_976), ("res50-s4", 2_421_280),
-        ("res50-s5", 5_892_640), ("res50-s6", 9_638_976), ("res50", 23_508_032),
-        ("osnet-x1.0", 1_905_828), ("osnet-x0.75", 1_087_610), ("osnet-x0.5", 497_426), ("osnet-x0.25", 134_792),
-        ("msinet-x1.0", 1_949_539), ("msinet-x0.75", 1_110_698), ("msinet-x0.5", 506_355), ("msinet-x0.25", 136_026),
-        ("squeezenet", 735_424), ("densenet161", 26_472_000), ("densenet-bc-100", 765_732),
-        ("mgn", 2_957_376 + 3 * (5_585_920 + 14_964_736)),
-    ],
-)  # fmt: skip
-def test_trunk_has_the_published_number_of_parameters(variant, published):
-    assert count(build_on_meta(variant).backbone) == published
+PUBLISHED = {
+    name: variant
+    for family in FAMILIES.values()
+    for name, variant in family.variants.items()
+    if variant.backbone_parameters is not None or variant.parameters is not None
+}
 
 
-@pytest.mark.parametrize(
-    ("variant", "published"),
-    [
-        # Factorized Distillation, table 1: trunk, embedding FC without bias, and BN.
-        ("squeezenet", 998_592), ("res18a", 11_439_680), ("res50a", 24_557_632), ("res50b", 27_706_432),
-        ("res101a", 43_549_760), ("res152a", 59_193_408), ("res152b", 62_342_208),
-        # OSNet with its 512-d embedding.
-        ("osnet-x1.0", 2_169_508), ("osnet-x0.75", 1_285_754), ("osnet-x0.5", 630_034), ("osnet-x0.25", 201_864),
-    ],
-)  # fmt: skip
-def test_model_has_the_published_number_of_parameters(variant, published):
-    assert count(build_on_meta(variant)) == published
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_variant_has_the_published_number_of_parameters(name):
+    """The figures are beside the variants, in the file of their family."""
+    variant, model = PUBLISHED[name], build_on_meta(name)
+    assert variant.backbone_parameters in (None, count(model.backbone))
+    assert variant.parameters in (None, count(model))
+
+
+def test_every_family_with_variants_has_published_numbers():
+    with_variants = {name: set(family.variants) for name, family in FAMILIES.items() if family.variants}
+    assert len(with_variants) == 8
+    assert [name for name, variants in with_variants.items() if not variants & set(PUBLISHED)] == []
+    assert len(PUBLISHED) >= 40
 
 
 @pytest.mark.parametrize(
@@ -201,7 +195,7 @@ def test_osnet_checkpoint_has_the_published_number_of_entries():
     assert len(with_ibn) + classifier == 568
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [name for family in FAMILIES.values() for name in family.variants])
 def test_every_variant_states_the_width_it_has(variant):
     model = build_on_meta(variant)
     with torch.device("meta"):
@@ -259,7 +253,7 @@ def test_a_stage_without_a_stride_is_asked_of_a_resnet():
                 {"stride1_stage": 3},
                 "is for a ResNet, reid_squeezenet has its own strides",
             ),
-            ("timm/vit_tiny_patch16_224", {"stride1_stage": 3}, "needs a trunk with a strided last stage but one"),
+            ("timm/vit_tiny_patch16_224", {"stride1_stage": 3}, "needs a backbone with a strided last stage but one"),
             ("res18", {"stride1_stage": 2}, "stride1_stage must be one of None, 3, 4, got 2"),
         ):
             with pytest.raises(ValueError, match=reason):

@@ -8,8 +8,7 @@ import torch.nn.functional as F
 
 from reid_hub import ReIDConfig, ReIDModel
 from reid_hub.methods import METHODS
-from reid_hub.models.backbone_msinet import INTERACTIONS, Cell
-from reid_hub.models.configuration_backbones import MSINetConfig
+from reid_hub.models.backbone_msinet import INTERACTIONS, Cell, MSINetConfig
 from reid_hub.training import RECIPES, build_optimizer
 
 TINY = {"backbone_config": {"model_type": "reid_msinet", "channels": [16, 64, 80, 96]}, "image_size": (64, 32)}
@@ -189,7 +188,7 @@ def test_one_step_of_the_recipe_moves_every_parameter():
     options = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, "options": recipe.optimizer_options}
     optimizer = build_optimizer(method, recipe.optimizer, **options)
     before = {name: parameter.detach().clone() for name, parameter in method.named_parameters()}
-    outputs = method({"pixel_values": torch.randn(8, 3, 64, 32), "pids": torch.arange(4).repeat_interleave(2)})
+    outputs = method(torch.randn(8, 3, 64, 32), torch.arange(4).repeat_interleave(2))
     outputs["loss"].backward()
     optimizer.step()
     assert set(outputs) == {"loss", "identity", "triplet"}

@@ -12,8 +12,7 @@ from transformers import AutoModel, dynamic_module_utils
 
 from reid_hub import ReIDConfig, ReIDModel
 from reid_hub.methods import SupervisedMethod
-from reid_hub.models.backbone_part_vit import Block, PartViT
-from reid_hub.models.configuration_backbones import PartViTConfig
+from reid_hub.models.backbone_part_vit import Block, PartViT, PartViTConfig
 from reid_hub.training.optimizers import build_optimizer
 from reid_hub.training.recipes import RECIPES
 
@@ -126,7 +125,8 @@ def test_each_token_has_its_own_bnneck_and_training_classifies_behind_them():
         ]
         torch.testing.assert_close(output.embeddings, torch.cat([g, sum(parts) / 3], 1))
         torch.testing.assert_close(output.features, torch.cat([tokens[:, 0], tokens[:, 1:4].mean(1)], 1))
-        output = model.eval()(x, retrieve="neck")
+        model.eval().config.retrieve = "neck"
+        output = model(x)
         statistics = [(n.running_mean, n.running_var, n.weight) for n in model.neck.parts]
         g, *parts = [
             (output.feature_map[:, i] - mean) / (var + 1e-5).sqrt() * weight
@@ -214,7 +214,7 @@ def test_the_size_of_the_picture_is_said_once():
     assert ReIDModel(config).backbone.pos_embed.shape == (1, 32, 12)
     assert ReIDConfig.from_variant("vit-s", image_size=(384, 128)).backbone_config.grid == (24, 8)
     model = make()
-    with pytest.raises(ValueError, match=r"pictures of 64x32, got 32x64 .* build the model with image_size=\(32, 64\)"):
+    with pytest.raises(ValueError, match=r"images of 64x32, got 32x64 .* build the model with image_size=\(32, 64\)"):
         model(torch.zeros(1, 3, 32, 64))  # as many patches, in another order
     with pytest.raises(ValueError, match="smaller than a patch"):
         ReIDConfig.from_variant("vit-s", image_size=(8, 64))
@@ -295,7 +295,7 @@ def test_the_vit_recipe_trains_every_parameter_in_one_step():
         method, recipe.optimizer, lr=recipe.learning_rate, weight_decay=recipe.weight_decay,
         bias_lr_factor=recipe.bias_lr_factor, options=recipe.optimizer_options,
     )  # fmt: skip
-    outputs = method({"pixel_values": pictures(8), "pids": torch.arange(8) // 2})
+    outputs = method(pictures(8), torch.arange(8) // 2)
     assert all(value.isfinite() for value in outputs.values())
     outputs["loss"].backward()
     for name, parameter in method.named_parameters():

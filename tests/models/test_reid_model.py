@@ -170,15 +170,8 @@ def test_neck_decides_what_is_classified_and_retrieve_what_is_searched():
     with torch.no_grad():
         output = model(x)
         assert torch.equal(output.embeddings, output.features)  # retrieve="features"
-        asked = model(x, retrieve="neck")
-        assert torch.equal(asked.features, output.features)
-        assert torch.equal(asked.embeddings, model.neck(output.features))
-        assert torch.equal(model.embed(x, retrieve="neck"), asked.embeddings)
-        trained = model.train()(x, retrieve="features")
-    assert not torch.equal(trained.embeddings, trained.features)
-    assert model.config.retrieve == "features"
-    with pytest.raises(ValueError, match="retrieve must be one of neck, features, got 'head'"):
-        model(x, retrieve="head")
+        output = model.train()(x)
+    assert not torch.equal(output.embeddings, output.features)
 
 
 def test_tuple_output_and_pooler_name():
@@ -297,7 +290,7 @@ def test_unknown_names_offer_the_nearest():
         ReIDModel(ReIDConfig.from_variant("res18-x0.25", pooling="patches"))
     with pytest.raises(ValueError, match="embedding_dim belongs to"):
         ReIDConfig.from_variant("res50", embedding_dim=64)
-    with pytest.raises(ValueError, match="needs a trunk with a strided last stage"):
+    with pytest.raises(ValueError, match="needs a backbone with a strided last stage"):
         ReIDModel(ReIDConfig.from_variant("timm/vit_tiny_patch16_224", last_stride=1))
     with pytest.raises(ValueError, match="pixel_values must be"):
         make("resnet")(torch.zeros(3, 128, 64))

@@ -25,7 +25,7 @@ from reid_hub import ReIDConfig, ReIDModel
 from reid_hub.hub.convert import load_foreign
 from reid_hub.methods.kdep import Tap, Teacher
 from reid_hub.methods.kdep.tap import left_out, trailing_relus
-from reid_hub.models.backbone_timm import TimmModel
+from reid_hub.models.timm_model import TimmModel
 from reid_hub.runs.teachers import open_teacher
 
 from .small import model
@@ -357,7 +357,7 @@ def test_what_is_no_teacher_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"it has no config\.json"):
         open_teacher(tmp_path)
     reads = saved(tmp_path / "bert", AutoModel.from_config(BertConfig(**SMALL_VIT, vocab_size=50)))
-    with pytest.raises(ValueError, match=r"no image model whose feature is known.*makes no feature map of a picture"):
+    with pytest.raises(ValueError, match=r"no image model whose feature is known.*makes no feature map of an image"):
         open_teacher(reads)
     config = LIBRARY_CONFIGS["mobilevit"].to_dict()
     twice = MobileViTConfig(**{**config, "neck_hidden_sizes": [3, *config["neck_hidden_sizes"][1:]]})

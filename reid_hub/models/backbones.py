@@ -1,0 +1,124 @@
+"""The backbones: one line for each family of the package, and what is looked up in them."""
+
+import copy
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import AutoConfig, PreTrainedConfig
+
+from .backbone_densenet import DenseNet as DenseNet
+from .backbone_library import LibraryBackbone as LibraryBackbone
+from .backbone_mgn import MGN as MGN
+from .backbone_msinet import MSINet as MSINet
+from .backbone_osnet import OSNet as OSNet
+from .backbone_part_vit import PartViT as PartViT
+from .backbone_resnet import ResNet as ResNet
+from .backbone_squeezenet import SqueezeNet as SqueezeNet
+from .backbone_timm import TimmBackbone as TimmBackbone
+from .families import FAMILIES, Family, is_foreign_file, portable_code
+
+
+def family_of(config: PreTrainedConfig) -> Family:
+    """The family of a backbone's configuration; what has no file here is one of transformers' models."""
+    return FAMILIES.get(config.model_type, FAMILIES["transformers"])
+
+
+def read_config(config: dict[str, Any] | PreTrainedConfig) -> PreTrainedConfig:
+    """A backbone's configuration, from its fields with their `model_type`.
+
+    Raises:
+        ValueError: for a `model_type` that neither a family nor transformers has, or a field that it does not have.
+    """
+    if isinstance(config, PreTrainedConfig):
+        return config
+    config = copy.deepcopy(config)
+    model_type = config.pop("model_type", None)
+    own = [family.name for family in FAMILIES.values() if family.config is not None]
+    if model_type is None:
+        raise ValueError(f"backbone_config needs a model_type: one of {', '.join(own)} or one of transformers'")
+    if model_type in own:
+        return FAMILIES[model_type].config(**config)
+    return AutoConfig.for_model(model_type, **config)
+
+
+def build_backbone(config: PreTrainedConfig, **strides: int | None) -> nn.Module:
+    """The network of a backbone's configuration.
+
+    Args:
+        strides: `last_stride` and `stride1_stage`, see `ReIDConfig`.
+
+    Raises:
+        ValueError: if a stride is given for a network that has its own.
+    """
+    family, strides = family_of(config), {name: stride for name, stride in strides.items() if stride is not None}
+    if strides and not family.strided:
+        name, stride = next(iter(strides.items()))
+        raise ValueError(f"{name}={stride} is for a ResNet, {family.name} has its own strides: leave it at None")
+    return family.network(config, **strides)
+
+
+def list_variants() -> list[str]:
+    """Names that `ReIDConfig.from_variant` knows; besides these, "timm/NAME" takes any model of the timm library."""
+    names = [name for family in FAMILIES.values() for name in family.variants]
+    return [*names, *(f"{family.prefix}/<name>" for family in FAMILIES.values() if family.prefix)]
+
+
+def find_variant(name: str, image_size: Sequence[int] = (256, 128)) -> dict[str, Any]:
+    """The fields of a named variant's `ReIDConfig`.
+
+    Args:
+        image_size: (height, width), for a model of a library that has variants by size.
+
+    Raises:
+        ValueError: if there is no such variant; the nearest name is offered.
+        ImportError: for a library's model without the library.
+    """
+    prefix, slash, rest = name.partition("/")
+    for family in FAMILIES.values():
+        if slash and prefix == family.prefix:
+            return family.from_name(rest, tuple(image_size))
+        if variant := family.variants.get(name):
+            fields = {"backbone_config": {"model_type": family.name, **variant.backbone}, **variant.fields}
+            return copy.deepcopy(fields)
+    # The package has a look-up for this, but a file that travels with a checkpoint imports siblings only.
+    near = get_close_matches(name, list_variants(), n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ValueError(f"unknown variant {name!r}: {hint}choices are {', '.join(list_variants())}")
+
+
+def takes_any_size(config: PreTrainedConfig) -> bool:
+    """Whether a backbone takes images of any size; not one that has a position for each patch."""
+    return not family_of(config).fixes_size(config)
+
+
+def at_size(config: PreTrainedConfig, image_size: Sequence[int]) -> PreTrainedConfig:
+    """A backbone's configuration for images of (height, width); itself where it takes any."""
+    family = family_of(config)
+    if not family.fixes_size(config):
+        return config
+    config = copy.deepcopy(config)
+    family.set_size(config, list(image_size))
+    return config
+
+
+def carry_family(folder: Path, config: PreTrainedConfig) -> None:
+    """Put the file of a backbone's family into a checkpoint folder that has our code, and its line into the list there.
+
+    Does nothing for a family of the package, whose file is there already.
+
+    Raises:
+        ValueError: if the file would replace one of ours.
+    """
+    family, ours = family_of(config), folder / Path(__file__).name
+    if not is_foreign_file(family) or not ours.is_file():
+        return
+    target = folder / family.file.name
+    if target.exists():
+        raise ValueError(f"{family.file} has the name of a file of the package: rename it")
+    target.write_text(portable_code(family), encoding="utf-8")
+    network = family.network.__name__
+    line = f"from .{target.stem} import {network} as {network}  # noqa: E402"
+    ours.write_text(f"{ours.read_text(encoding='utf-8')}\n{line}\n", encoding="utf-8")

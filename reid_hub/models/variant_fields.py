@@ -1,0 +1,17 @@
+"""Fields that variants of several families share: how two papers turn a map into a vector."""
+
+from typing import Any
+
+
+def factorized(embedding_dim: int) -> dict[str, Any]:
+    """Factorized Distillation (arXiv:1811.08073) 2.2-2.3: stabilised max pooling, then FC without bias and BN."""
+    return {"pooling": "stabilised_max", "head": "linear", "embedding_dim": embedding_dim, "neck": "none"}
+
+
+def progressive(embedding_dim: int, side: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Progressive Transfer Learning (arXiv:1908.02492): a 1x1 convolution without norm makes the feature.
+
+    The paper's ResNet-50 goes down to 1/32. Without `side` these are its baselines, and its students.
+    """
+    head = {"head": "linear", "head_bias": True, "head_norm": False, "embedding_dim": embedding_dim}
+    return {**head, "neck": "none", "last_stride": None, "side": side}
