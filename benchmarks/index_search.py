@@ -121,7 +121,7 @@ def measure(size: int, threads: int, options: argparse.Namespace) -> dict:
         index = GalleryIndex.load(folder, backend="faiss", verify=True)
         figures[name] = {"open_ms": 1000 * opened, "bytes": index.bytes_per_vector, "first_query_bytes": touched}
         figures[name] |= {"folder_bytes": sum(file.stat().st_size for file in folder.iterdir())}
-        if index.codec.rescore is not None:
+        if index.rescore is not None:
             figures[name]["curve"] = curve(index, asked, true, ids)
         searches[name] = lambda some, index=index: index.search(some, TOP)
         if name.startswith("rotated"):
@@ -161,7 +161,7 @@ def curve(index: GalleryIndex, queries: np.ndarray, true: np.ndarray, ids: list[
     """Overlap by rescore factor; the index is left with the least that reaches ENOUGH."""
     found = {}
     for factor in FACTORS:
-        index.codec.rescore_factor = factor
+        index.rescore_factor = factor
         found[factor] = overlap(index.search(queries, TOP)[1], true, ids)
         if found[factor] >= ENOUGH:
             break

@@ -33,15 +33,16 @@ def step_parser(description: str | None, folder: Path, **defaults: Any) -> argpa
 def training_step(method: Method, recipe: Recipe, *inputs: torch.Tensor | None) -> Callable[[], None]:
     """Forward, backward and the recipe's optimiser on one batch, pictures first, channels last."""
     method = method.train().to(memory_format=torch.channels_last)
-    pixels, *rest = inputs
-    pixels = pixels.to(memory_format=torch.channels_last)
+    given = zip(("pixel_values", "pids", "camids", "indices", "erased_boxes"), inputs, strict=False)
+    batch = {name: tensor for name, tensor in given if tensor is not None}
+    batch["pixel_values"] = batch["pixel_values"].to(memory_format=torch.channels_last)
     optimiser = build_optimizer(
         method, recipe.optimizer, lr=1e-4, weight_decay=recipe.weight_decay, options=recipe.optimizer_options
     )
 
     def run() -> None:
         optimiser.zero_grad()
-        method(pixels, *rest)["loss"].backward()
+        method(batch)["loss"].backward()
         optimiser.step()
 
     return run

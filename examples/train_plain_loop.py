@@ -53,8 +53,7 @@ def main() -> None:
         accelerator.unwrap_model(method).start_epoch(epoch)
         bar = tqdm(loader, desc=f"epoch {epoch + 1}/{options.epochs}", disable=not accelerator.is_main_process)
         for batch in bar:  # accelerate tells the sampler the epoch
-            pixel_values = transform(batch["pixel_values"], batch["indices"], seed=options.seed, step=step)
-            outputs = method(pixel_values, batch["pids"])
+            outputs = method(transform.augment(batch, seed=options.seed, step=step))
             optimizer.zero_grad()
             accelerator.backward(outputs["loss"])
             optimizer.step()

@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "reid_hub"
 STAGES = [
-    "data", "models", "losses", "methods", "training", "evaluation", "hub", "index", "runs", "app", "cli",
+    "data", "models", "index", "losses", "methods", "training", "evaluation", "hub", "runs", "app", "cli",
 ]  # fmt: skip
 BELOW_ALL = {"registry", "files", "errors", "logging", "records", "compat"}
 MODEL_FILES = sorted(path for path in (PACKAGE / "models").glob("*.py") if path.name != "__init__.py")

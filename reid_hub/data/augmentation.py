@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from reid_hub.data.augmentation_options import Augmentation
+from reid_hub.data.batch import Batch
 from reid_hub.data.draws import Draws
 from reid_hub.data.resized_crop import TRIES as CROP_TRIES
-from reid_hub.data.resized_crop import crop_and_resize, draw_crops
+from reid_hub.data.resized_crop import crop_and_resize, draw_crops, pad_and_crop
 from reid_hub.errors import ReIDError
 
 _TRIES = 100
@@ -115,6 +116,13 @@ class BatchTransform:
             boxes = torch.where((plan["mirror"].view(-1, 1) > 0) & (boxes >= 0), turned, boxes)
         return (x, boxes) if return_boxes else x
 
+    def augment(self, batch: Batch, *, seed: int, step: int, by_position: bool = True) -> Batch:
+        """Transform a collated batch and note what was erased of it; for the arguments see `__call__`."""
+        drawn = {"seed": seed, "step": step, "by_position": by_position, "sizes": batch.get("sizes")}
+        boxes = {"return_boxes": True, "unflip_boxes": True}
+        pixel_values, erased = self(batch["pixel_values"], batch.get("indices"), **drawn, **boxes)
+        return {**batch, "pixel_values": pixel_values, "erased_boxes": erased}
+
     def _draws(
         self, pixel_values: Tensor, indices: Tensor | None, seed: int | None, step: int | None, by_position: bool
     ) -> Draws:
@@ -194,7 +202,7 @@ class BatchTransform:
         if self.augmentation.crop_scale > 1:
             x = F.interpolate(x.float(), self._enlarged(*size), mode="bilinear").round_().byte()
         if "window" in drawn:
-            x = _pad_and_crop(x, self.augmentation.pad, size, drawn["window"])
+            x = pad_and_crop(x, self.augmentation.pad, size, drawn["window"])
         if "turn" in drawn:
             x = x.float()
             grid = F.affine_grid(drawn["turn"], list(x.shape), align_corners=False)
@@ -242,31 +250,6 @@ def _jitter(x: Tensor, factors: Tensor, order: Tensor) -> Tensor:
         other = is_contrast * grey.mean(dim=2, keepdim=True) + is_saturation * grey
         flat.mul_(factor).add_((1 - factor) * other).clamp_(0, 255)
     return flat.view_as(x)
-
-
-def _pad_and_crop(x: Tensor, pad: int, size: tuple[int, int], start: Tensor) -> Tensor:
-    """Cut `size` out of every zero-padded image, in one gather; `start` (B,) is row * width + column in the padded one.
-
-    Gathering costs the same per element whatever its width, so bytes are gathered four at a time: a window is one run
-    of its image's bytes that begins anywhere, and four copies, each moved by one byte, make every beginning whole.
-    """
-    batch, channels, height, width = x.shape
-    height, width = height + 2 * pad, width + 2 * pad
-    plane = height * width
-    stride = _multiple_of_four(channels * plane) + 4
-    flat = x.new_zeros(batch * stride + 3)
-    canvas = flat[:-3].view(batch, stride)[:, : channels * plane].unflatten(1, (channels, height, width))
-    canvas[..., pad : height - pad, pad : width - pad] = x
-    words = flat.unfold(0, batch * stride, 1).contiguous().view(torch.int32).view(4, batch, stride // 4)
-    run = _multiple_of_four((channels - 1) * plane + (size[0] - 1) * width + size[1])
-    images = torch.arange(batch, device=x.device)
-    runs = words.unfold(2, run // 4, 1)[start & 3, images, start >> 2].view(torch.uint8)
-    return runs.as_strided((batch, channels, *size), (run, plane, width, 1))
-
-
-def _multiple_of_four(number: int) -> int:
-    """The next one from `number` on."""
-    return -(-number // 4) * 4
 
 
 class _Draw(IntEnum):

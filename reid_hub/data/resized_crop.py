@@ -1,4 +1,4 @@
-"""Random resized crops of whole batches, as torchvision takes them, by two products of matrices for each picture."""
+"""Random crops of whole batches: resized as torchvision does it, by two products of matrices an image, and padded."""
 
 import torch
 from torch import Tensor
@@ -64,3 +64,28 @@ def _weights(start: Tensor, length: Tensor, stored: int, wanted: int) -> Tensor:
     weight = (1 - (pixel + 0.5 - centre).abs() / scale.clamp(min=1)).clamp_(min=0)
     weight = weight * ((pixel + 1 > start) & (pixel < start + length))
     return weight / weight.sum(dim=2, keepdim=True)
+
+
+def pad_and_crop(x: Tensor, pad: int, size: tuple[int, int], start: Tensor) -> Tensor:
+    """Cut `size` out of every zero-padded image, in one gather; `start` (B,) is row * width + column in the padded one.
+
+    Gathering costs the same per element whatever its width, so bytes are gathered four at a time: a window is one run
+    of its image's bytes that begins anywhere, and four copies, each moved by one byte, make every beginning whole.
+    """
+    batch, channels, height, width = x.shape
+    height, width = height + 2 * pad, width + 2 * pad
+    plane = height * width
+    stride = _multiple_of_four(channels * plane) + 4
+    flat = x.new_zeros(batch * stride + 3)
+    canvas = flat[:-3].view(batch, stride)[:, : channels * plane].unflatten(1, (channels, height, width))
+    canvas[..., pad : height - pad, pad : width - pad] = x
+    words = flat.unfold(0, batch * stride, 1).contiguous().view(torch.int32).view(4, batch, stride // 4)
+    run = _multiple_of_four((channels - 1) * plane + (size[0] - 1) * width + size[1])
+    images = torch.arange(batch, device=x.device)
+    runs = words.unfold(2, run // 4, 1)[start & 3, images, start >> 2].view(torch.uint8)
+    return runs.as_strided((batch, channels, *size), (run, plane, width, 1))
+
+
+def _multiple_of_four(number: int) -> int:
+    """The next one from `number` on."""
+    return -(-number // 4) * 4

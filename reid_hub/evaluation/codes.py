@@ -3,12 +3,10 @@
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from reid_hub.models import ReIDModel
+from reid_hub.models.codes import CODECS
 from reid_hub.registry import lookup
-
-CODECS = ("float32", "float16", "int8", "binary", "binary+float32", "binary+float16", "binary+int8")
 
 
 class Shortlist(NamedTuple):
@@ -41,21 +39,7 @@ def stored(model: ReIDModel, vectors: np.ndarray, codec: str) -> np.ndarray:
     cosine falls with the Hamming distance.
 
     Raises:
-        ValueError: for an unknown codec.
+        ReIDError: for an unknown codec.
     """
-    lookup(dict.fromkeys(CODECS[:4]), codec, "codec")
-    if codec == "float32":
-        return vectors
-    if codec == "float16":
-        return vectors.astype(np.float16).astype(np.float32)
-    rows = torch.from_numpy(vectors).to(model.device)
-    codes = model.codes(rows, codec)
-    if codec == "int8":
-        return codes * model.int8_scale(rows).cpu().numpy()
-    return np.unpackbits(codes, axis=1)[:, : vectors.shape[1]].astype(np.float32) * 2 - 1
-
-
-def bytes_per_vector(dim: int, codec: str) -> int:
-    """Bytes of one stored vector; with rescoring, those of both its forms."""
-    sizes = {"float32": 4 * dim, "float16": 2 * dim, "int8": dim, "binary": -(-dim // 8)}
-    return sum(sizes[part] for part in codec.split("+"))
+    lookup(CODECS, codec, "codec")
+    return model.codec(codec).approximate(vectors)

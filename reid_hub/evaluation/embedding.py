@@ -32,6 +32,7 @@ def embed(
     batch_size: int = 64,
     flip: bool = False,
     quantized: bool = True,
+    retrieve: str | None = None,
     progress: bool = True,
 ) -> Embedded:
     """Embed every picture of a split on the model's device, in evaluation mode; the vectors are not normalised.
@@ -43,6 +44,7 @@ def embed(
         split: one split of `load_reid_dataset`, or an `ImageDataset` of the model's image size.
         flip: average the embeddings of a picture and of its mirror image.
         quantized: False gives what a model with a quantiser makes its codes of.
+        retrieve: which vector, "neck" or "features" (default: the one in the model's configuration).
 
     Raises:
         ValueError: if the sizes do not fit, or the model gives NaN or Inf; the message names the pictures.
@@ -51,7 +53,7 @@ def embed(
     embeddings = forward_all(
         model,
         images,
-        lambda pixels: model.embed(pixels, flip, quantized),
+        lambda pixels: model.embed(pixels, flip, quantized, retrieve),
         model.embedding_dim,
         batch_size=batch_size,
         progress=progress,

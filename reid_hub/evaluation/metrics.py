@@ -9,7 +9,8 @@ import numpy as np
 from reid_hub.errors import ReIDError
 from reid_hub.evaluation.codes import Shortlist
 from reid_hub.evaluation.rerank import Rerank, Reranker
-from reid_hub.evaluation.similarity import block_rows, comparable, each_block, squared_norms, to_numpy
+from reid_hub.evaluation.similarity import block_rows, comparable, each_block, squared_norms
+from reid_hub.index.checks import to_numpy
 
 UNKNOWN_CAMERA = -1
 JUNK = -1

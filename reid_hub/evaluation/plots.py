@@ -9,8 +9,9 @@ from PIL import Image
 
 from reid_hub.errors import ReIDError
 from reid_hub.evaluation.metrics import JUNK, UNKNOWN_CAMERA, RetrievalResults
-from reid_hub.evaluation.similarity import comparable, to_numpy
+from reid_hub.evaluation.similarity import comparable
 from reid_hub.files import atomic_file
+from reid_hub.index.checks import to_numpy
 from reid_hub.registry import lookup
 
 RIGHT, WRONG, QUERY, FOUND = "#12813d", "#d1242f", "#3b4252", "#9aa3b2"

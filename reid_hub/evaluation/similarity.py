@@ -10,21 +10,12 @@ from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from reid_hub.errors import ReIDError
+from reid_hub.index.checks import METRICS, chunks, to_numpy, unit_rows
 
-METRICS = ("cosine", "euclidean")
 BLOCK_BYTES = 2**26  # one block of float32 scores; at most MAX_THREADS of them are alive at a time
 MAX_THREADS = 8
-_CHUNK = 2048  # rows converted through float64 at a time
 
 T = TypeVar("T")
-
-
-def to_numpy(values) -> np.ndarray:
-    """Return a numpy view (or copy, where there is no view) of an array, a tensor on any device or a list."""
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu()
-        values = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
-    return np.asarray(values)
 
 
 def comparable(query_embeddings, gallery_embeddings, metric: str) -> tuple[np.ndarray, np.ndarray]:
@@ -77,7 +68,7 @@ def block_distances(
 def squared_norms(rows: np.ndarray) -> np.ndarray:
     """Return the squared length of every row, (N, D) -> (N,) float32, summed in float64."""
     norms = np.empty(len(rows), np.float32)
-    for chunk in _chunks(len(rows)):
+    for chunk in chunks(len(rows)):
         wide = rows[chunk].astype(np.float64)
         norms[chunk] = np.einsum("nd,nd->n", wide, wide)
     return norms
@@ -125,7 +116,7 @@ def _matrix(embeddings, name: str) -> np.ndarray:
     bad = np.zeros(len(matrix), bool)
     if matrix.dtype.kind == "f":
         limit = np.finfo(np.float32).max
-        for chunk in _chunks(len(matrix)):
+        for chunk in chunks(len(matrix)):
             bad[chunk] = ~(np.abs(matrix[chunk]) <= limit).all(axis=1)
     _refuse(
         bad, name, "hold NaN, infinity or numbers beyond float32", "look at these images and at the model's precision"
@@ -134,13 +125,7 @@ def _matrix(embeddings, name: str) -> np.ndarray:
 
 
 def _unit_rows(matrix: np.ndarray, name: str) -> np.ndarray:
-    unit = np.empty(matrix.shape, np.float32)
-    zero = np.zeros(len(matrix), bool)
-    for chunk in _chunks(len(matrix)):
-        wide = matrix[chunk].astype(np.float64)
-        lengths = np.sqrt(np.einsum("nd,nd->n", wide, wide))
-        zero[chunk] = lengths == 0
-        unit[chunk] = wide / np.where(lengths == 0, 1, lengths)[:, None]
+    unit, zero = unit_rows(matrix)
     _refuse(zero, name, "have zero length and so no direction", "drop them or use metric='euclidean'")
     return unit
 
@@ -148,7 +133,7 @@ def _unit_rows(matrix: np.ndarray, name: str) -> np.ndarray:
 def _shift_and_scale(query: np.ndarray, gallery: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     mean = gallery.mean(axis=0, dtype=np.float64)
     spread = 0.0
-    for chunk in _chunks(len(gallery)):
+    for chunk in chunks(len(gallery)):
         spread += np.square(gallery[chunk] - mean).sum()
     spread = np.sqrt(spread / gallery.size)
     unit = 2.0 ** np.ceil(np.log2(spread)) if spread > 0 else 1.0
@@ -157,16 +142,12 @@ def _shift_and_scale(query: np.ndarray, gallery: np.ndarray) -> tuple[np.ndarray
     for matrix, name in ((query, "query_embeddings"), (gallery, "gallery_embeddings")):
         out = np.empty(matrix.shape, np.float32)
         with np.errstate(over="ignore"):
-            for chunk in _chunks(len(matrix)):
+            for chunk in chunks(len(matrix)):
                 out[chunk] = (matrix[chunk] - shift) / unit
             far = ~np.isfinite(4 * squared_norms(out))
         _refuse(far, name, "lie too far from all others for float32 distances", "look at these images")
         scaled.append(out)
     return scaled[0], scaled[1], unit
-
-
-def _chunks(rows: int) -> Iterator[slice]:
-    return (slice(start, start + _CHUNK) for start in range(0, rows, _CHUNK))
 
 
 def _refuse(bad: np.ndarray, name: str, what: str, advice: str) -> None:

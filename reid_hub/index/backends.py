@@ -11,6 +11,7 @@ import time
 import numpy as np
 import torch
 
+from reid_hub.errors import RunError
 from reid_hub.registry import lookup
 
 BACKENDS = dict.fromkeys(("torch", "faiss"))
@@ -26,7 +27,7 @@ def checked_backend(name: str) -> str:
     """
     lookup(BACKENDS, name, "index backend")
     if name == "faiss" and importlib.util.find_spec("faiss") is None:
-        raise RuntimeError("backend='faiss' needs faiss: pip install 'reid-hub[faiss]', or use backend='torch'")
+        raise RunError("backend='faiss' needs faiss: pip install 'reid-hub[faiss]', or use backend='torch'")
     return name
 
 

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
+from reid_hub.errors import ReIDError
 from reid_hub.index.checks import METRICS, checked_array, checked_camids, checked_ids, checked_metadata, some
-from reid_hub.index.codecs import Float32
+from reid_hub.index.columns import columns_for
 from reid_hub.index.milvus import MilvusCollection
 from reid_hub.index.scores import Scores
+from reid_hub.models.codes import Float32
 from reid_hub.registry import lookup
 
 CODECS = {"float32": Float32}
@@ -65,24 +67,25 @@ class DatabaseIndex:
         timeout: float = 30.0,
     ):
         if dim is not None and dim < 1:
-            raise ValueError(f"dim must be at least 1, got {dim}")
+            raise ReIDError(f"dim must be at least 1, got {dim}")
         lookup(METRICS, metric, "metric")
         lookup(CODECS, codec, "codec of a database")
         self._collection = MilvusCollection(str(uri), collection, token, timeout)
         wanted = {"dim": dim, "codec": codec, "metric": metric, "fingerprint": fingerprint}
         if not self._collection.ask("has_collection"):
             if dim is None:
-                raise ValueError(f"there is no collection {collection!r} in {uri}: give dim to create it")
+                raise ReIDError(f"there is no collection {collection!r} in {uri}: give dim to create it")
             self._collection.create(wanted, index_type)
         settings = self._collection.settings()
         for name, value in wanted.items():
             if value is not None and value != settings[name]:
-                raise ValueError(
+                raise ReIDError(
                     f"the collection {collection!r} in {uri} has {name}={settings[name]!r}, not {value!r}: "
                     "distances between different models mean nothing; use its own, or another collection"
                 )
         self.dim, self.metric, self.fingerprint = settings["dim"], settings["metric"], settings["fingerprint"]
-        self.codec = CODECS[settings["codec"]](self.dim, self.metric)
+        self.codec = CODECS[settings["codec"]](self.dim)
+        self._columns = columns_for(self.codec, self.metric)
         self._collection.ask("load_collection")  # a server that was started again has not
 
     def __len__(self) -> int:
@@ -113,7 +116,7 @@ class DatabaseIndex:
         metadata = _plain([{}] * len(ids) if metadata is None else metadata, ids)
         known = self._stored(ids, ["id"])
         if known:
-            raise ValueError(f"already in the index: {some(list(known))}; use update, or choose other ids")
+            raise ReIDError(f"already in the index: {some(list(known))}; use update, or choose other ids")
         self._write(vectors, ids, camids, metadata)
 
     def update(
@@ -173,18 +176,18 @@ class DatabaseIndex:
         """
         size = len(self)
         if not size:
-            raise ValueError("the index is empty: add embeddings before searching")
+            raise ReIDError("the index is empty: add embeddings before searching")
         limit = MAX_RESULTS - EXTRA_CANDIDATES
         if k < 1 or min(k, size) > limit:
-            raise ValueError(f"k must be at least 1 and at most {limit} in a database, got {k}")
+            raise ReIDError(f"k must be at least 1 and at most {limit} in a database, got {k}")
         if max_distance is not None and not max_distance >= 0:
-            raise ValueError(f"max_distance must be a distance, 0 or more, got {max_distance}")
+            raise ReIDError(f"max_distance must be a distance, 0 or more, got {max_distance}")
         vectors = self._vectors(queries, "queries")
         if not len(vectors):
-            raise ValueError("queries must hold at least one row, got none")
+            raise ReIDError("queries must hold at least one row, got none")
         exclude_camids = [-1] * len(vectors) if exclude_camids is None else exclude_camids
         excluded = checked_camids(exclude_camids, len(vectors), "query")
-        k, scores = min(k, size), self.codec.scores(vectors, "torch")
+        k, scores = min(k, size), self._columns.scores(vectors, "torch")
         distances = np.full((len(vectors), k), np.inf, np.float32)
         ids = np.full((len(vectors), k), None, object)
         for camid in np.unique(excluded):
@@ -219,13 +222,13 @@ class DatabaseIndex:
         ids = checked_ids(ids)
         vectors = self._vectors(embeddings, "embeddings", ids)
         if len(ids) != len(vectors):
-            raise ValueError(f"each embedding needs one id: got {len(vectors)} embeddings and {len(ids)} ids")
+            raise ReIDError(f"each embedding needs one id: got {len(vectors)} embeddings and {len(ids)} ids")
         return ids, vectors
 
     def _vectors(self, values, what: str, names: Sequence[str] | None = None) -> np.ndarray:
         """float32 (N, D) as they are stored: of unit length for cosine."""
         vectors = checked_array(values, self.dim, None, self.dim, what, names)
-        return self.codec.encode(vectors, what, names)["codes"]
+        return self._columns.encode(vectors, what, names)["codes"]
 
     def _stored(self, ids: Sequence[str], fields: list[str]) -> dict[str, dict]:
         """The entries of those ids that are in the collection."""
@@ -241,7 +244,7 @@ class DatabaseIndex:
         stored = self._stored(ids, fields)
         unknown = sorted(set(ids) - stored.keys())
         if unknown:
-            raise ValueError(f"not in the index: {some(unknown)}; nothing was {done}")
+            raise ReIDError(f"not in the index: {some(unknown)}; nothing was {done}")
         return [stored[id] for id in ids]
 
     def _write(self, vectors: np.ndarray, ids: list[str], camids: np.ndarray, metadata: list[dict]) -> None:

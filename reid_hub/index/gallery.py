@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from reid_hub.errors import ReIDError
 from reid_hub.index.backends import checked_backend
 from reid_hub.index.checks import METRICS, checked_array, checked_camids, checked_ids, checked_metadata, some
-from reid_hub.index.codecs import make_codec
+from reid_hub.index.columns import KEPT, Codecs, Layout, columns_for, make_codecs, options_of
 from reid_hub.index.search import nearest, rescored
 from reid_hub.index.storage import Stored, open_segments, read_manifest, write_index
 from reid_hub.index.table import NOWHERE, Table
+from reid_hub.models.codes import Codec
 from reid_hub.registry import lookup
 
 
@@ -25,15 +27,17 @@ class GalleryIndex:
 
     Args:
         dim: length of an embedding.
-        codec: how vectors are stored, a key of `CODECS`.
+        codec: how vectors are stored, a key of `CODECS`, or a codec as `ReIDModel.codec` gives it.
         metric: "cosine" or "euclidean".
         fingerprint: names what made the embeddings (model and revision, say). It is stored with the index, and
             `load` refuses an index whose fingerprint is not the one it is asked for.
         backend: "torch" or "faiss" (needs the extra `reid-hub[faiss]`, makes "binary" fast); the answer is the same.
         scale: int8: the size of one step, a float (the model's trained scale) or (D,); None gives each vector its own.
         center: binary: what values are compared with, a float or (D,); None is 0.
-        rescore: binary: codec in which vectors are kept to rank the candidates again; None, float32, float16 or int8.
-        rescore_factor: binary: so many times k candidates are ranked again; None is 20.
+        rescore: binary: codec in which vectors are kept to rank the candidates again; None, float32, float16 or int8,
+            or a codec of these.
+        rescore_factor: binary: so many times k candidates, the nearest by Hamming distance, are ranked again; None is
+            20. It may be set later.
 
     Raises:
         ValueError: if `dim` is not positive, a name is unknown or an option is not of this codec.
@@ -43,28 +47,30 @@ class GalleryIndex:
     def __init__(
         self,
         dim: int,
-        codec: str = "float32",
+        codec: str | Codec = "float32",
         metric: str = "cosine",
         *,
         fingerprint: str | None = None,
         backend: str = "torch",
         scale: float | Sequence[float] | None = None,
         center: float | Sequence[float] | None = None,
-        rescore: str | None = None,
+        rescore: str | Codec | None = None,
         rescore_factor: int | None = None,
     ):
         if dim < 1:
-            raise ValueError(f"dim must be at least 1, got {dim}")
+            raise ReIDError(f"dim must be at least 1, got {dim}")
         lookup(METRICS, metric, "metric")
         options = {"scale": scale, "center": center, "rescore": rescore, "rescore_factor": rescore_factor}
         self.dim = dim
-        self.codec = make_codec(codec, dim, metric, **options)
+        self.codec, self.rescore, self.rescore_factor = make_codecs(codec, dim, options)
         self.metric = metric
+        self._columns = columns_for(self.codec, metric)
+        self._kept = None if self.rescore is None else columns_for(self.rescore, metric)
         self.fingerprint = fingerprint
         self._backend = checked_backend(backend)
         self._mmap = True
         self._stored: Stored | None = None
-        self._table = Table([], self.codec.layout())
+        self._table = Table([], self._layout())
 
     def __len__(self) -> int:
         return len(self._table)
@@ -80,10 +86,9 @@ class GalleryIndex:
     @property
     def bytes_per_vector(self) -> dict[str, int]:
         """Bytes that one vector takes: "memory" (what every search reads) and "disk" (kept to rank candidates)."""
-        rescore = self.codec.rescore
         return {
-            "memory": self.codec.width * self.codec.dtype.itemsize,
-            "disk": 0 if rescore is None else rescore.width * rescore.dtype.itemsize,
+            "memory": self.codec.bytes_per_vector,
+            "disk": 0 if self.rescore is None else self.rescore.bytes_per_vector,
         }
 
     def add(
@@ -107,7 +112,7 @@ class GalleryIndex:
         ids, columns, camids, texts = self._checked(embeddings, ids, camids, metadata)
         known = [id for id, row in zip(ids, self._table.find(ids), strict=True) if row >= 0]
         if known:
-            raise ValueError(f"already in the index: {some(known)}; update or remove them, or choose other ids")
+            raise ReIDError(f"already in the index: {some(known)}; update or remove them, or choose other ids")
         self._table.add(columns, camids, ids, texts)
 
     def update(
@@ -171,23 +176,23 @@ class GalleryIndex:
             ValueError: on an empty index, no queries, k < 1, a wrong shape, NaN/Inf, a query without a direction.
         """
         if not len(self):
-            raise ValueError("the index is empty: add embeddings before searching")
+            raise ReIDError("the index is empty: add embeddings before searching")
         if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}")
+            raise ReIDError(f"k must be at least 1, got {k}")
         if max_distance is not None and not max_distance >= 0:
-            raise ValueError(f"max_distance must be a number from 0 on, got {max_distance}")
+            raise ReIDError(f"max_distance must be a number from 0 on, got {max_distance}")
         vectors = self._array(queries, "queries")
         if not len(vectors):
-            raise ValueError("queries must hold at least one row, got none")
+            raise ReIDError("queries must hold at least one row, got none")
         excluded = checked_camids(exclude_camids, len(vectors), "query")
-        k, rescore = min(k, len(self)), self.codec.rescore
+        k = min(k, len(self))
         parts = [part for part in self._table.parts if part.size]
-        scores = self.codec.scores(vectors, self._backend)
-        wanted = k if rescore is None else min(k * self.codec.rescore_factor, len(self))
+        scores = self._columns.scores(vectors, self._backend)
+        wanted = k if self._kept is None else min(k * self.rescore_factor, len(self))
         keys, rows = nearest(scores, parts, wanted, excluded)
-        if rescore is not None:
-            scores = rescore.scores(vectors, self._backend)
-            keys, rows = rescored(self.codec, scores, parts, rows, k)
+        if self._kept is not None:
+            scores = self._kept.scores(vectors, self._backend)
+            keys, rows = rescored(scores, parts, rows, k, self.dim)
         distances = scores.distances(keys).astype(np.float32)
         rows[distances > (np.inf if max_distance is None else max_distance)] = NOWHERE
         distances[rows == NOWHERE] = np.inf
@@ -210,9 +215,9 @@ class GalleryIndex:
             "codec": self.codec.name,
             "metric": self.metric,
             "fingerprint": self.fingerprint,
-            "options": self.codec.options(),
+            "options": options_of(Codecs(self.codec, self.rescore, self.rescore_factor)),
         }
-        layout = self.codec.layout()
+        layout = self._layout()
         self._stored = write_index(
             folder, settings, self._table.parts, layout, self._stored, compact=compact, mmap=self._mmap
         )
@@ -250,20 +255,22 @@ class GalleryIndex:
         manifest = read_manifest(folder)
         made_with = manifest["fingerprint"]
         if fingerprint is not None and made_with != fingerprint:
-            raise ValueError(
+            raise ReIDError(
                 f"the index in {folder} was made with {made_with!r}, not with {fingerprint!r}: "
                 "distances between different models mean nothing; embed the gallery again, or load its own model"
             )
         try:
+            dim, options = manifest["dim"], manifest["options"]
+            codec, rescore, _ = make_codecs(manifest["codec"], dim, options)
             index = cls(
-                manifest["dim"], manifest["codec"], manifest["metric"],
-                fingerprint=made_with, backend=backend, **manifest["options"],
+                dim, codec, manifest["metric"], fingerprint=made_with, backend=backend,
+                rescore=rescore, rescore_factor=options.get("rescore_factor"),
             )  # fmt: skip
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{folder}: the manifest describes no index: {error}") from error
+            raise ReIDError(f"{folder}: the manifest describes no index: {error}") from error
         index._mmap = mmap
         try:
-            index._stored = open_segments(folder, manifest, index.codec.layout(), mmap)
+            index._stored = open_segments(folder, manifest, index._layout(), mmap)
         except FileNotFoundError:
             if read_manifest(folder) == manifest:
                 raise
@@ -272,24 +279,33 @@ class GalleryIndex:
         if verify:
             for segment in index._stored.segments:
                 segment.file.verify()
-        index._table = Table(index._stored.segments, index.codec.layout())
+        index._table = Table(index._stored.segments, index._layout())
         return index
 
     def _checked(self, embeddings, ids, camids, metadata):
         ids = checked_ids(ids)
         vectors = self._array(embeddings, "embeddings", ids)
         if len(ids) != len(vectors):
-            raise ValueError(f"each embedding needs one id: got {len(vectors)} embeddings and {len(ids)} ids")
+            raise ReIDError(f"each embedding needs one id: got {len(vectors)} embeddings and {len(ids)} ids")
         camids, texts = checked_camids(camids, len(ids), "embedding"), checked_metadata(metadata, ids)
-        return ids, self.codec.encode(vectors, "embeddings", ids), camids, texts
+        columns = self._columns.encode(vectors, "embeddings", ids)
+        if self._kept is not None:
+            kept = self._kept.encode(vectors, "embeddings", ids)
+            columns |= {KEPT + name: column for name, column in kept.items()}
+        return ids, columns, camids, texts
 
     def _array(self, values, what: str, names: Sequence[str] | None = None) -> np.ndarray:
-        return checked_array(values, self.dim, self.codec.code_dtype, self.codec.width, what, names)
+        code_dtype = self._columns.code_dtype if self._kept is None else None
+        return checked_array(values, self.dim, code_dtype, self.codec.width, what, names)
+
+    def _layout(self) -> Layout:
+        kept = {} if self._kept is None else {KEPT + name: form for name, form in self._kept.layout().items()}
+        return {**kept, **self._columns.layout()}
 
     def _known(self, ids: Iterable[str]) -> np.ndarray:
         ids = checked_ids(ids)
         rows = self._table.find(ids)
         unknown = [id for id, row in zip(ids, rows, strict=True) if row < 0]
         if unknown:
-            raise ValueError(f"not in the index: {some(unknown)}; nothing was changed")
+            raise ReIDError(f"not in the index: {some(unknown)}; nothing was changed")
         return rows

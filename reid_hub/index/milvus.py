@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from reid_hub.errors import ReIDError, RunError
+
 METRICS = {"cosine": "COSINE", "euclidean": "L2"}
 SETTINGS = "reid_hub"  # the property of the collection in which the gallery describes itself
 CONNECTION_FAILED = 2  # pymilvus.exceptions.Status.CONNECT_FAILED
@@ -29,14 +31,14 @@ class MilvusCollection:
 
     def __init__(self, uri: str, name: str, token: str = "", timeout: float = 30.0):
         if "://" not in uri and not uri.endswith(".db"):
-            raise ValueError(f"uri must be like http://host:19530 or a path that ends in .db, got {uri!r}")
+            raise ReIDError(f"uri must be like http://host:19530 or a path that ends in .db, got {uri!r}")
         if not re.fullmatch(r"[A-Za-z_]\w{0,254}", name, re.ASCII):
-            raise ValueError(f"collection must be of letters, digits and underscores, got {name!r}")
+            raise ReIDError(f"collection must be of letters, digits and underscores, got {name!r}")
         self.uri, self.name, self.timeout = uri, name, timeout
         try:
             from pymilvus import MilvusClient
         except ImportError as error:
-            raise RuntimeError("a vector database needs pymilvus: pip install 'reid-hub[database]'") from error
+            raise RunError("a vector database needs pymilvus: pip install 'reid-hub[database]'") from error
         with self._one_line():
             self.client = MilvusClient(uri, token=token, timeout=min(timeout, CONNECT_SECONDS))
 
@@ -74,7 +76,7 @@ class MilvusCollection:
         """
         described = self.ask("describe_collection").get("properties", {}).get(SETTINGS)
         if described is None:
-            raise ValueError(f"the collection {self.name!r} in {self.uri} is not a gallery of reid_hub: choose another")
+            raise ReIDError(f"the collection {self.name!r} in {self.uri} is not a gallery of reid_hub: choose another")
         return json.loads(described)
 
     def ask(self, request: str, **arguments):
@@ -110,9 +112,9 @@ class MilvusCollection:
     def _translated(self, error: Exception) -> Exception:
         said = " ".join(error.message.split())
         if self.uri.endswith(".db") and "milvus-lite is required" in said:
-            return RuntimeError("an embedded database needs milvus-lite: pip install 'reid-hub[database]'")
+            return RunError("an embedded database needs milvus-lite: pip install 'reid-hub[database]'")
         if self.uri.endswith(".db") and "Open local milvus failed" in said:
-            return RuntimeError(
+            return RunError(
                 f"cannot open the embedded database {self.uri}: its folder must exist, and no other process may have "
                 "it open; for several processes start a server"
             )
@@ -121,4 +123,4 @@ class MilvusCollection:
                 f"no database answers at {self.uri} ({said}): start it (milvus-lite server --data-dir DIR, or Milvus) "
                 "or mend the address"
             )
-        return RuntimeError(f"the database at {self.uri} refused: {said}")
+        return RunError(f"the database at {self.uri} refused: {said}")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from reid_hub.index.backends import nearest_bits
-from reid_hub.index.codecs import KEPT, Binary
+from reid_hub.index.columns import KEPT
 from reid_hub.index.parts import Part
 from reid_hub.index.scores import HammingScores, Scores
 from reid_hub.index.table import NOWHERE
@@ -144,11 +144,11 @@ def _scan_bits(
 
 
 def rescored(
-    codec: Binary, scores: Scores, parts: Sequence[Part], candidates: np.ndarray, k: int
+    scores: Scores, parts: Sequence[Part], candidates: np.ndarray, k: int, dim: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Keys (Q, k) and rows (Q, k) of the nearest candidates (Q, R) by the codec in which vectors are kept."""
+    """Keys (Q, k) and rows (Q, k) of the nearest candidates (Q, R) by what is kept of their vectors, (dim,) each."""
     keys, rows = np.full((len(scores), k), np.inf), np.full((len(scores), k), NOWHERE)
-    step = max(1, GATHERED_VALUES // (candidates.shape[1] * codec.dim))
+    step = max(1, GATHERED_VALUES // (candidates.shape[1] * dim))
     for start in range(0, len(scores), step):
         some = slice(start, start + step)
         best, wanted, queries = Best(len(keys[some]), k), candidates[some], scores.part(some)

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from reid_hub.errors import MissingError, ReIDError
+
 BLOCK = 2**16  # bytes under one checksum: one candidate of a large gallery should not cost more
 DIGEST = hashlib.sha256().digest_size
 DTYPES = {"F32": "<f4", "F16": "<f2", "I64": "<i8", "U64": "<u8", "I32": "<i4", "I8": "|i1", "U8": "|u1"}
@@ -49,9 +51,9 @@ class SegmentFile:
     def __init__(self, path: Path, size: int, digests: bytes, rows: int, layout: dict[str, Form], mmap: bool = True):
         self.path, self.rows = path, rows
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing: the index is not complete, copy the whole folder again")
+            raise MissingError(f"{path} is missing: the index is not complete, copy the whole folder again")
         if path.stat().st_size != size or len(digests) != DIGEST * -(-size // BLOCK):
-            raise ValueError(
+            raise ReIDError(
                 f"{path} is damaged: it must have {size} bytes, got {path.stat().st_size}; "
                 "copy the folder again or build the index again"
             )
@@ -113,7 +115,7 @@ class SegmentFile:
                 column = self._bytes[start:stop].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
                 columns[name] = column, start
         except Exception as error:  # whatever the parsers raise: the checksums were those of another program
-            raise ValueError(f"{self.path} is not a readable segment: {error!r}") from error
+            raise ReIDError(f"{self.path} is not a readable segment: {error!r}") from error
         expected = {name: (dtype, (self.rows, *shape)) for name, (dtype, shape) in layout.items()}
         for name, (dtype, more) in BOOKKEEPING.items():
             if name in columns or not name.startswith("metadata"):
@@ -122,7 +124,7 @@ class SegmentFile:
             found = columns[name][0] if name in columns else None
             if found is None or found.dtype != dtype or shape not in (None, found.shape):
                 got = "nothing" if found is None else f"{found.dtype} {found.shape}"
-                raise ValueError(f"{self.path}: {name} must be {dtype} {shape} as the manifest says, got {got}")
+                raise ReIDError(f"{self.path}: {name} must be {dtype} {shape} as the manifest says, got {got}")
         return columns
 
     def _verify(self, start: int, stop: int) -> None:
@@ -139,7 +141,7 @@ class SegmentFile:
         start, stop = block * BLOCK, min((block + 1) * BLOCK, len(self._bytes))
         right = self._digests[block * DIGEST : (block + 1) * DIGEST]
         if hashlib.sha256(self._bytes[start:stop]).digest() != right:
-            raise ValueError(
+            raise ReIDError(
                 f"{self.path} is damaged: its bytes {start:,} to {stop:,} do not fit their checksum; "
                 "copy the folder again or build the index again"
             )

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
+from reid_hub.errors import MissingError, ReIDError
 from reid_hub.files import atomic_file, inside
 from reid_hub.index.parts import Layout, Part, Segment, columns_of
 from reid_hub.index.segment_file import SegmentFile, write_segment
@@ -52,26 +53,26 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / MANIFEST
     if not path.is_file():
-        raise FileNotFoundError(f"no index in {folder}: {MANIFEST} is missing; write one with GalleryIndex.save")
+        raise MissingError(f"no index in {folder}: {MANIFEST} is missing; write one with GalleryIndex.save")
     try:
         manifest = json.loads(path.read_bytes())
     except ValueError as error:
-        raise ValueError(f"{path} is not readable as JSON ({error}): the file was cut short or changed") from error
+        raise ReIDError(f"{path} is not readable as JSON ({error}): the file was cut short or changed") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ValueError(f"{path} is not the manifest of a gallery index: 'format' must be {FORMAT!r}")
+        raise ReIDError(f"{path} is not the manifest of a gallery index: 'format' must be {FORMAT!r}")
     if manifest.get("version") != VERSION:
-        raise ValueError(
+        raise ReIDError(
             f"{path}: version must be {VERSION}, got {manifest.get('version')!r}; "
             "load it with the reid_hub that wrote it, or build the index again"
         )
     _check_types(path, manifest, KEYS)
     if manifest.pop("sha256", None) != _digest(manifest):
-        raise ValueError(
+        raise ReIDError(
             f"{path} is damaged: it does not fit its own checksum; copy the folder or build the index again"
         )
     for entry in manifest["segments"]:
         if not isinstance(entry, dict):
-            raise ValueError(f"{path}: every segment must be an object, got {entry!r}")
+            raise ReIDError(f"{path}: every segment must be an object, got {entry!r}")
         _check_types(path, entry, ENTRY)
         inside(folder, entry["name"])
     if manifest["removed"] is not None:
@@ -95,9 +96,9 @@ def open_segments(folder: str | Path, manifest: dict, layout: Layout, mmap: bool
         segments.append(_open_segment(folder, entry, layout, mmap, gone))
         offset += entry["rows"]
     if len(removed) and (removed[0] < 0 or removed[-1] >= offset or (np.diff(removed) <= 0).any()):
-        raise ValueError(f"{folder / manifest['removed']['name']} must hold ascending rows of the {offset} there are")
+        raise ReIDError(f"{folder / manifest['removed']['name']} must hold ascending rows of the {offset} there are")
     if sum(map(len, segments)) != manifest["count"]:
-        raise ValueError(f"{folder / MANIFEST}: count must be {sum(map(len, segments))} as in the segments")
+        raise ReIDError(f"{folder / MANIFEST}: count must be {sum(map(len, segments))} as in the segments")
     return Stored(folder, manifest, segments)
 
 
@@ -125,13 +126,13 @@ def write_index(
     """
     folder = Path(folder)
     if folder.exists() and not (folder.is_dir() and all(OURS.fullmatch(file.name) for file in folder.iterdir())):
-        raise ValueError(f"{folder} holds other things than an index: refused to replace it; choose another folder")
+        raise ReIDError(f"{folder} holds other things than an index: refused to replace it; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / LOCK):
         kept: list[Segment] = []
         if known is not None and known.folder.resolve() == folder.resolve() and (folder / MANIFEST).exists():
             if read_manifest(folder) != known.manifest:
-                raise ValueError(
+                raise ReIDError(
                     f"the index in {folder} was changed since this one was loaded or saved: nothing was written; "
                     "load it again, or save to another folder"
                 )
@@ -195,10 +196,10 @@ def _read_removed(folder: Path, manifest: dict) -> np.ndarray:
 def _read_verified(path: Path, sha256: str) -> bytes:
     inside(path.parent, path.name)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: the index is not complete, copy the whole folder again")
+        raise MissingError(f"{path} is missing: the index is not complete, copy the whole folder again")
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != sha256:
-        raise ValueError(f"{path} is damaged: it does not fit its checksum in {MANIFEST}; {AGAIN}")
+        raise ReIDError(f"{path} is damaged: it does not fit its checksum in {MANIFEST}; {AGAIN}")
     return content
 
 
@@ -206,7 +207,7 @@ def _check_types(path: Path, found: dict, kinds: dict) -> None:
     for key, kind in kinds.items():
         if not isinstance(found.get(key), kind):
             name = getattr(kind, "__name__", None) or str(kind)
-            raise ValueError(f"{path}: {key!r} must be of type {name}, got {found.get(key)!r}")
+            raise ReIDError(f"{path}: {key!r} must be of type {name}, got {found.get(key)!r}")
 
 
 def _sums(name: str) -> str:

@@ -1,6 +1,5 @@
 """What every training method is: a `ReIDModel` together with the parts that only training needs."""
 
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +10,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from reid_hub.data.batch import Batch
 from reid_hub.errors import ReIDError
+from reid_hub.logging import get_logger
 from reid_hub.models import ReIDModel
-from reid_hub.models.bconv import all_memory, set_memory
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class TrainingSubset(Protocol):
@@ -30,7 +30,7 @@ class TrainingSubset(Protocol):
     identities: np.ndarray
 
 
-def _cannot_embed(model: ReIDModel) -> Tensor:
+def _cannot_embed(model: ReIDModel, retrieve: str | None = None) -> Tensor:
     raise ReIDError("the method embeds the training images before it trains: give RunContext `embed`")
 
 
@@ -45,7 +45,8 @@ class RunContext:
         source: folder or repository of the model, if the classifier that its training left there is to go on; None
             starts a new one.
         seed: of the run.
-        embed: embeds the training images with any model as it retrieves, -> (N, D) in the order of `subset`.
+        embed: embeds the training images with any model, (model, retrieve=None) -> (N, D) in the order of `subset`;
+            `retrieve` as in `ReIDModel.forward`.
         parts: what else the method needs and the run has made before, by name; each `from_run` documents its own.
         log: called with what the user should know.
     """
@@ -55,7 +56,7 @@ class RunContext:
     options: Mapping[str, Any] = field(default_factory=dict)
     source: str | Path | None = None
     seed: int = 0
-    embed: Callable[[ReIDModel], Tensor] = _cannot_embed
+    embed: Callable[..., Tensor] = _cannot_embed
     parts: Mapping[str, Any] = field(default_factory=dict)
     log: Callable[[str], None] = logger.warning
 
@@ -79,7 +80,7 @@ class RunContext:
 
 
 class Method(nn.Module):
-    """A model being trained. Calling it gives a loss; `export` gives the model alone.
+    """A model being trained. Calling it gives a loss; `export` gives the model alone. Hooks do nothing by default.
 
     Works as the model of `transformers.Trainer` and in a plain Accelerate loop. It deliberately has no `config`
     attribute: the Trainer would write its own settings into it, and the exported model would carry them.
@@ -87,15 +88,12 @@ class Method(nn.Module):
     Attributes:
         model: the model being trained.
         citation: BibTeX of the method, for the model card.
-        takes_erased_boxes: the trainer hands `forward` what Random Erasing erased, as `erased_boxes`: int64 (B, 4), y0,
-            x0, y1, x1 in pixels of the input before its flip, ends exclusive, rows of -1 where nothing was erased.
-        fixed_crops: 0 augments every visit to a picture anew; with R, epoch e shows it as its crop number e mod R,
-            which is a function of the seed and the picture alone.
+        crops: 0 augments every visit to an image anew; with R, epoch e shows it as its crop number e mod R, which is a
+            function of the seed and the image alone.
     """
 
     citation: str = ""
-    takes_erased_boxes: bool = False
-    fixed_crops: int = 0
+    crops: int = 0
 
     def __init__(self, model: ReIDModel):
         super().__init__()
@@ -111,10 +109,8 @@ class Method(nn.Module):
         """
         return cls(run.model, run.num_ids, **run.options)
 
-    def forward(
-        self, pixel_values: Tensor, pids: Tensor, camids: Tensor | None = None, indices: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        """One batch: (B, 3, H, W), (B,), (B,) and (B,) -> "loss" to minimise and its unweighted parts, all scalars."""
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """A batch of normalised images -> "loss" to minimise and its unweighted parts, all scalars."""
         raise NotImplementedError
 
     def export(self) -> ReIDModel:
@@ -126,25 +122,17 @@ class Method(nn.Module):
         return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("model.")}
 
     def set_progress(self, step: int, total_steps: int, epoch: float) -> None:
-        """Called before each training batch with the number of steps done, of steps in all, and of epochs done.
-
-        A method whose weights depend on time overrides it; this one does nothing.
-        """
+        """Called before each training batch with the number of steps done, of steps in all, and of epochs done."""
 
     def start_epoch(self, epoch: int) -> None:
-        """Called before the first batch of every epoch, counted from 0, and before the first one of a resumed run.
-
-        A memory of earlier batches (PTL, arXiv:1908.02492) is of one epoch: the model forgets it here.
-        """
-        set_memory(self.model, [])
+        """Called before the first batch of every epoch, counted from 0, and before the first one of a resumed run."""
 
     def carried(self) -> dict[str, Tensor]:
         """What one batch leaves to the next in this process, besides weights; for checkpoints, not for the model."""
-        return {f"memory.{number}": tensor for number, tensor in enumerate(all_memory(self.model))}
+        return {}
 
     def restore_carried(self, state: dict[str, Tensor]) -> None:
         """Go on in the middle of an epoch from what `carried` gave there, after `start_epoch`."""
-        set_memory(self.model, [state[f"memory.{number}"] for number in range(len(state))])
 
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
         """What the Trainer calls for `activation_checkpointing=True`; only transformer backbones have it."""

@@ -2,12 +2,13 @@
 
 from torch import Tensor
 
+from reid_hub.data.batch import Batch
 from reid_hub.losses import identity_loss
-from reid_hub.methods.base import Method
+from reid_hub.methods.memory import RememberingMethod
 from reid_hub.models import ReIDForImageClassification
 
 
-class ClassificationMethod(Method):
+class ClassificationMethod(RememberingMethod):
     """Cross-entropy on the logits of a `ReIDForImageClassification`; the labels of a batch are its pids.
 
     Args:
@@ -28,7 +29,5 @@ class ClassificationMethod(Method):
             )
         self.label_smoothing = label_smoothing
 
-    def forward(
-        self, pixel_values: Tensor, pids: Tensor, camids: Tensor | None = None, indices: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        return {"loss": identity_loss(self.model(pixel_values).logits, pids, self.label_smoothing)}
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        return {"loss": identity_loss(self.model(batch["pixel_values"]).logits, batch["pids"], self.label_smoothing)}

@@ -5,7 +5,6 @@ identity.
 """
 
 import json
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,11 +14,12 @@ from torch import Tensor, nn
 
 from reid_hub.errors import MissingError, ReIDError
 from reid_hub.files import atomic_file
+from reid_hub.logging import get_logger
 
 STATE_FILE = Path("training", "heads.safetensors")
 _AGAIN = "export the model again by resuming its training"
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 def write_state(folder: str | Path, state: dict[str, Tensor], identities: Sequence[int] = ()) -> None:
@@ -96,7 +96,7 @@ def start_state(
     try:
         found = read_state(folder, identities)
     except MissingError:
-        log(f"{folder} has no classifier beside it: a new one is trained")
+        log(f"{folder} has no classifier beside it: it starts from random weights")
         return
     state = method.state_dict()
     used = {name: tensor for name, tensor in found.items() if name in state and tensor.shape == state[name].shape}

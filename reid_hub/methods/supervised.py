@@ -7,15 +7,17 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from reid_hub.data.batch import Batch
 from reid_hub.losses import METRIC_LOSSES, center_loss, identity_loss, move_centers
 from reid_hub.losses.distances import at_least_float32
-from reid_hub.methods.base import Method, RunContext, gather_batch
+from reid_hub.methods.base import RunContext, gather_batch
+from reid_hub.methods.memory import RememberingMethod
 from reid_hub.methods.state import start_state
 from reid_hub.models import ReIDModel, ReIDOutput
 from reid_hub.registry import lookup
 
 
-class SupervisedMethod(Method):
+class SupervisedMethod(RememberingMethod):
     """Identity classification plus metric losses: "Bag of Tricks" (arXiv:1903.07071) and its relatives.
 
     Args:
@@ -85,10 +87,8 @@ class SupervisedMethod(Method):
             start_state(self, run.source, run.subset.identities, run.log)
         return self
 
-    def forward(
-        self, pixel_values: Tensor, pids: Tensor, camids: Tensor | None = None, indices: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        return self.losses(self.model(pixel_values), pids)
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        return self.losses(self.model(batch["pixel_values"]), batch["pids"])
 
     def losses(self, output: ReIDOutput, pids: Tensor) -> dict[str, Tensor]:
         """The loss and its parts from what the model put out, for methods that add more."""

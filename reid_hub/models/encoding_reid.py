@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,11 +13,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers.image_utils import load_image
 
+from .codes import CODECS, Codec, vector_scale
 from .image_processing_reid import ReIDImageProcessor
 from .layers import BNNeck
-from .quantization import binary_codes, int8_codes, vector_scale
 
-PRECISIONS = ("float32", "int8", "binary")
 # How pictures are turned by the values of their EXIF orientation.
 _TURNS = {
     2: Transpose.FLIP_LEFT_RIGHT,
@@ -32,26 +32,45 @@ _TURNS = {
 class EncodingMixin:
     """Embeddings of batches and of pictures, in front of `PreTrainedModel`."""
 
-    def embed(self, pixel_values: Tensor, flip: bool = False, quantized: bool = True) -> Tensor:
+    def embed(
+        self, pixel_values: Tensor, flip: bool = False, quantized: bool = True, retrieve: str | None = None
+    ) -> Tensor:
         """Embeddings as they are searched with, (B, 3, H, W) -> (B, D); for evaluation mode.
 
         Args:
             flip: average the vectors of a picture and of its mirror image; a quantiser follows the average.
-            quantized: see `forward`.
+            quantized, retrieve: see `forward`.
         """
-        vectors = self(pixel_values, quantized=False).embeddings
+        options = {"quantized": False, "retrieve": retrieve}
+        vectors = self(pixel_values, **options).embeddings
         if flip:
-            vectors = (vectors + self(pixel_values.flip(3), quantized=False).embeddings) / 2
+            vectors = (vectors + self(pixel_values.flip(3), **options).embeddings) / 2
         return self.quantizer(vectors) if quantized and self.quantizer is not None else vectors
 
-    def codes(self, vectors: Tensor, precision: str) -> np.ndarray:
-        """Vectors in front of the quantiser as codes: (N, D) -> (N, D) int8, or (N, ceil(D / 8)) uint8 for "binary".
+    def codec(self, name: str) -> Codec:
+        """How a gallery stores this model's embeddings, with the scale and the centre that training has found.
 
-        Codes of int8 are multiples of `int8_scale`. Bits say which coordinates are above `center`.
+        It encodes what `forward` and `embed` give with `quantized=False`.
+
+        Args:
+            name: a key of `CODECS`: "float32", "float16", "int8", or "binary" (bits: above `center` or not).
+
+        Raises:
+            ValueError: for an unknown name; for "int8" as `int8_scale`.
         """
-        if precision == "binary":
-            return binary_codes(vectors, self.center.to(vectors.device))
-        return int8_codes(vectors, self.int8_scale(vectors)).cpu().numpy()
+        if name not in CODECS:
+            raise ValueError(f"precision must be one of {', '.join(CODECS)}, got {name!r}")
+        state: dict[str, Any] = {}
+        if name == "binary":
+            state["center"] = self.center.detach().float().cpu().numpy()
+        elif name == "int8" and self.config.quantization and self.config.quantization_granularity != "vector":
+            state["scale"] = self.int8_scale(self.center).cpu().numpy()
+        return CODECS[name](self.embedding_dim, **state)
+
+    def codes(self, vectors: Tensor, precision: str) -> np.ndarray:
+        """Embeddings in front of the quantiser as codes, (N, D) -> (N, D) int8, or (N, ceil(D / 8)) uint8 for "binary";
+        see `codec`."""
+        return self.codec(precision).encode(vectors)
 
     def int8_scale(self, vectors: Tensor) -> Tensor:
         """What an int8 code of 1 stands for: the model's own scale, () or (D,), or without one each vector's, (N, 1).
@@ -90,33 +109,31 @@ class EncodingMixin:
         The vectors are what `embed` gives in evaluation, not normalised. The model is left in the mode it was found in.
 
         Args:
-            precision: "float32", or the codes that a gallery stores, see `codes`: "int8" (int8), or "binary" (uint8,
-                eight coordinates to a byte).
+            precision: "float32", or another key of `CODECS` for the codes that a gallery stores, see `codec`:
+                "float16", "int8", or "binary" (uint8, eight coordinates to a byte).
             flip: average the vectors of a picture and of its mirror image.
 
         Raises:
             ValueError: for an unknown precision.
         """
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+        codec = self.codec(precision)
         if isinstance(images, (str, Path)) or not isinstance(images, Sequence):
             images = [images]
         processor, was_training = ReIDImageProcessor.from_config(self.config), self.training
         self.eval()
         try:
-            encoded = [self._encoded(torch.empty(0, self.embedding_dim, device=self.device), precision)]
+            encoded = [self._encoded(torch.empty(0, self.embedding_dim, device=self.device), codec)]
             for start in tqdm(range(0, len(images), batch_size), desc="encode", disable=not progress):
                 batch = [_open(image) for image in images[start : start + batch_size]]
                 pixels = processor(batch, return_tensors="pt")["pixel_values"].to(self.device, self.dtype)
-                encoded.append(self._encoded(self.embed(pixels, flip, quantized=False), precision))
+                encoded.append(self._encoded(self.embed(pixels, flip, quantized=False), codec))
         finally:
             self.train(was_training)
         return np.concatenate(encoded)
 
-    def _encoded(self, vectors: Tensor, precision: str) -> np.ndarray:
-        if precision != "float32":
-            return self.codes(vectors, precision)
-        return (vectors if self.quantizer is None else self.quantizer(vectors)).float().cpu().numpy()
+    def _encoded(self, vectors: Tensor, codec: Codec) -> np.ndarray:
+        quantized = codec.name == "float32" and self.quantizer is not None
+        return codec.encode(self.quantizer(vectors) if quantized else vectors)
 
 
 def _open(image):

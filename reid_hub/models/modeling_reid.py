@@ -13,7 +13,7 @@ from transformers.utils.generic import can_return_tuple
 from .backbones import FAMILIES, build_backbone
 from .bconv import all_memory, set_memory
 from .checkpoint_reid import CheckpointMixin
-from .configuration_reid import ReIDConfig
+from .configuration_reid import RETRIEVALS, ReIDConfig
 from .encoding_reid import EncodingMixin
 from .head_linear import LinearHead, SharedLinearHead
 from .head_low_rank import LowRank
@@ -106,17 +106,22 @@ class ReIDModel(CheckpointMixin, EncodingMixin, PreTrainedModel):
         return COMPRESSIONS[config.compression](full, dim), quantizer
 
     @can_return_tuple
-    def forward(self, pixel_values: Tensor, quantized: bool = True, **kwargs) -> ReIDOutput:
-        """Embed a batch of normalised pictures.
+    def forward(
+        self, pixel_values: Tensor, quantized: bool = True, retrieve: str | None = None, **kwargs
+    ) -> ReIDOutput:
+        """Embed a batch of normalised images.
 
         Args:
             quantized: whether a model with a quantiser gives what its codes decode to, or what they are made of.
+            retrieve: which vector the embeddings are in evaluation, "neck" or "features" (default: the
+                configuration's). What a compressed model shortens is always the configuration's.
 
         Raises:
-            ValueError: unless `pixel_values` is (B, 3, H, W).
+            ValueError: unless `pixel_values` is (B, 3, H, W) and `retrieve` one of these.
         """
         if pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
             raise ValueError(f"pixel_values must be (B, 3, H, W), got {tuple(pixel_values.shape)}")
+        retrieve = self._retrieves(retrieve)
         takes_stages = self.side is not None or getattr(self.pooling, "takes_stages", False)
         stages = self.backbone.stages(pixel_values) if takes_stages else (self.backbone(pixel_values),)
         pooled = self._pool(stages)
@@ -124,13 +129,20 @@ class ReIDModel(CheckpointMixin, EncodingMixin, PreTrainedModel):
             pooled = torch.cat([pooled, self._pool(self.side(pixel_values, stages))], -1)
         features = self.head(fuse_parts(pooled) if isinstance(self.pooling, PartTokens) else pooled)
         embeddings = features
-        if self.training or self.config.retrieve == "neck":
+        if self.training or retrieve == "neck":
             embeddings = self.neck(pooled if isinstance(self.neck, PartBNNeck) else features)
         if self.compression is not None:
             features = embeddings = self.compression(embeddings)
             if quantized:
                 features = embeddings = self.quantizer(embeddings)
         return ReIDOutput(embeddings, features, stages[-1], embeddings)
+
+    def _retrieves(self, retrieve: str | None) -> str:
+        if retrieve is None or self.compression is not None:
+            return self.config.retrieve
+        if retrieve not in RETRIEVALS:
+            raise ValueError(f"retrieve must be one of {', '.join(RETRIEVALS)}, got {retrieve!r}")
+        return retrieve
 
     def _pool(self, maps: tuple[Tensor, ...]) -> Tensor:
         return self.pooling(maps if getattr(self.pooling, "takes_stages", False) else maps[-1])

@@ -1,35 +1,14 @@
-"""Vectors as codes: int8 with a scale that is learned in training, or one bit per coordinate.
+"""Quantisation-aware training: an embedding is what its int8 code decodes to, with a scale learned in training.
 
 Embedding Compression (arXiv:2405.14730): uniform quantisation, quantised forward, full-precision backward.
 """
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import initialization as init
 
-LEVELS = 127  # codes run from -127 to 127, so that the negative of a vector has the negative codes
-SMALLEST = 1e-30  # a scale above zero, for vectors of zeros
-
-
-def int8_codes(vectors: Tensor, scale: Tensor | float) -> Tensor:
-    """clamp(round(v / scale), -127, 127), (N, D) -> (N, D) int8; halves round to the even code."""
-    return _rounded(vectors.float(), scale).to(torch.int8)
-
-
-def vector_scale(vectors: Tensor) -> Tensor:
-    """The scale of every vector for itself, max |v| / 127, (N, D) -> (N, 1)."""
-    return (vectors.detach().float().abs().amax(-1, keepdim=True) / LEVELS).clamp(min=SMALLEST)
-
-
-def binary_codes(vectors: Tensor, center: Tensor | float = 0.0) -> np.ndarray:
-    """One bit per coordinate, v > center, eight to a byte, the first the highest: (N, D) -> (N, ceil(D / 8)) uint8."""
-    return np.packbits((vectors.float() > center).cpu().numpy(), axis=-1)
-
-
-def _rounded(vectors: Tensor, scale: Tensor | float) -> Tensor:
-    return (vectors / scale).round().clamp(-LEVELS, LEVELS)
+from .codes import LEVELS, SMALLEST, int8_steps, vector_scale
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -37,7 +16,7 @@ class _StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, vectors: Tensor, scale: Tensor) -> Tensor:
-        return _rounded(vectors, scale) * scale
+        return int8_steps(vectors, scale) * scale
 
     @staticmethod
     def backward(ctx, gradient: Tensor):

@@ -92,9 +92,7 @@ def train_kdpp(settings: TrainSettings, teacher: str | Path, **options: Any) -> 
         if classifier is None:
             logger.warning(f"{teacher} has no single classifier beside it: only its features are distilled")
         # By the test transform, in front of the neck: behind it means are near zero and their directions noise.
-        model.config.retrieve, retrieve = "features", model.config.retrieve
-        features = embed(model, subset.dataset.dataset.select(subset.rows)).embeddings
-        model.config.retrieve = retrieve
+        features = embed(model, subset.dataset.dataset.select(subset.rows), retrieve="features").embeddings
         means = class_means(torch.as_tensor(features), torch.as_tensor(subset.pids), num_ids)
         note_teachers(student.config, {teacher: model.config})
         parts = {"teacher": model, "teacher_classifier": classifier, "class_means": means}

@@ -59,7 +59,7 @@ def decision_of(model: ReIDModel, index: GalleryIndex, flip: bool) -> tuple[Deci
     if model.config.decision is None:
         return None, ""
     decision = Decision.from_dict(model.config.decision)
-    if index.codec.name == "binary" and index.codec.rescore is None:
+    if index.codec.name == "binary" and index.rescore is None:
         return None, "the model's threshold is none of Hamming distances: build the index with a codec like binary+int8"
     if decision.flip != flip:
         found = "with" if decision.flip else "without"

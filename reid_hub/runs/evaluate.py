@@ -27,9 +27,9 @@ from reid_hub.evaluation import (
     stored,
     write_results,
 )
-from reid_hub.evaluation.codes import CODECS, bytes_per_vector
 from reid_hub.hub.card import write_card
 from reid_hub.models import ReIDModel
+from reid_hub.models.codes import STORED_AS, bytes_per_vector
 from reid_hub.registry import lookup
 from reid_hub.runs.search import new_index
 
@@ -106,7 +106,7 @@ def evaluate_stored(
     Raises:
         ValueError: for an unknown codec.
     """
-    lookup(dict.fromkeys(CODECS), codec, "codec")
+    lookup(dict.fromkeys(STORED_AS), codec, "codec")
     first, *second = codec.split("+")
     forms = {part: [stored(model, split.embeddings, part) for split in (query, gallery)] for part in codec.split("+")}
     pair = [

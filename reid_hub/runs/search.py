@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from reid_hub.data import decode_image
 from reid_hub.evaluation import plot_answers
-from reid_hub.evaluation.codes import CODECS
 from reid_hub.files import inside
 from reid_hub.index import GalleryIndex
 from reid_hub.models import ReIDModel
+from reid_hub.models.codes import STORED_AS
 from reid_hub.registry import lookup
 from reid_hub.runs.calibrate import decision_of
 
@@ -39,19 +38,13 @@ def new_index(model: ReIDModel, codec: str, **options: Any) -> GalleryIndex:
     """An empty index for a model's vectors in front of its quantiser, with its scale and its centre.
 
     Args:
-        codec: a key of `CODECS`; "binary+float16" keeps float16 beside the bits.
+        codec: of `STORED_AS`; "binary+float16" keeps float16 beside the bits.
         options: of `GalleryIndex`.
     """
-    lookup(dict.fromkeys(CODECS), codec, "codec")
-    first, _, second = codec.partition("+")
-    parameters = {}
-    if model.config.quantization and model.config.quantization_granularity != "vector" and "int8" in codec:
-        parameters["scale"] = model.int8_scale(torch.zeros(1, model.embedding_dim)).cpu().numpy()
-    if first == "binary":
-        parameters["center"] = model.center.detach().cpu().numpy()
-    return GalleryIndex(
-        model.embedding_dim, first, fingerprint=model.fingerprint(), rescore=second or None, **parameters, **options
-    )
+    lookup(dict.fromkeys(STORED_AS), codec, "codec")
+    first, *second = map(model.codec, codec.split("+"))
+    rescore = second[0] if second else None
+    return GalleryIndex(model.embedding_dim, first, fingerprint=model.fingerprint(), rescore=rescore, **options)
 
 
 def encode_for(index: GalleryIndex, model: ReIDModel, pictures: Sequence, **options: Any) -> np.ndarray:

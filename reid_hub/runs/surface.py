@@ -89,7 +89,6 @@ def _reopened(folder: Path) -> tuple[SupervisedMethod, list[int]]:
         raise ValueError(f"surfaces are drawn of the methods ptl, std and supervised; {folder} is of {recipe.method!r}")
     alone = {"teacher": None, "lam": 0.0} if recipe.method == "std" else {}  # the loss without any teacher's
     model = open_model(folder)
-    model.config.retrieve = "neck"  # what is classified, whatever is searched with
     method = METHODS[recipe.method](model, len(identities), **{**recipe.options, **alone})
     method.load_state_dict({**method.state_dict(), **heads})
     return method, identities
@@ -100,7 +99,7 @@ def _loss(method: SupervisedMethod, pixels: Tensor, labels: Tensor) -> float:
     total = 0.0
     for start in range(0, len(pixels), _BATCH):
         part = slice(start, start + _BATCH)
-        logits = method.logits(method.model(pixels[part]).embeddings)
+        logits = method.logits(method.model(pixels[part], retrieve="neck").embeddings)
         loss = torch.stack([identity_loss(vector, labels[part]) for vector in logits]).mean()
         total += loss.item() * len(labels[part]) / len(labels)
     return total

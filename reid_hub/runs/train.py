@@ -18,7 +18,6 @@ from reid_hub.hub.convert import load_weights
 from reid_hub.hub.push import push_folder
 from reid_hub.logging import get_logger
 from reid_hub.methods import METHODS, Method, SupervisedMethod
-from reid_hub.methods.kdep import weight_decay_for
 from reid_hub.models import ReIDModel
 from reid_hub.registry import lookup
 from reid_hub.runs.evaluate import evaluate
@@ -222,11 +221,11 @@ def new_trainer(
         about: see `build_trainer`.
         options: further ones of `ReIDTrainer`.
     """
-    decay = {}
-    if recipe.decay_by_budget and "weight_decay" not in settings.changes:
-        decay["weight_decay"] = weight_decay_for(len(subset) * epochs_of(settings, recipe))
+    decay = recipe.weight_decay
+    if "weight_decay" not in settings.changes:
+        decay = recipe.decay_for(len(subset) * epochs_of(settings, recipe))
     values = {
-        **decay,
+        "weight_decay": decay,
         "seed": settings.seed,
         "eval_strategy": "epoch" if evaluator else "no",
         **({} if settings.epochs is None else {"num_train_epochs": settings.epochs}),

@@ -1,5 +1,6 @@
 """What a training recipe is."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,6 +8,10 @@ from typing import Any
 from reid_hub.data.augmentation_options import Augmentation
 from reid_hub.errors import ReIDError
 from reid_hub.training.schedules import Schedule
+
+# Weight decay by the images that a pre-training shows in all: 9, 18 and 90 epochs of ImageNet, or ten times as many of
+# its tenth; the five budgets of KDEP (arXiv:2203.05180).
+BUDGET_DECAYS = {11.5e6: 5e-4, 23e6: 4e-4, 115e6: 1e-4}
 
 
 @dataclass(frozen=True)
@@ -21,7 +26,7 @@ class Recipe:
         batch_size: images per process and step.
         optimizer, optimizer_options: an entry of OPTIMIZERS and its keyword arguments.
         weight_decay: coupled L2 on all trainable parameters, as in the sources.
-        decay_by_budget: the weight decay follows the number of pictures shown, by KDEP's table, unless it is set.
+        decay_by_budget: the weight decay follows the number of images shown, by `BUDGET_DECAYS`, unless it is set.
         bias_lr_factor: rate of the biases relative to that of the weights.
         config: fields of the model's `ReIDConfig` that the recipe prescribes.
         interpolation: of the training images; the test images follow the model's own configuration.
@@ -56,3 +61,9 @@ class Recipe:
     @property
     def epochs(self) -> int:
         return self.schedule.epochs
+
+    def decay_for(self, images_shown: float) -> float:
+        """The weight decay of a run: the recipe's, or that of the budget nearest in proportion to the images shown."""
+        if not self.decay_by_budget:
+            return self.weight_decay
+        return BUDGET_DECAYS[min(BUDGET_DECAYS, key=lambda budget: abs(math.log(budget / images_shown)))]

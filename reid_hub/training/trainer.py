@@ -20,6 +20,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from reid_hub.data.augmentation import BatchTransform
+from reid_hub.data.batch import Batch
 from reid_hub.errors import ReIDError, RunError
 from reid_hub.methods import Method
 from reid_hub.methods.state import write_state
@@ -129,23 +130,20 @@ class ReIDTrainer(Trainer):
         self.sampler = build_sampler(self.recipe, dataset.pids, batch_size=self.args.train_batch_size, **processes)
         return self.sampler
 
-    def _prepare_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _prepare_inputs(self, inputs: Batch) -> Batch:
         """Move the bytes to the device and augment them there, as a function of the seed and the step alone."""
-        epoch, rounds = self.state.epoch or 0.0, self.model.fixed_crops
+        epoch, crops = self.state.epoch or 0.0, self.model.crops
         self.model.set_progress(self.state.global_step, self.state.max_steps, epoch)
-        inputs = super()._prepare_inputs(inputs)
-        step = int(epoch) % rounds if rounds else self.state.global_step
-        drawn = {"seed": self.args.seed, "step": step, "by_position": not rounds, "sizes": inputs.pop("sizes", None)}
-        drawn |= {"return_boxes": True, "unflip_boxes": True}
-        pixel_values, boxes = self.transform(inputs["pixel_values"], inputs["indices"], **drawn)
-        pixel_values = pixel_values.contiguous(memory_format=self.memory_format)
-        erased = {"erased_boxes": boxes} if self.model.takes_erased_boxes else {}
-        return {**inputs, "pixel_values": pixel_values, **erased}
+        step = int(epoch) % crops if crops else self.state.global_step
+        batch = super()._prepare_inputs(inputs)
+        batch = self.transform.augment(batch, seed=self.args.seed, step=step, by_position=not crops)
+        batch["pixel_values"] = batch["pixel_values"].contiguous(memory_format=self.memory_format)
+        return batch
 
     # Loss and optimisation
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **kwargs: Any):
-        outputs = model(**inputs)
+    def compute_loss(self, model: nn.Module, inputs: Batch, return_outputs: bool = False, **kwargs: Any):
+        outputs = model(inputs)
         for name, value in outputs.items():
             if name != "loss":
                 self._parts[name] = self._parts.get(name, 0) + value.detach()

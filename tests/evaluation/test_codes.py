@@ -6,7 +6,7 @@ import torch
 
 from reid_hub import ReIDConfig, ReIDModel, evaluate_retrieval
 from reid_hub.evaluation import Shortlist, average_precision, stored
-from reid_hub.evaluation.codes import bytes_per_vector
+from reid_hub.models.codes import bytes_per_vector
 
 DIM = 16
 

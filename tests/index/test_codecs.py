@@ -8,7 +8,8 @@ import torch
 
 from reid_hub.index import CODECS, GalleryIndex
 from reid_hub.index.backends import BACKENDS
-from reid_hub.index.codecs import make_codec
+from reid_hub.index.columns import columns_for
+from reid_hub.models.codes import Int8
 
 BOTH = pytest.mark.parametrize("backend", list(BACKENDS))
 PER_DIM = np.linspace(0.01, 0.05, 16).tolist()
@@ -90,24 +91,25 @@ def test_integer_ranking_is_that_of_the_dequantised_vectors_ties_included(backen
 def test_int8_codes_are_round_half_even_clamped_and_stored_bit_for_bit(scale):
     x = vectors(50) * 3
     x[0] = np.float32(scale) * (np.arange(16) + 0.5).astype(np.float32)  # halves
-    codec = make_codec("int8", 16, "cosine", scale=scale)
-    codes = codec.encode(x)["codes"]
+    codec = Int8(16, scale)
+    columns = columns_for(codec, "cosine")
+    codes = columns.encode(x)["codes"]
     assert codes.tolist() == quantise(x, scale)
     assert codes.min() == -127
     assert codes.max() == 127
     # What is dequantised and stored again is the same, and codes given are the codes stored.
-    assert np.array_equal(codec.encode(codec.decode(codes))["codes"], codes)
-    assert np.array_equal(codec.encode(codes)["codes"], codes)
-    assert np.array_equal(codec.encode(-x)["codes"], -codes)
+    assert np.array_equal(columns.encode(codec.decode(codes))["codes"], codes)
+    assert np.array_equal(columns.encode(codes)["codes"], codes)
+    assert np.array_equal(columns.encode(-x)["codes"], -codes)
     np.testing.assert_array_equal(codec.decode(codes), codes * np.float32(scale))
 
 
 def test_own_scale_of_every_vector_uses_the_whole_range_and_ignores_length():
     x = vectors(20)
-    codec = make_codec("int8", 16, "cosine")
-    codes = codec.encode(x)["codes"]
+    columns = columns_for(Int8(16), "cosine")
+    codes = columns.encode(x)["codes"]
     assert (np.abs(codes.astype(int)).max(1) == 127).all()
-    assert np.array_equal(codes, codec.encode(x * 1024)["codes"])
+    assert np.array_equal(codes, columns.encode(x * 1024)["codes"])
     assert quantise(x[:1], np.abs(x[0]).max() / np.float32(127)) == codes[:1].tolist()
 
 
@@ -122,14 +124,15 @@ def test_search_equals_float64_distances_of_the_decoded_vectors(form, backend):
     hamming = None
     if codec.name == "binary":
         hamming = np.array([[((q > codec.center) != (v > codec.center)).sum() for v in gallery] for q in queries])
-    if codec.name == "binary" and codec.rescore is None:
+    if codec.name == "binary" and index.rescore is None:
         expected = np.sort(hamming, 1, kind="stable")[:, :7]
         order = hamming.argsort(1, kind="stable")[:, :7]
     else:
-        kept = codec.rescore or codec
+        kept = index.rescore or codec
         quantised = kept.name == "int8"
+        columns = columns_for(kept, index.metric)
         q, v = (
-            kept.decode(kept.encode(x)["codes"]).astype(np.float64) if quantised or x is gallery else x.astype(float)
+            kept.decode(columns.encode(x)["codes"]).astype(np.float64) if quantised or x is gallery else x.astype(float)
             for x in (queries, gallery)
         )
         if index.metric == "cosine":
@@ -228,7 +231,7 @@ def test_bytes_per_vector_are_those_of_the_arrays_and_of_the_file(tmp_path):
         index = built(form, x)
         assert index.bytes_per_vector == {"memory": memory, "disk": disk}
         index.save(tmp_path / "index")
-        columns = index.codec.layout()
+        columns = index._layout()
         stored = sum(dtype.itemsize * int(np.prod(shape)) for dtype, shape in columns.values())
         assert stored - memory - disk in (0, 4)  # the squared length of int8 codes is kept beside them
 
@@ -287,9 +290,11 @@ def test_options_that_do_not_fit_are_refused(form, message):
 
 @pytest.mark.parametrize("name", list(CODECS))
 def test_every_codec_answers_the_contract(name):
-    codec = make_codec(name, 16, "cosine")
-    columns = codec.encode(vectors(5))
-    assert {key: (value.dtype, value.shape[1:]) for key, value in columns.items()} == codec.layout()
-    again = make_codec(name, 16, "cosine", **codec.options())
-    assert again.options() == codec.options()
-    assert codec.decode(columns["codes"]).shape == (5, 16)
+    codec = CODECS[name](16)
+    columns = columns_for(codec, "cosine")
+    found = columns.encode(vectors(5))
+    assert {key: (value.dtype, value.shape[1:]) for key, value in found.items()} == columns.layout()
+    assert found["codes"].nbytes == 5 * codec.bytes_per_vector
+    again = type(codec)(16, **codec.state())
+    assert again.state() == codec.state()
+    assert codec.decode(found["codes"]).shape == (5, 16)

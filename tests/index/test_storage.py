@@ -1,3 +1,4 @@
+import json
 import time
 from itertools import pairwise
 
@@ -6,6 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from reid_hub.index import GalleryIndex
+from reid_hub.index.columns import Codecs, options_of
 from reid_hub.index.segment_file import BLOCK
 
 from .made import SEGMENT, answers, assert_same, names, x
@@ -36,7 +38,8 @@ def test_options_of_a_codec_come_back_exactly(form, tmp_path):
     before = index.search(x(5, seed=1), 9)
     index.save(tmp_path / "index")
     again = GalleryIndex.load(tmp_path / "index")
-    assert again.codec.options() == index.codec.options()
+    written = [options_of(Codecs(i.codec, i.rescore, i.rescore_factor)) for i in (index, again)]
+    assert written[0] == written[1] == json.loads((tmp_path / "index" / "manifest.json").read_text())["options"]
     assert_same(before, again.search(x(5, seed=1), 9))
 
 

@@ -7,8 +7,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+from accelerate.utils import send_to_device
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import default_collate
 
 from reid_hub import ReIDConfig, ReIDForImageClassification, ReIDModel, WeightChain
+from reid_hub.data.batch import Batch
 from reid_hub.data.views import VIEWS
 from reid_hub.errors import ReIDError
 from reid_hub.methods import METHODS, Method, RunContext, SupervisedMethod
@@ -34,9 +39,9 @@ def images(count: int = 6) -> torch.Tensor:
     return torch.randn(count, 3, *SIZE, generator=torch.Generator().manual_seed(1))
 
 
-def embed(model: ReIDModel) -> torch.Tensor:
+def embed(model: ReIDModel, retrieve: str | None = None) -> torch.Tensor:
     with torch.no_grad():
-        return copy.deepcopy(model).eval()(images(len(SUBSET.pids))).embeddings
+        return copy.deepcopy(model).eval()(images(len(SUBSET.pids)), retrieve=retrieve).embeddings
 
 
 class Drawn:
@@ -94,7 +99,7 @@ def test_every_method_is_built_by_name_trains_and_exports(name, tmp_path):
     optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
     method.start_epoch(0)
     method.set_progress(0, 10, 0.0)
-    outputs = method(pixel_values=images(), pids=PIDS, indices=torch.arange(6))
+    outputs = method(Batch(pixel_values=images(), pids=PIDS, indices=torch.arange(6)))
     outputs["loss"].backward()
     optimizer.step()
     assert torch.isfinite(outputs["loss"])
@@ -142,7 +147,7 @@ def test_a_source_of_other_people_is_refused_and_one_without_classifier_said(tmp
         SupervisedMethod.from_run(RunContext(model=tiny(), subset=SUBSET, source=tmp_path))
     log = []
     SupervisedMethod.from_run(RunContext(model=tiny(), subset=SUBSET, source=tmp_path / "none", log=log.append))
-    assert log == [f"{tmp_path / 'none'} has no classifier beside it: a new one is trained"]
+    assert log == [f"{tmp_path / 'none'} has no classifier beside it: it starts from random weights"]
 
 
 def test_teachers_of_other_people_are_refused():
@@ -188,3 +193,21 @@ def test_a_compressed_model_starts_from_the_principal_directions_and_its_source(
     assert torch.equal(method.classifier.weight, weight)
     at_random = built(replace(run, parts={**run.parts, "start": "random"}), "compression")
     assert not torch.equal(at_random.classifier.weight, weight)
+
+
+def test_a_batch_survives_what_loaders_and_launchers_do_to_it(tmp_path):
+    """Moved by accelerate and by the Trainer's way through DistributedDataParallel, the loss keeps its bits."""
+    method = built(context("fd"), "fd").eval()
+    boxes = torch.full((6, 4), -1)
+    batch = Batch(pixel_values=images(), pids=PIDS, camids=PIDS, indices=torch.arange(6), erased_boxes=boxes)
+    moved = send_to_device(default_collate([batch]), "cpu")
+    moved = {name: tensor[0] for name, tensor in moved.items()}
+    assert moved.keys() == batch.keys()
+    torch.manual_seed(0)
+    expected = method(batch)["loss"]
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)
+    try:
+        torch.manual_seed(0)
+        assert torch.equal(DistributedDataParallel(method)(moved)["loss"], expected)
+    finally:
+        dist.destroy_process_group()

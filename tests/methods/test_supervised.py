@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from reid_hub import ReIDConfig, ReIDForImageClassification, ReIDModel, WeightChain
+from reid_hub.data.batch import Batch
 from reid_hub.data.views import VIEWS
 from reid_hub.losses import batch_hard_triplet_loss, circle_loss
 from reid_hub.methods import METHODS, SupervisedMethod
@@ -62,7 +63,7 @@ def test_every_method_gives_a_loss_with_its_parts_and_exports_what_is_published_
     if name == "classification":
         model = ReIDForImageClassification(ReIDConfig(**TINY, neck="none", num_labels=4))
     method = METHODS[name](model, 4, **needs(name, model))
-    outputs = method(pixels, PIDS, camids=PIDS, indices=PIDS)
+    outputs = method(Batch(pixel_values=pixels, pids=PIDS, camids=PIDS, indices=PIDS))
     assert outputs["loss"].requires_grad
     assert all(value.ndim == 0 for value in outputs.values())
     exported = {"oskt": WeightChain, "classification": ReIDForImageClassification}
@@ -77,7 +78,7 @@ def test_loss_is_the_published_sum(model, pixels):
     method = SupervisedMethod(model, 4, label_smoothing=0.1, metric_options={"margin": 0.3}, center_weight=5e-4)
     centers = method.centers.clone()
     reference = copy.deepcopy(model)
-    outputs = method(pixels, PIDS)
+    outputs = method(Batch(pixel_values=pixels, pids=PIDS))
     features = reference.pooling(reference.backbone(pixels))
     logits = F.batch_norm(features, None, None, reference.neck.weight, None, True) @ method.classifier.weight.T
     target = F.one_hot(PIDS, 4) * 0.9 + 0.1 / 4
@@ -99,10 +100,12 @@ def test_classifier_starts_small_and_biased_only_on_request(model):
 
 def test_metric_loss_is_the_named_one_or_none(model, pixels):
     reference = copy.deepcopy(model)
-    outputs = SupervisedMethod(model, 4, metric="circle", metric_options={"gamma": 32.0})(pixels, PIDS)
+    outputs = SupervisedMethod(model, 4, metric="circle", metric_options={"gamma": 32.0})(
+        Batch(pixel_values=pixels, pids=PIDS)
+    )
     expected = circle_loss(reference(pixels).features, PIDS, gamma=32.0)
     torch.testing.assert_close(outputs["circle"], expected)
-    alone = SupervisedMethod(model, 4, metric=None)(pixels, PIDS)
+    alone = SupervisedMethod(model, 4, metric=None)(Batch(pixel_values=pixels, pids=PIDS))
     assert set(alone) == {"loss", "identity"}
     assert torch.equal(alone["loss"], alone["identity"])
 
@@ -118,7 +121,7 @@ def test_each_part_of_a_vector_has_a_classifier_and_losses_of_its_own():
         nn.init.normal_(classifier.weight)
         nn.init.normal_(classifier.bias)
     centers = method.centers.clone()
-    outputs, output = method(pixels, PIDS), reference(pixels)
+    outputs, output = method(Batch(pixel_values=pixels, pids=PIDS)), reference(pixels)
     identity = triplet = center = 0
     for classifier, part in zip(method.classifier, (slice(0, 64), slice(64, 320)), strict=True):
         logits = output.embeddings[:, part] @ classifier.weight.T + classifier.bias
@@ -137,7 +140,7 @@ def test_a_vector_of_one_part_is_trained_as_without_parts(model, pixels):
     for per_part in (False, True):
         torch.manual_seed(3)
         method = SupervisedMethod(copy.deepcopy(model), 4, per_part=per_part)
-        losses.append(method(pixels, PIDS)["loss"])
+        losses.append(method(Batch(pixel_values=pixels, pids=PIDS))["loss"])
         assert set(method.training_state()) == {"classifier.weight"}
     assert torch.equal(*losses)
 
@@ -154,7 +157,7 @@ def test_centers_follow_sgd_on_the_unweighted_center_loss_over_training(model, p
         (features - centers[PIDS]).square().sum(1).mean().backward()
         center_sgd.step()
         optimiser.zero_grad()
-        method(batch, PIDS)["loss"].backward()
+        method(Batch(pixel_values=batch, pids=PIDS))["loss"].backward()
         optimiser.step()
         torch.testing.assert_close(method.centers, centers.detach(), rtol=1e-5, atol=1e-6)
     assert "centers" in method.state_dict()
@@ -164,7 +167,7 @@ def test_centers_follow_sgd_on_the_unweighted_center_loss_over_training(model, p
 def test_evaluation_leaves_the_training_state_alone(model, pixels):
     method = SupervisedMethod(model, 4, center_weight=5e-4).eval()
     before = copy.deepcopy(method.state_dict())
-    method(pixels, PIDS)
+    method(Batch(pixel_values=pixels, pids=PIDS))
     method.export()(pixels)
     for name, tensor in method.state_dict().items():
         assert torch.equal(tensor, before[name]), name
@@ -172,9 +175,9 @@ def test_evaluation_leaves_the_training_state_alone(model, pixels):
 
 def test_bfloat16_autocast_trains_and_keeps_the_losses_in_float32(model, pixels):
     method = SupervisedMethod(model, 4, center_weight=5e-4)
-    exact = copy.deepcopy(method)(pixels, PIDS)
+    exact = copy.deepcopy(method)(Batch(pixel_values=pixels, pids=PIDS))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        outputs = method(pixels, PIDS)
+        outputs = method(Batch(pixel_values=pixels, pids=PIDS))
     outputs["loss"].backward()
     assert all(torch.isfinite(p.grad).all() for p in method.parameters())
     assert method.centers.dtype == torch.float32

@@ -188,7 +188,7 @@ def test_one_step_of_the_recipe_moves_every_parameter():
     options = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, "options": recipe.optimizer_options}
     optimizer = build_optimizer(method, recipe.optimizer, **options)
     before = {name: parameter.detach().clone() for name, parameter in method.named_parameters()}
-    outputs = method(torch.randn(8, 3, 64, 32), torch.arange(4).repeat_interleave(2))
+    outputs = method({"pixel_values": torch.randn(8, 3, 64, 32), "pids": torch.arange(4).repeat_interleave(2)})
     outputs["loss"].backward()
     optimizer.step()
     assert set(outputs) == {"loss", "identity", "triplet"}

@@ -125,8 +125,7 @@ def test_each_token_has_its_own_bnneck_and_training_classifies_behind_them():
         ]
         torch.testing.assert_close(output.embeddings, torch.cat([g, sum(parts) / 3], 1))
         torch.testing.assert_close(output.features, torch.cat([tokens[:, 0], tokens[:, 1:4].mean(1)], 1))
-        model.eval().config.retrieve = "neck"
-        output = model(x)
+        output = model.eval()(x, retrieve="neck")
         statistics = [(n.running_mean, n.running_var, n.weight) for n in model.neck.parts]
         g, *parts = [
             (output.feature_map[:, i] - mean) / (var + 1e-5).sqrt() * weight
@@ -295,7 +294,7 @@ def test_the_vit_recipe_trains_every_parameter_in_one_step():
         method, recipe.optimizer, lr=recipe.learning_rate, weight_decay=recipe.weight_decay,
         bias_lr_factor=recipe.bias_lr_factor, options=recipe.optimizer_options,
     )  # fmt: skip
-    outputs = method(pictures(8), torch.arange(8) // 2)
+    outputs = method({"pixel_values": pictures(8), "pids": torch.arange(8) // 2})
     assert all(value.isfinite() for value in outputs.values())
     outputs["loss"].backward()
     for name, parameter in method.named_parameters():

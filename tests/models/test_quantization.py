@@ -6,7 +6,8 @@ import torch
 from transformers import AutoModel
 
 from reid_hub import ReIDConfig, ReIDModel
-from reid_hub.models.quantization import Quantizer, binary_codes, int8_codes, vector_scale
+from reid_hub.models.codes import Binary, int8_codes, vector_scale
+from reid_hub.models.quantization import Quantizer
 
 TINY = {
     "backbone_config": {
@@ -118,7 +119,7 @@ def test_zero_vectors_have_zero_codes():
 
 def test_bits_say_which_coordinates_are_above_the_centre():
     batch, center = vectors(rows=3, dim=11), torch.linspace(-1, 1, 11)
-    codes = binary_codes(batch, center)
+    codes = Binary(11, center.numpy()).encode(batch)
     assert codes.shape == (3, 2)
     for row, code in zip(batch, codes, strict=True):
         bits = "".join(f"{byte:08b}" for byte in code)

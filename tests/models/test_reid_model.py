@@ -170,8 +170,15 @@ def test_neck_decides_what_is_classified_and_retrieve_what_is_searched():
     with torch.no_grad():
         output = model(x)
         assert torch.equal(output.embeddings, output.features)  # retrieve="features"
-        output = model.train()(x)
-    assert not torch.equal(output.embeddings, output.features)
+        asked = model(x, retrieve="neck")
+        assert torch.equal(asked.features, output.features)
+        assert torch.equal(asked.embeddings, model.neck(output.features))
+        assert torch.equal(model.embed(x, retrieve="neck"), asked.embeddings)
+        trained = model.train()(x, retrieve="features")
+    assert not torch.equal(trained.embeddings, trained.features)
+    assert model.config.retrieve == "features"
+    with pytest.raises(ValueError, match="retrieve must be one of neck, features, got 'head'"):
+        model(x, retrieve="head")
 
 
 def test_tuple_output_and_pooler_name():

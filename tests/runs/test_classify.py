@@ -20,6 +20,7 @@ from torchvision import transforms
 from transformers import AutoModelForImageClassification, TrainerCallback
 
 from reid_hub import ReIDConfig, ReIDForImageClassification, ReIDModel, load_reid_dataset
+from reid_hub.data.batch import Batch
 from reid_hub.evaluation import topk_accuracy
 from reid_hub.hub.folder import checkpoint_files
 from reid_hub.methods import ClassificationMethod
@@ -133,9 +134,9 @@ def test_loss_of_a_worked_example():
         model.classifier.weight.zero_()
         model.classifier.bias.copy_(torch.tensor([math.log(3), 0.0]))
     pixels, labels = torch.zeros(2, 3, 32, 32), torch.tensor([0, 1])
-    plain = ClassificationMethod(model, 2)(pixels, labels)["loss"].item()
+    plain = ClassificationMethod(model, 2)(Batch(pixel_values=pixels, pids=labels))["loss"].item()
     assert plain == pytest.approx(-(math.log(0.75) + math.log(0.25)) / 2, rel=1e-6)
-    smooth = ClassificationMethod(model, 2, label_smoothing=0.2)(pixels, labels)["loss"].item()
+    smooth = ClassificationMethod(model, 2, label_smoothing=0.2)(Batch(pixel_values=pixels, pids=labels))["loss"].item()
     first, second = (-(p * math.log(0.75) + (1 - p) * math.log(0.25)) for p in (0.9, 0.1))
     assert smooth == pytest.approx((first + second) / 2, rel=1e-6)
     assert model(pixels, labels=labels).loss.item() == pytest.approx(plain)
@@ -231,7 +232,7 @@ def test_a_trunk_gets_the_edges_of_the_recipe_and_is_the_variant_but_for_its_wei
 
 
 def test_so_many_pictures_of_each_class_and_the_decay_of_the_budget(settings, tmp_path, monkeypatch):
-    monkeypatch.setattr("reid_hub.methods.kdep.training.WEIGHT_DECAYS", {6: 0.125, 600: 0.25})
+    monkeypatch.setattr("reid_hub.training.recipe.BUDGET_DECAYS", {6: 0.125, 600: 0.25})
     small = {"batch_size": 4, "config.image_size": [16, 16], "config.resize_shortest": 18}
     short = replace(settings, recipe="kdep-supervised", changes=small, model="res18-x0.25", per_class=2, epochs=1)
     results = classify(replace(short, output_dir=tmp_path / "few"))

@@ -215,7 +215,7 @@ def test_a_start_that_fails_leaves_the_folder_to_another(settings, tmp_path):
 
 
 def test_weight_decay_follows_the_pictures_shown_unless_it_is_given(settings, monkeypatch, tmp_path):
-    monkeypatch.setattr("reid_hub.methods.kdep.training.WEIGHT_DECAYS", {32: 0.125, 320: 0.25})
+    monkeypatch.setattr("reid_hub.training.recipe.BUDGET_DECAYS", {32: 0.125, 320: 0.25})
     short = replace(settings, align="interp", resume=True)
     for epochs, changes, expected in ((1, {}, 0.125), (20, {}, 0.25), (1, {"weight_decay": 0.5}, 0.5)):
         steps = {**settings.arguments, "max_steps": 1}

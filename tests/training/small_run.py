@@ -29,8 +29,9 @@ STEPS_PER_EPOCH = 6
 class NoisyMethod(SupervisedMethod):
     """Draws from the global generator in every step, as dropout does."""
 
-    def forward(self, pixel_values, pids, camids=None, indices=None):
-        return super().forward(pixel_values + 0.1 * torch.randn_like(pixel_values), pids, camids, indices)
+    def forward(self, batch):
+        pixel_values = batch["pixel_values"]
+        return super().forward({**batch, "pixel_values": pixel_values + 0.1 * torch.randn_like(pixel_values)})
 
 
 def people(num_ids: int = 12, images_per_id: int = 4):

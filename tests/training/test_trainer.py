@@ -50,7 +50,7 @@ def by_hand(dataset, epochs):
         for start in range(0, len(order), 8):
             batch = dataset.__getitems__(order[start : start + 8])
             pixels = transform(batch["pixel_values"], batch["indices"], seed=SEED, step=step)
-            outputs = method(pixels, batch["pids"])
+            outputs = method({**batch, "pixel_values": pixels})
             optimiser.zero_grad()
             outputs["loss"].backward()
             optimiser.step()
@@ -276,7 +276,7 @@ def test_accumulated_steps_average_their_gradients(small_dataset, tmp_path):
     for start in (0, 8):
         batch = small_dataset.__getitems__(order[start : start + 8])
         pixels = transform(batch["pixel_values"], batch["indices"], seed=SEED, step=0)
-        (reference(pixels, batch["pids"])["loss"] / 2).backward()
+        (reference({**batch, "pixel_values": pixels})["loss"] / 2).backward()
     rate = recipe.schedule.rate(0, recipe.learning_rate)
     for (name, after), parameter in zip(trainer.model.named_parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(after.detach(), before[name] - rate * parameter.grad, rtol=1e-4, atol=1e-6)
@@ -363,14 +363,14 @@ def _trackio(project: str, run: str) -> dict[str, float]:
 class Watcher(SupervisedMethod):
     """Keeps what it was given."""
 
-    takes_erased_boxes, seen = True, ()
+    seen = ()
 
-    def forward(self, pixel_values, pids, camids=None, indices=None, erased_boxes=None):
-        self.seen = [*self.seen, (pixel_values.clone(), indices, erased_boxes)]
-        return super().forward(pixel_values, pids, camids, indices)
+    def forward(self, batch):
+        self.seen = [*self.seen, (batch["pixel_values"].clone(), batch["indices"], batch["erased_boxes"])]
+        return super().forward(batch)
 
 
-def test_a_method_that_asks_gets_the_boxes_in_front_of_the_flip(small_dataset, tmp_path):
+def test_a_method_gets_the_boxes_in_front_of_the_flip(small_dataset, tmp_path):
     recipe = replace(RECIPE, augmentation=RECIPES["fd-student"].augmentation)
     trainer = small_trainer(tmp_path, small_dataset, recipe=recipe, method=Watcher, max_steps=4)
     trainer.train()
@@ -400,10 +400,10 @@ class Remembering(SupervisedMethod):
     def restore_carried(self, state):
         self.last = state["last"]
 
-    def forward(self, pixel_values, pids, camids=None, indices=None):
-        moved = pixel_values + self.last
-        self.last = pixel_values.mean((0, 2, 3))[:, None, None]
-        return super().forward(moved, pids, camids, indices)
+    def forward(self, batch):
+        moved = batch["pixel_values"] + self.last
+        self.last = batch["pixel_values"].mean((0, 2, 3))[:, None, None]
+        return super().forward({**batch, "pixel_values": moved})
 
 
 @pytest.mark.parametrize(("save_steps", "accumulated"), [(4, 1), (6, 1), (1, 4)])

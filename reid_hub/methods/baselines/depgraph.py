@@ -91,7 +91,6 @@ class _Traced(nn.Module):
         # A pooling that declares channels rearranges them, which the library gets wrong.
         self.whole = not hasattr(model.pooling, "width_groups")
         self.model = copy.deepcopy(model).requires_grad_(True)
-        self.model.config.retrieve = "neck"
         for path, module in list(self.model.named_modules()):
             if isinstance(module, BNNeck):
                 self.model.set_submodule(path, _plain_norm(module))
@@ -104,7 +103,7 @@ class _Traced(nn.Module):
     def forward(self, pixel_values: Tensor) -> Tensor:
         if not self.whole:
             return self.model.backbone(pixel_values)
-        embeddings = self.model(pixel_values).embeddings
+        embeddings = self.model(pixel_values, retrieve="neck").embeddings
         return embeddings if self.classifier is None else self.classifier(embeddings)
 
     def backward(self, loss: Callable[[ReIDModel, nn.Linear | None], Tensor]) -> None:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reid_hub.data.batch import Batch
 from reid_hub.errors import MissingError
 from reid_hub.losses import distillation_loss, norm_direction_loss
 from reid_hub.methods.base import RunContext
@@ -68,7 +69,6 @@ class KDPPMethod(SupervisedMethod):
         self.kd_warmup_epochs, self.epoch = kd_warmup_epochs, 0.0
         # In a tuple it is no submodule: neither `train` nor the optimiser nor a checkpoint reaches it.
         self._outside = (copy.deepcopy(teacher).requires_grad_(False).eval(),)
-        self.teacher.config.retrieve = "neck"  # its logits are taken there, whatever it is searched with
         self.register_buffer("teacher_classifier", _constant(teacher_classifier), persistent=False)
         directions = None if class_means is None else F.normalize(class_means.detach().double(), dim=1).float()
         self.register_buffer("directions", directions, persistent=False)
@@ -99,7 +99,7 @@ class KDPPMethod(SupervisedMethod):
             where = teacher.name_or_path or "the teacher"
             run.log(f"{where} has no single classifier beside it: only its features are distilled")
         # By the test transform, in front of the neck: behind it means are near zero and their directions noise.
-        features = run.embed(retrieving(teacher, "features"))
+        features = run.embed(teacher, retrieve="features")
         means = class_means(features, torch.as_tensor(run.subset.pids), run.num_ids)
         lessons = {"teacher": teacher, "teacher_classifier": classifier, "class_means": means}
         return cls(run.model, run.num_ids, **lessons, **run.options).start_from(run)
@@ -112,20 +112,18 @@ class KDPPMethod(SupervisedMethod):
     def set_progress(self, step: int, total_steps: int, epoch: float) -> None:
         self.epoch = epoch
 
-    def forward(
-        self, pixel_values: Tensor, pids: Tensor, camids: Tensor | None = None, indices: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        output = self.model(pixel_values)
-        outputs = self.losses(output, pids)
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        output = self.model(batch["pixel_values"])
+        outputs = self.losses(output, batch["pids"])
         with torch.no_grad():
-            taught = self.teacher(pixel_values)
+            taught = self.teacher(batch["pixel_values"], retrieve="neck")  # where its logits are taken
         if self.teacher_classifier is not None:
             logits, teacher_logits = self.classifier(output.embeddings), taught.embeddings @ self.teacher_classifier.T
             outputs["kd"] = distillation_loss(logits, teacher_logits, self.temperature)
             outputs["loss"] = outputs["loss"] + self.kd_weight * self._ramp() * outputs["kd"]
         if self.directions is not None:
             projected = self.projector(output.features)
-            outputs["nd"] = norm_direction_loss(projected, taught.features, self.directions[pids])
+            outputs["nd"] = norm_direction_loss(projected, taught.features, self.directions[batch["pids"]])
             outputs["loss"] = outputs["loss"] + self.nd_weight * outputs["nd"]
         return outputs
 
@@ -136,14 +134,6 @@ class KDPPMethod(SupervisedMethod):
         """Take the teacher along to another device or precision."""
         self.teacher._apply(fn, recurse)
         return super()._apply(fn, recurse)
-
-
-def retrieving(model: ReIDModel, retrieve: str) -> ReIDModel:
-    """The same network, weights shared, whose embeddings are another of its vectors: "features" or "neck"."""
-    view = copy.copy(model)
-    view.config = copy.deepcopy(model.config)
-    view.config.retrieve = retrieve
-    return view
 
 
 def class_means(features: Tensor, pids: Tensor, num_ids: int) -> Tensor:

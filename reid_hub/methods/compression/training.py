@@ -165,7 +165,7 @@ def _source_state(run: RunContext) -> dict[str, Tensor]:
     try:
         return read_state(run.source, run.subset.identities)
     except ReIDError as error:
-        run.log(f"a new classifier is trained: {error}")
+        run.log(f"the classifier starts from random weights: {error}")
         return {}
 
 

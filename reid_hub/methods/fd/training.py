@@ -5,6 +5,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from reid_hub.data.batch import Batch
 from reid_hub.data.views import ErasedShares
 from reid_hub.errors import ReIDError
 from reid_hub.losses import representation_loss
@@ -40,7 +41,6 @@ class FDMethod(SupervisedMethod):
             that is shown the middle of a picture.
     """
 
-    takes_erased_boxes = True
     citation = """@article{ren2018factorized,
   title   = {Factorized Distillation: Training Holistic Person Re-identification Model by Distilling an Ensemble of
              Partial ReID Models},
@@ -105,19 +105,13 @@ class FDMethod(SupervisedMethod):
         """What the student learns from."""
         return self._outside[0]
 
-    def forward(
-        self,
-        pixel_values: Tensor,
-        pids: Tensor,
-        camids: Tensor | None = None,
-        indices: Tensor | None = None,
-        erased_boxes: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        output = self.model(pixel_values)
-        parts = self.losses(output, pids)
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        output = self.model(batch["pixel_values"])
+        parts = self.losses(output, batch["pids"])
         if self.representations is None:
             return parts
-        targets, kept = self.representations[indices], self._kept(erased_boxes, indices)
+        indices = batch["indices"]
+        targets, kept = self.representations[indices], self._kept(batch.get("erased_boxes"), indices)
         loss = parts.pop("loss")
         # With the channels last, the pooling of seven branches takes a sixth of the time, forward and backward.
         feature_map = output.feature_map.contiguous(memory_format=torch.channels_last) if self.fmfb else None

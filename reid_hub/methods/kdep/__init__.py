@@ -10,7 +10,7 @@ from reid_hub.methods.kdep.alignment import (
 from reid_hub.methods.kdep.basis import Basis, Moments, fit_basis
 from reid_hub.methods.kdep.tap import Tap
 from reid_hub.methods.kdep.teacher import TAPS, CachedFeatures, Crops, Teacher, write_features
-from reid_hub.methods.kdep.training import PAIR_WEIGHTS, KDEPMethod, check_weight, new_pair, weight_decay_for
+from reid_hub.methods.kdep.training import PAIR_WEIGHTS, KDEPMethod, check_weight, new_pair
 
 __all__ = [
     "ALIGNMENTS",
@@ -30,6 +30,5 @@ __all__ = [
     "make_alignment",
     "new_pair",
     "power_temperature_scale",
-    "weight_decay_for",
     "write_features",
 ]

@@ -27,11 +27,11 @@ class Features(Protocol):
 
     Attributes:
         dim: D.
-        fixed_crops: see `Method`.
+        crops: see `Method`.
     """
 
     dim: int
-    fixed_crops: int
+    crops: int
 
     def set_epoch(self, epoch: int) -> None:
         """Called before each batch with the number of epochs done."""
@@ -52,7 +52,7 @@ class Teacher:
         mean, std: the normalisation of the pictures it is handed.
     """
 
-    fixed_crops = 0
+    crops = 0
 
     def __init__(
         self,
@@ -136,8 +136,8 @@ class Crops:
             ValueError: if the model gives NaN or Inf.
         """
         batch = {name: tensor.to(self.teacher.model.device) for name, tensor in self.images.__getitems__(rows).items()}
-        drawn = {"seed": self.seed, "step": round, "sizes": batch.get("sizes"), "by_position": False}
-        features = self.teacher(self._transform(batch["pixel_values"], batch["indices"], **drawn))
+        batch = self._transform.augment(batch, seed=self.seed, step=round, by_position=False)
+        features = self.teacher(batch["pixel_values"])
         if not features.isfinite().all():
             name = self.teacher.model.name_or_path
             raise ValueError(f"the teacher {name} gives NaN or Inf: its weights are broken, give another checkpoint")
@@ -187,7 +187,7 @@ class CachedFeatures:
     """
 
     def __init__(self, folder: str | Path, rounds: int, paths: Sequence[str], mark: Mapping[str, Any]):
-        self.fixed_crops, self._round = rounds, 0
+        self.crops, self._round = rounds, 0
         maker = "examples/kdep_pretrain.py --crops"
         self._stored = [
             StoredVectors(Path(folder) / f"round-{number}", {**mark, "round": number}, maker=maker)
@@ -198,7 +198,7 @@ class CachedFeatures:
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the crops of an epoch."""
-        self._round = epoch % self.fixed_crops
+        self._round = epoch % self.crops
 
     def __call__(self, pixel_values: Tensor | None, indices: Tensor) -> Tensor:
         rows = self._rows[self._round][indices.cpu()]

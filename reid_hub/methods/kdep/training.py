@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reid_hub.data.batch import Batch
 from reid_hub.methods.base import Method, RunContext
 from reid_hub.methods.kdep.alignment import PARAMETRIC, make_alignment
 from reid_hub.methods.kdep.basis import Basis
@@ -24,9 +25,6 @@ PAIR_WEIGHTS = {
     "ms-res50/mobilenetv2": 3.0,
 }
 
-# Weight decay by the pictures that a pre-training shows in all: 9, 18 and 90 epochs of ImageNet, or ten times as many
-# of its tenth; the paper's five budgets.
-WEIGHT_DECAYS = {11.5e6: 5e-4, 23e6: 4e-4, 115e6: 1e-4}
 _SAMPLE = 1024  # images that the scale of a new pair is computed from
 
 
@@ -88,7 +86,7 @@ class KDEPMethod(Method):
             )
         # In a tuple they are no submodules: the teacher is no part of the state, and the tap holds the model itself.
         self._outside = (features, tap)
-        self.fixed_crops = features.fixed_crops
+        self.crops = features.crops
         model.requires_grad_(False)
         model.backbone.requires_grad_(True)
 
@@ -114,16 +112,10 @@ class KDEPMethod(Method):
     def set_progress(self, step: int, total_steps: int, epoch: float) -> None:
         self.features.set_epoch(int(epoch))
 
-    def forward(
-        self,
-        pixel_values: Tensor,
-        pids: Tensor | None = None,
-        camids: Tensor | None = None,
-        indices: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        tap = self._outside[1]
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        tap, pixel_values = self._outside[1], batch["pixel_values"]
         with torch.no_grad():
-            target = self.scale * self.alignment(self.features(pixel_values, indices))
+            target = self.scale * self.alignment(self.features(pixel_values, batch["indices"]))
         student = self.alignment.compared(tap, tap.last(pixel_values))
         distance = self.alignment.distance(student, target)
         return {"loss": self.weight * distance, "distance": distance}
@@ -138,11 +130,6 @@ def check_weight(weight: float, what: str = "weight of the loss") -> float:
     if not 0 < weight < math.inf:
         raise ValueError(f"the {what} must be above 0 and finite, got {weight}")
     return weight
-
-
-def weight_decay_for(pictures: float) -> float:
-    """The weight decay of the paper's budget that is nearest, in proportion, to this number of pictures shown."""
-    return WEIGHT_DECAYS[min(WEIGHT_DECAYS, key=lambda budget: abs(math.log(budget / pictures)))]
 
 
 def _sample(crops: Crops) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from reid_hub.data.batch import Batch
 from reid_hub.methods.base import RunContext
 from reid_hub.methods.supervised import SupervisedMethod
 from reid_hub.models import ReIDModel, WeightChain
@@ -131,16 +132,14 @@ class RefineMethod(SupervisedMethod):
     def set_progress(self, step: int, total_steps: int, epoch: float) -> None:
         self.progress = min((step + 1) / max(total_steps, 1), 1.0)
 
-    def forward(
-        self, pixel_values: Tensor, pids: Tensor, camids: Tensor | None = None, indices: Tensor | None = None
-    ) -> dict[str, Tensor]:
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
         tensors = {f"model.{name}": tensor for name, tensor in self.student_tensors().items()}
-        student = functional_call(self.student, tensors, (pixel_values, pids))
+        student = functional_call(self.student, tensors, (batch,))
         reference = self.reference_loss()
         alpha = self.alpha * (self.progress if self.alpha_schedule == "ramp" else 1.0)
         loss, parts = student["loss"] + alpha * reference, {}
         if self.teacher_loss:
-            teacher = super().forward(pixel_values, pids)
+            teacher = super().forward(batch)
             loss, parts = loss + teacher["loss"], _named("teacher", teacher)
         return {"loss": loss, **parts, **_named("student", student), "reference": reference.detach()}
 

@@ -6,6 +6,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from reid_hub.data.batch import Batch
 from reid_hub.errors import ReIDError
 from reid_hub.losses import absolute_feature_loss
 from reid_hub.methods.base import RunContext
@@ -61,15 +62,13 @@ class STDMethod(PTLMethod):
         """The frozen teacher."""
         return self._outside[0]
 
-    def forward(
-        self, pixel_values: Tensor, pids: Tensor, camids: Tensor | None = None, indices: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        output = self.model(pixel_values)
-        parts = self.losses(output, pids)
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        output = self.model(batch["pixel_values"])
+        parts = self.losses(output, batch["pids"])
         if self.teacher is None:
             return parts
         with torch.no_grad():
-            taught = self.teacher(pixel_values).features
+            taught = self.teacher(batch["pixel_values"]).features
         parts["feature"] = absolute_feature_loss(output.features, taught)
         return {**parts, "loss": (1 - self.lam) * parts["loss"] + self.lam * parts["feature"]}
 

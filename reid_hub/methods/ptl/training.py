@@ -16,7 +16,7 @@ class PTLMethod(SupervisedMethod):
     """Fine-tuning as in Progressive Transfer Learning (arXiv:1908.02492) and MGN (arXiv:1804.01438).
 
     L = identity_weight * mean of the cross-entropies + mean of the metric losses, over the parts of the vector. The
-    memory between batches is the model's (`config.side`); like every `Method`, this one forgets it at each epoch.
+    memory between batches is the model's (`config.side`), which forgets it at each epoch.
 
     Args:
         model: with a side network, or without, the baseline; trained in place.

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from reid_hub import ReIDConfig, ReIDModel
+from reid_hub.data.batch import Batch
 from reid_hub.losses import distillation_loss, norm_direction_loss
 from reid_hub.methods import KDPPMethod, SupervisedMethod
 from reid_hub.methods.baselines import class_means
@@ -101,7 +102,7 @@ def test_loss_is_the_published_sum(pixels, retrieve):
     method = method_of(model, teacher, kd_weight=0.5, nd_weight=2.0, temperature=4.0)
     plain = SupervisedMethod(copy.deepcopy(model), 4)
     plain.classifier.load_state_dict(method.classifier.state_dict())
-    outputs, base = method(pixels, PIDS), plain(pixels, PIDS)
+    outputs, base = method(Batch(pixel_values=pixels, pids=PIDS)), plain(Batch(pixel_values=pixels, pids=PIDS))
     with torch.no_grad():
         taught = teacher.pooling(teacher.backbone(pixels))
         centred = (taught - teacher.neck.running_mean) / (teacher.neck.running_var + 1e-5).sqrt()
@@ -125,7 +126,7 @@ def test_teacher_is_frozen_untouched_and_nowhere_in_the_state(pixels):
     optimiser = build_optimizer(method, "sgd", lr=0.5, weight_decay=0.1)
     for _ in range(2):
         optimiser.zero_grad()
-        method(pixels, PIDS)["loss"].backward()
+        method(Batch(pixel_values=pixels, pids=PIDS))["loss"].backward()
         optimiser.step()
     for name, tensor in method.teacher.state_dict().items():
         assert torch.equal(tensor, before[name]), name
@@ -146,14 +147,14 @@ def test_projector_stands_only_between_features_of_different_length(pixels):
     assert not [name for name in method.export().state_dict() if "projector" in name]
     # Logits and the metric loss come from the feature itself: without ND the projector has no gradient.
     method.nd_weight = 0.0
-    method(pixels, PIDS)["loss"].backward()
+    method(Batch(pixel_values=pixels, pids=PIDS))["loss"].backward()
     assert not linear.weight.grad.any()
 
 
 def test_each_lesson_can_be_left_out(pixels):
     model, teacher = build(12, 0), build(12, 1)
-    assert "kd" not in method_of(model, teacher, teacher_classifier=None)(pixels, PIDS)
-    assert "nd" not in method_of(model, teacher, class_means=None)(pixels, PIDS)
+    assert "kd" not in method_of(model, teacher, teacher_classifier=None)(Batch(pixel_values=pixels, pids=PIDS))
+    assert "nd" not in method_of(model, teacher, class_means=None)(Batch(pixel_values=pixels, pids=PIDS))
     with pytest.raises(ValueError, match="the teacher teaches nothing"):
         method_of(model, teacher, class_means=None, teacher_classifier=None)
     with pytest.raises(ValueError, match=r"class_means must be \(4, 12\).*got \(5, 12\)"):
@@ -173,12 +174,12 @@ def test_warm_up_weights_the_logits_by_whole_epochs(pixels):
     share = []
     for epoch in (0.0, 0.9, 1.0, 5.5, 20.0, 300.0):
         method.set_progress(0, 100, epoch)
-        outputs = method(pixels, PIDS)
+        outputs = method(Batch(pixel_values=pixels, pids=PIDS))
         rest = outputs["identity"] + outputs["triplet"] + outputs["nd"]
         share.append(((outputs["loss"] - rest) / outputs["kd"]).item())
     assert share == pytest.approx([0, 0, 0.05, 0.25, 1, 1], abs=1e-5)
     method = method_of(build(12, 0), build(12, 1)).eval()
-    outputs = method(pixels, PIDS)
+    outputs = method(Batch(pixel_values=pixels, pids=PIDS))
     torch.testing.assert_close(outputs["loss"], sum(outputs[part] for part in ("identity", "triplet", "kd", "nd")))
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from reid_hub import ReIDConfig, ReIDModel
+from reid_hub.data.batch import Batch
 from reid_hub.methods import SupervisedMethod
 from reid_hub.methods.baselines import SparsityLearning
 from reid_hub.methods.baselines.depgraph import _Traced
@@ -44,7 +45,7 @@ def with_gradients(config: ReIDConfig) -> SupervisedMethod:
     method = SupervisedMethod(model, 3)
     nn.init.normal_(method.classifier.weight)
     pixels = torch.randn(4, 3, 64, 32, generator=torch.Generator().manual_seed(1))
-    method(pixels, PIDS)["loss"].backward()
+    method(Batch(pixel_values=pixels, pids=PIDS))["loss"].backward()
     return method
 
 

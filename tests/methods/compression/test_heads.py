@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from sklearn.decomposition import TruncatedSVD
 
 from reid_hub import ReIDConfig, ReIDModel
+from reid_hub.data.batch import Batch
 from reid_hub.losses import batch_hard_triplet_loss
 from reid_hub.methods import CompressionMethod, SupervisedMethod
 from reid_hub.methods.compression import (
@@ -77,7 +78,7 @@ def test_footnote_low_rank_trains_like_slicing():
     low.start_map("slice")
     with torch.no_grad():
         low.classifier.weight[:, :5].copy_(cut.classifier.weight)
-    losses = [method(pixels(), PIDS)["loss"] for method in (low, cut)]
+    losses = [method(Batch(pixel_values=pixels(), pids=PIDS))["loss"] for method in (low, cut)]
     torch.testing.assert_close(*losses, rtol=1e-6, atol=1e-6)
     for loss in losses:
         loss.backward()
@@ -106,7 +107,9 @@ def test_features_model_trains_as_the_published_baseline():
     with torch.no_grad():
         whole.classifier.weight.copy_(plain.classifier.weight)
         whole.norm.weight.copy_(model.neck.weight)
-    torch.testing.assert_close(whole(pixels(), PIDS), plain(pixels(), PIDS))
+    torch.testing.assert_close(
+        whole(Batch(pixel_values=pixels(), pids=PIDS)), plain(Batch(pixel_values=pixels(), pids=PIDS))
+    )
 
 
 def test_soft_margin_triplet_of_equal_distances_is_log_two():
@@ -120,7 +123,7 @@ def test_soft_margin_triplet_of_equal_distances_is_log_two():
 def test_low_rank_losses_are_on_z_and_on_its_expansion():
     model = compress_model(base(), "low_rank", 5)
     method = CompressionMethod(model, 4, label_smoothing=0.0, metric_options={"margin": None})
-    outputs = method(pixels(), PIDS)
+    outputs = method(Batch(pixel_values=pixels(), pids=PIDS))
     z = model(pixels(), quantized=False).embeddings
     wide = z @ method.expand.weight.T
     logits = F.batch_norm(wide, None, None, method.norm.weight, None, True) @ method.classifier.weight.T
@@ -134,7 +137,7 @@ def test_gradient_of_what_is_sliced_off_is_zero():
     model = base("neck")  # the last thing in front of the slice has one weight per coordinate, as a final LayerNorm
     CompressionMethod(compress_model(model, "slice", 5), 4)
     method = CompressionMethod(compress_model(model, "slice", 5), 4, metric=None)
-    method(pixels(), PIDS)["loss"].backward()
+    method(Batch(pixel_values=pixels(), pids=PIDS))["loss"].backward()
     gradient = method.model.neck.weight.grad
     assert gradient[:5].all()
     assert not gradient[5:].any()
@@ -143,7 +146,7 @@ def test_gradient_of_what_is_sliced_off_is_zero():
 def test_quantised_vectors_meet_the_losses():
     model = compress_model(base(), "slice", 5, quantization="int8")
     method = CompressionMethod(model, 4, label_smoothing=0.0, metric_options={"margin": None})
-    outputs = method(pixels(), PIDS)
+    outputs = method(Batch(pixel_values=pixels(), pids=PIDS))
     model.quantizer.momentum = 1.0  # the second look at the batch then has the scale of the first
     codes = model.codes(model(pixels(), quantized=False).embeddings.detach(), "int8")
     decoded = torch.from_numpy(codes).float() * model.quantizer.scale(torch.zeros(1))
@@ -155,7 +158,7 @@ def test_quantised_vectors_meet_the_losses():
 def test_matryoshka_is_the_mean_over_its_lengths():
     model = compress_model(base(), "slice", 16)
     method = CompressionMethod(model, 4, prefixes=(8, 4), label_smoothing=0.0, metric_options={"margin": None})
-    total = method(pixels(), PIDS)["loss"]
+    total = method(Batch(pixel_values=pixels(), pids=PIDS))["loss"]
     z, losses = model(pixels()).embeddings, []
     heads = [(16, method.norm, method.classifier), (8, method.prefix_norms[0], method.prefix_classifiers[0])]
     heads.append((4, method.prefix_norms[1], method.prefix_classifiers[1]))

@@ -76,7 +76,7 @@ def test_the_loss_is_the_sum_by_hand():
     boxes = no_boxes()
     boxes[1] = torch.tensor([16, 0, 32, 32])  # Up1, and most of Up2
     boxes[4] = torch.tensor([60, 0, 64, 4])
-    found = fd(**inputs, erased_boxes=boxes)
+    found = fd({**inputs, "erased_boxes": boxes})
 
     fd = method(alpha=3.0, beta=0.5)
     output = fd.model(inputs["pixel_values"])
@@ -112,7 +112,7 @@ def test_equal_losses_of_all_views_weigh_alpha_and_beta_however_many_there_are(n
             torch.nn.init.zeros_(branch.embed.bn.weight)
     for vectors in fd.representations.vectors:
         vectors.zero_()[:, 0] = 2.0
-    found = fd(**inputs, erased_boxes=no_boxes())
+    found = fd({**inputs, "erased_boxes": no_boxes()})
     assert found["attribute"].item() == pytest.approx(2.0)
     assert (found["loss"] - found["identity"]).item() == pytest.approx((4 + 2) * 2.0)
     assert len(fd.fmfb) == len(fd.rfb) == {"Hol": 1, "Hol+G1": 4, "all": 7}[names]
@@ -128,7 +128,7 @@ def test_without_weights_every_bit_is_that_of_the_plain_method(branches):
     for name, tensor in plain.state_dict().items():
         assert torch.equal(tensor, fd.state_dict()[name]), name
     fd.alpha = fd.beta = 0.0
-    said, expected = fd(**inputs, erased_boxes=no_boxes()) if branches else fd(**inputs), plain(**inputs)
+    said, expected = fd({**inputs, "erased_boxes": no_boxes()}) if branches else fd(inputs), plain(inputs)
     assert torch.equal(said["loss"], expected["loss"])
     said["loss"].backward()
     expected["loss"].backward()
@@ -143,7 +143,7 @@ def test_both_losses_reach_trunk_and_embedding():
         fd = method(**options)
         assert bool(fd.fmfb) == bool(options["alpha"])
         assert bool(fd.rfb) == bool(options["beta"])
-        parts = fd(**batch(), erased_boxes=no_boxes())
+        parts = fd({**batch(), "erased_boxes": no_boxes()})
         (parts["loss"] - parts["identity"]).backward()
         reached = {name for name, gradient in gradients(fd).items() if gradient is not None and gradient.any()}
         assert any("backbone" in name for name in reached)
@@ -166,7 +166,7 @@ def test_an_erased_view_has_no_gradient_and_the_others_keep_theirs():
                 (f"{kind}.{name}", b) for kind in ("fmfb", "rfb") for name, b in getattr(run, kind).items()
             ]
         ]
-        run(**inputs, erased_boxes=boxes)["loss"].backward()
+        run({**inputs, "erased_boxes": boxes})["loss"].backward()
         for handle in handles:
             handle.remove()
         return {key: out.grad.clone() for key, out in said.items()}
@@ -196,7 +196,7 @@ def test_forty_percent_is_the_limit():
 
 def test_deleting_the_branches_changes_nothing():
     fd, inputs = method(), batch()
-    fd(**inputs, erased_boxes=no_boxes())["loss"].backward()
+    fd({**inputs, "erased_boxes": no_boxes()})["loss"].backward()
     fd.eval()
     expected = fd.model(inputs["pixel_values"]).embeddings
     plain = SupervisedMethod(student(), IDS, **LOSSES).double().eval()
@@ -213,7 +213,7 @@ def test_it_starts_with_the_logits_of_the_initial_student():
     inputs = batch()
     initial = SupervisedMethod(student(), IDS, **LOSSES).double()
     for _ in range(3):
-        initial(**inputs)["loss"].backward()
+        initial(inputs)["loss"].backward()
     with torch.no_grad():
         for parameter in initial.parameters():
             parameter -= 0.1 * parameter.grad
@@ -267,8 +267,8 @@ def test_a_compressed_student_keeps_its_own_classifier():
     torch.manual_seed(3)
     plain = CompressionMethod(copy.deepcopy(model), IDS, **LOSSES).double()
     fd.load_state_dict({**fd.state_dict(), **plain.state_dict()})
-    parts = fd(**inputs, erased_boxes=no_boxes())
-    torch.testing.assert_close(parts["identity"], plain(**inputs)["loss"], rtol=1e-12, atol=0)
+    parts = fd({**inputs, "erased_boxes": no_boxes()})
+    torch.testing.assert_close(parts["identity"], plain(inputs)["loss"], rtol=1e-12, atol=0)
     assert fd.rfb["Up1"].select.fc.in_features == 3
     assert parts["loss"] > parts["identity"]
 
@@ -276,7 +276,7 @@ def test_a_compressed_student_keeps_its_own_classifier():
 def test_an_expanded_student_learns_too():
     """As OSKT expands them: average pooling, BNNeck, retrieval by the neck."""
     model = student(pooling="avg", head="none", embedding_dim=None, neck="bnneck")
-    parts = method(model=model)(**batch(), erased_boxes=no_boxes())
+    parts = method(model=model)({**batch(), "erased_boxes": no_boxes()})
     assert parts["attribute"] > 0
     assert parts["metric"] > 0
 

@@ -9,6 +9,7 @@ from torchvision.models import resnet18
 
 from reid_hub import ReIDConfig, ReIDModel
 from reid_hub.data.augmentation import BatchTransform
+from reid_hub.data.batch import Batch
 from reid_hub.hub.convert import load_foreign
 from reid_hub.methods import KDEPMethod
 from reid_hub.methods.kdep import (
@@ -21,7 +22,6 @@ from reid_hub.methods.kdep import (
     Tap,
     Teacher,
     new_pair,
-    weight_decay_for,
     write_features,
 )
 from reid_hub.methods.kdep.tap import left_out
@@ -59,7 +59,7 @@ def test_loss_by_hand():
         s = made.model.backbone(x).mean((2, 3))
     s = s.detach()
     expected = sum((float(s[b, k]) - float(target[b, k])) ** 2 for b in range(6) for k in range(5)) / 30
-    found = made(x, indices=torch.arange(6))
+    found = made(Batch(pixel_values=x, indices=torch.arange(6)))
     assert found["distance"].item() == pytest.approx(expected, rel=1e-3)
     assert found["loss"].item() == pytest.approx(20 * expected, rel=1e-3)
 
@@ -80,7 +80,7 @@ def test_only_the_trunk_learns_and_every_alignment_teaches_it(align):
     x, losses = torch.randn(16, 3, *SIZE, generator=torch.Generator().manual_seed(0)), []
     for _ in range(25):
         optimiser.zero_grad()
-        loss = made(x, indices=torch.arange(16))["loss"]
+        loss = made(Batch(pixel_values=x, indices=torch.arange(16)))["loss"]
         loss.backward()
         optimiser.step()
         losses.append(loss.item())
@@ -114,11 +114,10 @@ def test_weights_of_pairs_and_budgets():
     assert (weight, scale) == pytest.approx((math.log(1000), 1 / 3), rel=0.02)
     with pytest.raises(ValueError, match="all 0"):
         new_pair(torch.zeros(3, 2))
-    imagenet, tenth = 1_281_167, 128_000
+    imagenet, tenth, recipe = 1_281_167, 128_000, RECIPES["kdep"]
     budgets = {(tenth, 90): 5e-4, (tenth, 180): 4e-4, (imagenet, 9): 5e-4, (imagenet, 18): 4e-4, (imagenet, 90): 1e-4}
-    assert {budget: weight_decay_for(budget[0] * budget[1]) for budget in budgets} == budgets
-    assert weight_decay_for(tenth * 900) == 1e-4
-    recipe = RECIPES["kdep"]
+    assert {budget: recipe.decay_for(budget[0] * budget[1]) for budget in budgets} == budgets
+    assert recipe.decay_for(tenth * 900) == 1e-4
     rates = [recipe.schedule.rate(epoch, recipe.learning_rate) for epoch in (0, 29, 30, 59, 60, 89)]
     assert rates == pytest.approx([0.3, 0.3, 0.03, 0.03, 0.003, 0.003])
 
@@ -154,7 +153,7 @@ def test_temperature_and_power_are_those_of_the_targets():
     made = method(temperature=0.2, power=2).eval()
     expected = z.sign() * (z.abs() / 0.2) ** 0.5
     s = Tap(made.model)(x)
-    found = made(x, indices=torch.arange(6))["distance"]
+    found = made(Batch(pixel_values=x, indices=torch.arange(6)))["distance"]
     assert found.item() == pytest.approx(float((s.double() - expected).square().mean()), rel=1e-3)
 
 
@@ -234,7 +233,7 @@ def test_cached_features_teach_what_the_teacher_says(tmp_path):
     paths = source.images.dataset["path"][:]
     cached = CachedFeatures(tmp_path / "features", 2, paths, source.mark())
     asked = Teacher(source.teacher.model)
-    asked.fixed_crops = 2  # the same crops, without the cache
+    asked.crops = 2  # the same crops, without the cache
     online = train(tmp_path / "online", source, asked)
     offline = train(tmp_path / "offline", source, cached)
     for name, tensor in online.items():

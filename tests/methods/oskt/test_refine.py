@@ -7,6 +7,7 @@ import torch
 from torch.func import functional_call
 
 from reid_hub import ReIDConfig, ReIDModel, WeightChain
+from reid_hub.data.batch import Batch
 from reid_hub.methods import RefineMethod
 
 SIZE, IDS = (64, 32), 4
@@ -133,7 +134,7 @@ def test_whom_the_students_loss_trains():
     """Chain rows and the teacher's gains and offsets; never the teacher's filters (spec, K)."""
     method, (pixels, pids) = method_of(), batch()
     tensors = {f"model.{name}": value for name, value in method.student_tensors().items()}
-    functional_call(method.student, tensors, (pixels, pids))["loss"].backward()
+    functional_call(method.student, tensors, (Batch(pixel_values=pixels, pids=pids),))["loss"].backward()
     for name, parameter in method.named_parameters():
         touched = parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)
         if name.startswith("model.backbone"):
@@ -195,11 +196,11 @@ def test_reference_loss_vanishes_for_equal_rows_alone():
 def test_loss_is_the_sum_of_its_parts():
     method, (pixels, pids) = method_of(alpha=0.25, alpha_schedule="ramp", center_weight=5e-4), batch()
     method.set_progress(29, 100, 0.0)
-    outputs = method(pixels, pids)
+    outputs = method(Batch(pixel_values=pixels, pids=pids))
     expected = outputs["teacher_identity"] + outputs["student_identity"] + 0.25 * 0.30 * outputs["reference"]
     expected = expected + 5e-4 * (outputs["teacher_center"] + outputs["student_center"])
     torch.testing.assert_close(outputs["loss"], expected)
-    alone = method_of(teacher_loss=False)(pixels, pids)
+    alone = method_of(teacher_loss=False)(Batch(pixel_values=pixels, pids=pids))
     assert set(alone) == {"loss", "student_identity", "reference"}
 
 
@@ -207,7 +208,7 @@ def test_loss_is_the_sum_of_its_parts():
 def test_every_parameter_that_asks_for_a_gradient_gets_one(name):
     for options in ({}, {"teacher_loss": False}):
         method, (pixels, pids) = method_of(name, **options), batch()
-        method(pixels, pids)["loss"].backward()
+        method(Batch(pixel_values=pixels, pids=pids))["loss"].backward()
         assert [name for name, p in method.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
@@ -224,7 +225,7 @@ def test_a_vits_chain_has_vectors_of_its_own():
         assert float(method.reference_loss()) == pytest.approx(before + 0.5**2 + 0.25**2, rel=1e-12)
 
     tensors = {f"model.{name}": value for name, value in method.student_tensors().items()}
-    functional_call(method.student, tensors, (pixels, pids))["loss"].backward()
+    functional_call(method.student, tensors, (Batch(pixel_values=pixels, pids=pids),))["loss"].backward()
     touched = {name for name, p in method.named_parameters() if p.grad is not None and float(p.grad.abs().sum()) > 0}
     assert "chain.links.backbone.norm.weight" in touched
     # Patch embedding, tokens and positions are the teacher's own; its blocks are not the student's.
@@ -240,7 +241,7 @@ def test_the_narrowest_student_is_the_one_that_was_refined(name, training):
     optimiser = torch.optim.Adam([p for p in method.parameters() if p.requires_grad], lr=0.01)
     for _ in range(3):
         optimiser.zero_grad()
-        method(pixels, pids)["loss"].backward()
+        method(Batch(pixel_values=pixels, pids=pids))["loss"].backward()
         optimiser.step()
     expanded = method.export().expand().train(training)
     method.train(training)
@@ -257,7 +258,7 @@ def test_refinement_brings_teacher_and_chain_together():
     before, identity = float(method.reference_loss()), []
     for _ in range(60):
         optimiser.zero_grad()
-        outputs = method(pixels, pids)
+        outputs = method(Batch(pixel_values=pixels, pids=pids))
         outputs["loss"].backward()
         optimiser.step()
         identity.append(float(outputs["student_identity"].detach()))

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from reid_hub import ReIDConfig, ReIDModel
+from reid_hub.data.batch import Batch
 from reid_hub.losses import absolute_feature_loss
 from reid_hub.methods import PTLMethod, STDMethod
 
@@ -37,7 +38,7 @@ def test_three_fully_connected_layers_classify_without_smoothing(pixels):
     shapes = [tuple(tensor.shape) for name, tensor in method.named_parameters() if not name.startswith("model.")]
     assert shapes == [(5, 6), (5,), (7, 16), (7,), (6, 7), (6,)]
     reference, state = copy.deepcopy(method.model), method.training_state()
-    outputs = method(pixels, PIDS)
+    outputs = method(Batch(pixel_values=pixels, pids=PIDS))
     x = reference(pixels).features
     for name in ("hidden.0", "hidden.2"):
         x = (x @ state[f"{name}.weight"].T + state[f"{name}.bias"]).clamp(min=0)
@@ -87,7 +88,7 @@ def test_distillation_is_the_weighted_sum_of_equation_4(pixels, lam):
     student, teacher = tiny(), tiny(seed=1)
     method = STDMethod(copy.deepcopy(student), 4, teacher=teacher, lam=lam)
     torch.testing.assert_close(method.teacher.state_dict(), teacher.state_dict(), rtol=0, atol=0)
-    outputs = method(pixels, PIDS)
+    outputs = method(Batch(pixel_values=pixels, pids=PIDS))
     f_s, f_t = student(pixels).features, teacher.eval()(pixels).features
     difference = sum(abs(a - b) for a, b in zip(f_s.flatten().tolist(), f_t.flatten().tolist(), strict=True)) / 96
     entropy = F.cross_entropy(method.classifier(method.hidden(f_s)), PIDS)
@@ -104,7 +105,7 @@ def test_lam_0_is_the_baseline_and_asks_no_teacher(pixels):
     for make, options in ((PTLMethod, {}), (STDMethod, {"lam": 0.0, "teacher": None}),
                           (STDMethod, {"lam": 0.0, "teacher": Silent()})):  # fmt: skip
         method = make(tiny(), 4, **options)
-        method(pixels, PIDS)["loss"].backward()
+        method(Batch(pixel_values=pixels, pids=PIDS))["loss"].backward()
         made.append({name: parameter.grad for name, parameter in method.named_parameters()})
     for other in made[1:]:
         for name in made[0]:
@@ -114,7 +115,7 @@ def test_lam_0_is_the_baseline_and_asks_no_teacher(pixels):
 def test_a_student_that_says_what_its_teacher_says_has_no_loss_at_lam_1(pixels):
     method = STDMethod(tiny(), 4, teacher=tiny(), lam=1.0)
     method.model.eval()
-    outputs = method(pixels, PIDS)
+    outputs = method(Batch(pixel_values=pixels, pids=PIDS))
     assert outputs["loss"].item() == outputs["feature"].item() == 0
     assert outputs["identity"].item() > 0
 
@@ -126,7 +127,7 @@ def test_a_step_leaves_the_teacher_alone_and_out_of_the_state(pixels):
     optimiser = torch.optim.SGD(method.parameters(), lr=0.1)
     method.train()
     for _ in range(2):
-        method(pixels, PIDS)["loss"].backward()
+        method(Batch(pixel_values=pixels, pids=PIDS))["loss"].backward()
         optimiser.step()
     assert teacher.training  # the one that was given is left in its mode; the method has its own, in evaluation
     assert not method.teacher.training

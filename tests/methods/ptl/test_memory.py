@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback, dynamic_module_utils, set_seed
 
 from reid_hub import ReIDConfig, ReIDForImageClassification, ReIDModel
+from reid_hub.data.batch import Batch
 from reid_hub.data.images import ImageDataset
 from reid_hub.methods import ClassificationMethod, PTLMethod, STDMethod
 from reid_hub.training import RECIPES, ReIDTrainer, override, training_arguments
@@ -157,7 +158,7 @@ def test_with_frozen_weights_every_epoch_begins_like_the_first(dataset):
         epochs = []
         for epoch in range(2):
             method.start_epoch(epoch)
-            epochs.append([method(pixels, pids)["loss"].item() for _ in range(3)])
+            epochs.append([method(Batch(pixel_values=pixels, pids=pids))["loss"].item() for _ in range(3)])
     assert epochs[0] == epochs[1]
     assert len(set(epochs[0])) == 3
 
@@ -170,7 +171,7 @@ def test_a_teacher_with_a_memory_says_the_same_in_every_step(dataset):
     teacher.train()(pixels)  # it comes with a memory of its training
     assert teacher.memory()
     method = STDMethod(model(None), 10, teacher=teacher, lam=1.0).train()
-    first, second = (method(pixels, pids)["feature"].item() for _ in range(2))
+    first, second = (method(Batch(pixel_values=pixels, pids=pids))["feature"].item() for _ in range(2))
     assert first == second
     teacher.reset_memory()
     expected = (method.model(pixels).features - teacher.eval()(pixels).features).abs().mean().item()
@@ -186,13 +187,13 @@ def test_classifiers_of_general_pictures_forget_and_carry_alike(dataset):
     batch = dataset.__getitems__(range(8))
     pixels, pids = batch["pixel_values"].float() / 100, batch["pids"]
     with torch.no_grad():
-        first, kept = method(pixels, pids)["loss"].item(), method.carried()
-        second = method(pixels, pids)["loss"].item()
+        first, kept = method(Batch(pixel_values=pixels, pids=pids))["loss"].item(), method.carried()
+        second = method(Batch(pixel_values=pixels, pids=pids))["loss"].item()
         method.start_epoch(1)
         assert method.carried() == {}
-        assert method(pixels, pids)["loss"].item() == first != second
+        assert method(Batch(pixel_values=pixels, pids=pids))["loss"].item() == first != second
         method.restore_carried(kept)
-        assert method(pixels, pids)["loss"].item() == second
+        assert method(Batch(pixel_values=pixels, pids=pids))["loss"].item() == second
 
 
 def test_mgn_trains_by_its_recipe_with_a_memory_and_without():
@@ -206,7 +207,7 @@ def test_mgn_trains_by_its_recipe_with_a_memory_and_without():
         method = PTLMethod(network, 4, **recipe.options).train()
         assert method.part_dims == (6,) * 8
         for _ in range(2):
-            method(pixels, torch.arange(8) // 2)["loss"].backward()
+            method(Batch(pixel_values=pixels, pids=torch.arange(8) // 2))["loss"].backward()
         assert all(parameter.grad is not None for parameter in method.parameters())
         assert bool(method.carried()) == (variant == "mgn-ptl")
 
@@ -220,7 +221,7 @@ def test_a_model_that_came_with_its_own_code_forgets_and_carries_too(tmp_path, m
     travelled = dynamic_module_utils.get_class_from_dynamic_module("modeling_reid.ReIDModel", folder)
     method = PTLMethod(travelled.from_pretrained(folder), 10)
     assert not isinstance(method.model, ReIDModel)
-    method.train()(torch.randn(4, 3, 32, 16), torch.arange(4))
+    method.train()(Batch(pixel_values=torch.randn(4, 3, 32, 16), pids=torch.arange(4)))
     kept = method.carried()
     assert kept
     method.start_epoch(1)
