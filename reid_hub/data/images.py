@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from reid_hub.compat import fingerprint
 from reid_hub.data.decoding import decode_image
 from reid_hub.data.records import NO_CAMERA
 from reid_hub.errors import ReIDError, RunError
@@ -89,7 +90,7 @@ class ImageDataset(torch.utils.data.Dataset):
         if stored or self._skip:
             kind = f"{'x'.join(map(str, image_size))}-{interpolation}"
             kind += f"-shortest{resize_shortest}" if resize_shortest else ""
-            folder = _cache_root(cache_dir) / f"{dataset._fingerprint}-{kind}"
+            folder = _cache_root(cache_dir) / f"{fingerprint(dataset)}-{kind}"
             errors = self._prepare(folder, stored, progress)
             self._file = folder / "images.npy" if stored else None
         self.source_rows = np.setdiff1d(np.arange(len(dataset)), list(errors)).astype(np.int64)

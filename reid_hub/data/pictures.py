@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from reid_hub.compat import resolve_features
 from reid_hub.data.datasets import load_reid_dataset
 from reid_hub.errors import ReIDError
 
@@ -110,7 +111,7 @@ def _columns(dataset: Any, name: str) -> tuple[Any, str | None]:
     from datasets import ClassLabel, Image
 
     if dataset.features is None:
-        dataset = dataset._resolve_features()  # of a stream that says what it holds only when it is read
+        dataset = resolve_features(dataset)  # of a stream that says what it holds only when it is read
     features = dataset.features
     images = [column for column, feature in features.items() if isinstance(feature, Image)]
     if not images:

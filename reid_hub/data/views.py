@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from reid_hub.compat import fingerprint
 from reid_hub.data.decoding import decode_image
 from reid_hub.errors import ReIDError
 from reid_hub.registry import lookup
@@ -211,7 +212,7 @@ def view_split(split, view: View):
     return split.cast_column("image", ImageFeature(decode=False)).map(
         cut,
         features=Features({**split.features, "image": ImageFeature()}),
-        new_fingerprint=Hasher.hash([split._fingerprint, seen]),
+        new_fingerprint=Hasher.hash([fingerprint(split), seen]),
         desc=f"cut view {view.name}",
     )
 

@@ -11,6 +11,7 @@ import time
 import numpy as np
 import torch
 
+from reid_hub.compat import has_int8_matmul, int8_matmul
 from reid_hub.errors import RunError
 from reid_hub.registry import lookup
 
@@ -53,7 +54,7 @@ def shifted_distances(queries: np.ndarray, vectors: np.ndarray, squares: np.ndar
 def integer_products(queries: np.ndarray, codes: np.ndarray) -> np.ndarray:
     """Exact inner products of int8 (Q, D) and (N, D): int32, or float32 that holds whole numbers, (Q, N)."""
     if _int8_product_is_exact_and_fast():
-        return torch._int_mm(torch.from_numpy(queries), torch.from_numpy(codes).T).numpy()
+        return int8_matmul(torch.from_numpy(queries), torch.from_numpy(codes).T).numpy()
     if queries.shape[1] <= EXACT_COLUMNS:
         return queries.astype(np.float32) @ codes.astype(np.float32).T
     total = np.zeros((len(queries), len(codes)), np.int32)
@@ -73,7 +74,7 @@ def nearest_bits(queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.nda
 @functools.cache
 def _int8_product_is_exact_and_fast() -> bool:
     """Whether torch's int8 product sums in int32 here (older instructions saturate in int16) and beats float32."""
-    if not hasattr(torch, "_int_mm"):
+    if not has_int8_matmul():
         return False
     random = np.random.default_rng(0)
     codes = random.integers(-127, 128, (1024, 256), dtype=np.int8)
@@ -91,8 +92,8 @@ def _int8_product_is_exact_and_fast() -> bool:
         return min(seconds)
 
     try:
-        if not np.array_equal(torch._int_mm(*tensors).numpy(), queries.astype(np.int64) @ codes.astype(np.int64).T):
+        if not np.array_equal(int8_matmul(*tensors).numpy(), queries.astype(np.int64) @ codes.astype(np.int64).T):
             return False
-        return least(lambda: torch._int_mm(*tensors)) < least(lambda: wide[:64] @ wide.T)
+        return least(lambda: int8_matmul(*tensors)) < least(lambda: wide[:64] @ wide.T)
     except RuntimeError:  # not built for this processor
         return False

@@ -2,6 +2,7 @@
 
 from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
+from reid_hub.compat import register_backbone
 from reid_hub.models.backbones import list_variants
 from reid_hub.models.classification_reid import ReIDBackbone, ReIDBackboneConfig, ReIDForImageClassification
 from reid_hub.models.configuration_reid import ReIDConfig
@@ -32,7 +33,7 @@ def register() -> None:
     AutoConfig.register(ReIDBackboneConfig.model_type, ReIDBackboneConfig, exist_ok=True)
     AutoBackbone.register(ReIDBackboneConfig, ReIDBackbone, exist_ok=True)
     # Any checkpoint of ours has a trunk; `register` itself takes a class for one kind of configuration alone.
-    AutoBackbone._model_mapping.register(ReIDConfig, ReIDBackbone, exist_ok=True)
+    register_backbone(ReIDConfig, ReIDBackbone)
     AutoConfig.register(WeightChainConfig.model_type, WeightChainConfig, exist_ok=True)
     AutoModel.register(WeightChainConfig, WeightChain, exist_ok=True)
     AutoImageProcessor.register(

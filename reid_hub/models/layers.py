@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
 
 class BNNeck(nn.Module):
     """Batch norm of a vector with a gain and no bias, (B, D) -> (B, D); arXiv:1903.07071, section 3.5.

@@ -19,7 +19,7 @@ from .head_linear import LinearHead, SharedLinearHead
 from .head_low_rank import LowRank
 from .head_pruned import Pruned
 from .head_slice import Slice
-from .layers import BNNeck, GeMPool, PartBNNeck, PartTokens, build_neck, build_pooling, fuse_parts
+from .layers import BATCH_NORMS, BNNeck, GeMPool, PartBNNeck, PartTokens, build_neck, build_pooling, fuse_parts
 from .quantization import Quantizer
 from .side_network import build_side
 from .width_groups import WidthGroups
@@ -226,7 +226,7 @@ class ReIDModel(CheckpointMixin, EncodingMixin, PreTrainedModel):
         """
         model = getattr(self.backbone, "model", self.backbone)
         enable = _checkpointing(model, "enable")
-        if enable is None or any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.backbone.modules()):
+        if enable is None or any(isinstance(m, BATCH_NORMS) for m in self.backbone.modules()):
             raise ValueError(
                 "gradient checkpointing runs the forward twice, and batch norm would update its running statistics "
                 f"twice; only transformer backbones have it, not {self.config.backbone_config.model_type!r}"

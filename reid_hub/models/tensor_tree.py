@@ -14,9 +14,10 @@ class TensorTree(nn.Module):
             *path, leaf = name.split(".")
             module = self
             for part in path:
-                if part not in module._modules:
+                children = dict(module.named_children())
+                if part not in children:
                     module.add_module(part, nn.Module())
-                module = module._modules[part]
+                module = module.get_submodule(part)
             if trained(name):
                 module.register_parameter(leaf, nn.Parameter(tensor))
             else:

@@ -13,12 +13,13 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from reid_hub.compat.trainer import TrainerHooks, use_one_gpu
 from reid_hub.data.augmentation import BatchTransform
 from reid_hub.data.batch import Batch
 from reid_hub.errors import ReIDError, RunError
@@ -39,7 +40,7 @@ from reid_hub.training.resume import (
 from reid_hub.training.sampling import build_sampler
 
 
-class ReIDTrainer(Trainer):
+class ReIDTrainer(TrainerHooks):
     """Trains a `Method` as a recipe says.
 
     Writes to `args.output_dir`: the exported model (on `save_model`), the exported model of the best evaluation in
@@ -78,8 +79,7 @@ class ReIDTrainer(Trainer):
         callbacks: Sequence[TrainerCallback] = (),
     ):
         check_arguments(args, evaluator, publisher)
-        if args.n_gpu > 1:
-            args._n_gpu = 1  # else torch's DataParallel would cut every batch; several GPUs need accelerate launch
+        use_one_gpu(args)  # several need accelerate launch
         config = method.model.config
         self.recipe, self.evaluator, self.publisher, self.origin = recipe, evaluator, publisher, origin
         self.transform = BatchTransform(
@@ -124,18 +124,17 @@ class ReIDTrainer(Trainer):
 
     # Batches
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
-        dataset = self.train_dataset if train_dataset is None else train_dataset
+    def train_sampler(self, dataset: Any) -> Sampler:
         processes = {"seed": self.args.seed, "num_processes": self.args.world_size}
         self.sampler = build_sampler(self.recipe, dataset.pids, batch_size=self.args.train_batch_size, **processes)
         return self.sampler
 
-    def _prepare_inputs(self, inputs: Batch) -> Batch:
+    def prepare_batch(self, inputs: Batch) -> Batch:
         """Move the bytes to the device and augment them there, as a function of the seed and the step alone."""
         epoch, crops = self.state.epoch or 0.0, self.model.crops
         self.model.set_progress(self.state.global_step, self.state.max_steps, epoch)
         step = int(epoch) % crops if crops else self.state.global_step
-        batch = super()._prepare_inputs(inputs)
+        batch = super().prepare_batch(inputs)
         batch = self.transform.augment(batch, seed=self.args.seed, step=step, by_position=not crops)
         batch["pixel_values"] = batch["pixel_values"].contiguous(memory_format=self.memory_format)
         return batch
@@ -162,12 +161,9 @@ class ReIDTrainer(Trainer):
             )
         return self.optimizer
 
-    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
-        if self.lr_scheduler is None:
-            rates = {"total_steps": num_training_steps, "lr": self.args.learning_rate}
-            self.lr_scheduler = build_scheduler(optimizer or self.optimizer, self.recipe.schedule, **rates)
-            self._created_lr_scheduler = True
-        return self.lr_scheduler
+    def make_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer) -> LRScheduler:
+        rates = {"total_steps": num_training_steps, "lr": self.args.learning_rate}
+        return build_scheduler(optimizer, self.recipe.schedule, **rates)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the mean of each part of the loss since the last time.
@@ -209,48 +205,36 @@ class ReIDTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        is_best = super()._determine_best_metric(metrics, trial)
-        # The best model is exported now; the Trainer would keep, and look for, its whole checkpoint.
-        self.state.best_global_step = None
-        if is_best:
-            self._export(Path(self.args.output_dir, BEST))
-        return is_best
+    def on_best(self) -> None:
+        self.write_export(Path(self.args.output_dir, BEST))
 
     # Writing
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the exported model as a Hub checkpoint, by default to `args.output_dir`."""
-        if _internal_call and output_dir is not None:
-            self._save(output_dir)
-        else:
-            self._export(Path(output_dir or self.args.output_dir))
-
-    def _export(self, folder: Path) -> None:
+    def write_export(self, folder: Path) -> None:
+        """Write the exported model as a Hub checkpoint."""
         if self.args.should_save:
             self.model.export().save_pretrained(folder)
             write_state(folder, self.model.training_state(), getattr(self.train_dataset, "identities", ()))
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+    def write_checkpoint(self, folder: Path) -> None:
         """Write the method's whole state for resuming; without training_args.bin, which is a pickle."""
         if self.args.should_save:
-            os.makedirs(output_dir, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             state = {name: tensor.contiguous() for name, tensor in self.model.state_dict().items()}
-            save_file(state, Path(output_dir, SAFE_WEIGHTS_NAME), metadata={"format": "pt"})
-            Path(output_dir, RUN_FILE).write_text(json.dumps(self._run(), indent=2))
+            save_file(state, folder / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
+            (folder / RUN_FILE).write_text(json.dumps(self._run(), indent=2))
 
     def _run(self) -> dict[str, Any]:
         return describe_run(self.recipe, self.args, len(self.train_dataset), self.origin)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        check_same_run(resume_from_checkpoint, self._run())
-        self._resumed = resume_from_checkpoint
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+    def before_resume(self, checkpoint: str) -> None:
+        check_same_run(checkpoint, self._run())
+        self._resumed = checkpoint
 
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._run_dir or self.args.output_dir)
+    def checkpoint_parent(self) -> Path:
+        return self._run_dir or super().checkpoint_parent()
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+    def save_checkpoint(self, save: Callable[[], None]) -> None:
         """As the Trainer does, except that a folder checkpoint-N is complete or absent, whenever the run is killed."""
         output_dir = Path(self.args.output_dir)
         final = output_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
@@ -259,7 +243,7 @@ class ReIDTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         self._run_dir = output_dir / ".incomplete"
         try:
-            super()._save_checkpoint(model, trial)
+            save()
             write_carried(self._run_dir / final.name, self.args.process_index, self.model.carried())
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
@@ -271,11 +255,11 @@ class ReIDTrainer(Trainer):
         finally:
             self._run_dir = None
 
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        if load_result.missing_keys or load_result.unexpected_keys:
+    def check_loaded(self, missing: list[str], unexpected: list[str]) -> None:
+        if missing or unexpected:
             raise RunError(
-                f"the checkpoint is of another method or model: missing {load_result.missing_keys[:4]}, not used "
-                f"{load_result.unexpected_keys[:4]}; resume with the arguments it was made with"
+                f"the checkpoint is of another method or model: missing {missing[:4]}, not used {unexpected[:4]}; "
+                "resume with the arguments it was made with"
             )
 
     # Publishing

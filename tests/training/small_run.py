@@ -71,13 +71,13 @@ class Recorder(TrainerCallback):
         self.path, self.kill_at, self.seen = path, kill_at, []
 
     def watch(self, trainer: ReIDTrainer) -> None:
-        prepare = trainer._prepare_inputs
+        prepare = trainer.prepare_batch
 
         def recorded(inputs):
             self.seen.append([trainer.state.global_step, inputs["indices"].tolist()])
             return prepare(inputs)
 
-        trainer._prepare_inputs = recorded
+        trainer.prepare_batch = recorded
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == self.kill_at:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reid_hub.compat import WithCompanions
 from reid_hub.data.batch import Batch
 from reid_hub.errors import MissingError
 from reid_hub.losses import distillation_loss, norm_direction_loss
@@ -16,7 +17,7 @@ from reid_hub.methods.supervised import SupervisedMethod
 from reid_hub.models import ReIDModel
 
 
-class KDPPMethod(SupervisedMethod):
+class KDPPMethod(WithCompanions, SupervisedMethod):
     """Supervised training beside a frozen teacher that was trained on the same identities.
 
     loss = supervised + kd_weight * r * L_kd + nd_weight * L_nd: the teacher's logits, from behind its neck, teach the
@@ -130,10 +131,9 @@ class KDPPMethod(SupervisedMethod):
     def _ramp(self) -> float:
         return min(1.0, int(self.epoch) / self.kd_warmup_epochs) if self.kd_warmup_epochs else 1.0
 
-    def _apply(self, fn, recurse=True):
-        """Take the teacher along to another device or precision."""
-        self.teacher._apply(fn, recurse)
-        return super()._apply(fn, recurse)
+    def companions(self) -> tuple[ReIDModel, ...]:
+        """The teacher goes along to another device or precision."""
+        return (self.teacher,)
 
 
 def class_means(features: Tensor, pids: Tensor, num_ids: int) -> Tensor:

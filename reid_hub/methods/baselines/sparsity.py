@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
 
 from reid_hub.models import ReIDModel
-from reid_hub.models.layers import BNNeck
+from reid_hub.models.layers import BATCH_NORMS, BNNeck
 
-COUNTED = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.LayerNorm, BNNeck)
+COUNTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, *BATCH_NORMS, nn.LayerNorm, BNNeck)
 
 
 class SparsityLearning(TrainerCallback):

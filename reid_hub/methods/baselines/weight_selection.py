@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from reid_hub.models import ReIDConfig, ReIDModel
-from reid_hub.models.layers import BNNeck
+from reid_hub.models.layers import BATCH_NORMS, BNNeck
 from reid_hub.models.width_groups import WidthGroups
 from reid_hub.registry import lookup
 
@@ -185,7 +185,7 @@ def reestimate_statistics(model: ReIDModel, batches: Iterable[Tensor]) -> None:
     Raises:
         ValueError: if there are no batches.
     """
-    norms = [m for m in model.modules() if isinstance(m, (nn.modules.batchnorm._BatchNorm, BNNeck))]
+    norms = [m for m in model.modules() if isinstance(m, (*BATCH_NORMS, BNNeck))]
     with _only_norms_train(model, norms):
         count = 0
         for count, pixel_values in enumerate(batches, start=1):

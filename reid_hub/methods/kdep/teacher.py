@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from reid_hub.compat import fingerprint
 from reid_hub.data.augmentation import Augmentation, BatchTransform
 from reid_hub.data.images import ImageDataset
 from reid_hub.methods.kdep.tap import Tap
@@ -151,7 +152,7 @@ class Crops:
             "input": self.input,
             "kept_size": list(self.images.image_size),
             "interpolation": self.images.interpolation,
-            "pictures": self.images.dataset._fingerprint,
+            "pictures": fingerprint(self.images.dataset),
             "seed": self.seed,
         }
 

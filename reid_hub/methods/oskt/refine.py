@@ -11,6 +11,7 @@ from reid_hub.data.batch import Batch
 from reid_hub.methods.base import RunContext
 from reid_hub.methods.supervised import SupervisedMethod
 from reid_hub.models import ReIDModel, WeightChain
+from reid_hub.models.layers import BATCH_NORMS
 from reid_hub.models.weight_chain import is_fitted
 from reid_hub.models.width_slots import Decoder
 
@@ -73,7 +74,7 @@ class RefineMethod(SupervisedMethod):
             raise ValueError(f"alpha_schedule must be one of {', '.join(ALPHA_SCHEDULES)}, got {alpha_schedule!r}")
         self.alpha, self.alpha_schedule, self.progress = alpha, alpha_schedule, 0.0
         self.normalise, self.teacher_loss = normalise, teacher_loss
-        norms = [isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.backbone.modules()]
+        norms = [isinstance(module, BATCH_NORMS) for module in model.backbone.modules()]
         self.shared_vectors = any(norms) if shared_vectors is None else shared_vectors
         self.chain = chain
         self.student = SupervisedMethod(ReIDModel(chain.student()), num_ids, **losses)

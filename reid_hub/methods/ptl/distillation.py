@@ -6,6 +6,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from reid_hub.compat import WithCompanions
 from reid_hub.data.batch import Batch
 from reid_hub.errors import ReIDError
 from reid_hub.losses import absolute_feature_loss
@@ -17,7 +18,7 @@ from reid_hub.models import ReIDModel
 _INPUT = ("image_size", "image_mean", "image_std")
 
 
-class STDMethod(PTLMethod):
+class STDMethod(WithCompanions, PTLMethod):
     """Student-teacher distillation of Progressive Transfer Learning (arXiv:1908.02492), eq. 4.
 
     L = (1 - lam) * L_PTL + lam * mean |f_s - f_t|, f the features in front of any neck, not normalised. The teacher is
@@ -72,11 +73,9 @@ class STDMethod(PTLMethod):
         parts["feature"] = absolute_feature_loss(output.features, taught)
         return {**parts, "loss": (1 - self.lam) * parts["loss"] + self.lam * parts["feature"]}
 
-    def _apply(self, fn, recurse=True):
-        """Take the teacher along to another device or precision."""
-        if self.teacher is not None:
-            self.teacher._apply(fn, recurse)
-        return super()._apply(fn, recurse)
+    def companions(self) -> tuple[ReIDModel, ...]:
+        """The teacher goes along to another device or precision."""
+        return () if self.teacher is None else (self.teacher,)
 
 
 def _check(student: ReIDModel, teacher: ReIDModel) -> None:

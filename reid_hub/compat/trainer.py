@@ -1,0 +1,101 @@
+"""transformers' Trainer, whose private hooks have public names here. Seen in transformers 5.23."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import Sampler
+from transformers import Trainer, TrainingArguments
+
+
+def use_one_gpu(args: TrainingArguments) -> None:
+    """Train on one GPU of several: torch's DataParallel would cut every batch."""
+    if args.n_gpu > 1:
+        args._n_gpu = 1
+
+
+class TrainerHooks(Trainer):
+    """The Trainer, to be extended by overriding its public methods."""
+
+    def train_sampler(self, dataset: Any) -> Sampler | None:
+        """The order in which training reads a data set."""
+        return super()._get_train_sampler(dataset)
+
+    def prepare_batch(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Move a batch to the device, before the model sees it."""
+        return super()._prepare_inputs(inputs)
+
+    def make_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer) -> LRScheduler:
+        """The learning rate's schedule of one call of `train`."""
+        raise NotImplementedError
+
+    def write_export(self, folder: Path) -> None:
+        """Write what users load: called by `save_model`."""
+        raise NotImplementedError
+
+    def write_checkpoint(self, folder: Path) -> None:
+        """Write what a checkpoint must hold of the model, without a pickle of the arguments."""
+        raise NotImplementedError
+
+    def on_best(self) -> None:
+        """The evaluation that has just ended is the best so far."""
+
+    def before_resume(self, checkpoint: str) -> None:
+        """A checkpoint is about to be loaded."""
+
+    def check_loaded(self, missing: list[str], unexpected: list[str]) -> None:
+        """A checkpoint's weights were loaded, but for these names."""
+
+    def checkpoint_parent(self) -> Path:
+        """The folder in which the folder checkpoint-N is made."""
+        return Path(self.args.output_dir)
+
+    def save_checkpoint(self, save: Callable[[], None]) -> None:
+        """Call `save`, which writes checkpoint-N, and do whatever belongs around it."""
+        save()
+
+    # What the Trainer calls.
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
+        if self.lr_scheduler is None:
+            self.lr_scheduler = self.make_scheduler(num_training_steps, optimizer or self.optimizer)
+            self._created_lr_scheduler = True  # so that the next call of `train` makes another
+        return self.lr_scheduler
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the model for users, by default to `args.output_dir`."""
+        folder = Path(output_dir or self.args.output_dir)
+        if _internal_call and output_dir is not None:
+            self.write_checkpoint(folder)
+        else:
+            self.write_export(folder)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        return self.train_sampler(self.train_dataset if train_dataset is None else train_dataset)
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        return self.prepare_batch(inputs)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        is_best = super()._determine_best_metric(metrics, trial)
+        self.state.best_global_step = None  # else the Trainer would keep, and look for, that step's whole checkpoint
+        if is_best:
+            self.on_best()
+        return is_best
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        self.before_resume(resume_from_checkpoint)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        self.check_loaded(list(load_result.missing_keys), list(load_result.unexpected_keys))
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self.checkpoint_parent())
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self.save_checkpoint(partial(super()._save_checkpoint, model, trial))
