@@ -13,6 +13,8 @@ from torch import Tensor
 LEVELS = 127  # int8 codes run from -127 to 127, so that the negative of a vector has the negative codes
 SMALLEST = float(np.finfo(np.float32).tiny)  # a scale above zero, for vectors of zeros
 
+PIECE = 1024  # rows encoded at a time, which caches hold
+
 
 def int8_steps(vectors: Tensor, scale: Tensor | float) -> Tensor:
     """clamp(round(v / scale), -127, 127), whole numbers in the dtype of the vectors; halves round to the even one."""
@@ -60,7 +62,10 @@ class Codec:
         return self.width * self.dtype.itemsize
 
     def state(self) -> dict[str, Any]:
-        """The parameters: `type(codec)(codec.dim, **codec.state())` is the same codec. Arrays are float32."""
+        """The parameters: `type(codec)(codec.dim, **codec.state())` is the same codec. Arrays are float32.
+
+        An index keeps those of a coarse and a fine codec in one table, so their names must differ.
+        """
         return {}
 
     def encode(self, vectors: Tensor | np.ndarray) -> np.ndarray:
@@ -140,9 +145,8 @@ class Int8(Codec):
         return {} if self.scale is None else {"scale": self.scale}
 
     def encode(self, vectors):
-        vectors = _float32(vectors)
-        scale = vector_scale(vectors) if self.scale is None else torch.as_tensor(self.scale, device=vectors.device)
-        return int8_codes(vectors, scale).cpu().numpy()
+        pieces = _float32(vectors).split(PIECE)
+        return np.concatenate([int8_codes(rows, self._scale_of(rows)).cpu().numpy() for rows in pieces])
 
     def decode(self, codes):
         return codes.astype(np.float32) if self.scale is None else codes.astype(np.float32) * self.scale
@@ -154,6 +158,9 @@ class Int8(Codec):
     def faults(self, codes, vectors=None):
         if vectors is None:
             yield (codes == -128).any(1), "hold -128, which no symmetric code is (-127..127)"
+
+    def _scale_of(self, vectors: Tensor) -> Tensor:
+        return vector_scale(vectors) if self.scale is None else torch.as_tensor(self.scale, device=vectors.device)
 
 
 class Binary(Codec):
@@ -182,9 +189,7 @@ class Binary(Codec):
         return {"center": self.center}
 
     def encode(self, vectors):
-        vectors = _float32(vectors)
-        above = vectors > torch.as_tensor(self.center, device=vectors.device)
-        return np.packbits(above.cpu().numpy(), axis=1)
+        return np.packbits(_float32(vectors).cpu().numpy() > self.center, axis=1)
 
     def decode(self, codes):
         return np.unpackbits(codes, axis=1, count=self.dim).astype(np.float32) * 2 - 1
