@@ -1,4 +1,4 @@
-"""Vectors as a gallery stores them: what is left of the metrics when they are codes."""
+"""Evaluate vectors as a gallery stores them, as codes."""
 
 from typing import NamedTuple
 
@@ -10,9 +10,9 @@ from reid_hub.registry import lookup
 
 
 class Shortlist(NamedTuple):
-    """A first ranking by other vectors, the bits: (Q, E) and (G, E) float32; its nearest `size` are ranked again.
+    """A first ranking by other vectors, such as bits, (Q, E) and (G, E) float32; only its top `size` are ranked again.
 
-    What is not among them keeps its place behind, in the order of the first ranking. Ties rank by gallery position.
+    All others stay behind them, in the order of the first ranking. Ties rank by gallery position.
     """
 
     query: np.ndarray
@@ -20,10 +20,10 @@ class Shortlist(NamedTuple):
     size: int
 
     def rescored(self, start: int, stop: int, scores: np.ndarray) -> np.ndarray:
-        """`scores` (rows, G) of the queries start..stop-1 where these list an image, below all of them elsewhere."""
+        """`scores` (rows, G) of queries start..stop-1 for images on their shortlist, lower scores for the others."""
         first = self.query[start:stop] @ self.gallery.T
         size = min(self.size, first.shape[1])
-        # The products of bits are integers, so equals are exactly equal; of those at the edge, the first fill the room.
+        # Products of bits are integers, so ties are exact; of those at the cut, the first in the gallery are listed.
         worst = -np.partition(-first, size - 1, axis=1)[:, size - 1 : size]
         tied = first == worst
         room = size - (first > worst).sum(1, keepdims=True)
@@ -33,10 +33,9 @@ class Shortlist(NamedTuple):
 
 
 def stored(model: ReIDModel, vectors: np.ndarray, codec: str) -> np.ndarray:
-    """What is compared when vectors in front of the model's quantiser, (N, D), are stored by a codec: (N, D) float32.
+    """What is left of vectors (N, D), before the model's quantiser, when a codec stores them: float32 (N, D).
 
-    int8 has the model's scale, or each vector's own, which cancels under cosine. Bits count as 1 and -1, so that their
-    cosine falls with the Hamming distance.
+    int8 uses the model's scale, or one per vector. Bits become 1 and -1, so cosine falls with the Hamming distance.
 
     Raises:
         ReIDError: for an unknown codec.

@@ -1,4 +1,4 @@
-"""Gallery search: vectors with string ids, exact nearest neighbours, one folder on disk or a vector database."""
+"""Gallery search: exact nearest neighbours of vectors with string ids, in a folder on disk or in a vector database."""
 
 from reid_hub.index.database import DatabaseIndex
 from reid_hub.index.gallery import GalleryIndex

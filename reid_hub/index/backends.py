@@ -1,7 +1,7 @@
-"""Backends: who multiplies. Each answer is exact or has the error of a float32 sum at most; `search.py` decides.
+"""Backends: matrix products in numpy and torch, or in faiss, exact or within the error of a float32 sum.
 
-The products of int8 codes are whole numbers, so any way of computing them gives the same; which one is fast depends on
-the processor, and is tried once.
+Products of int8 codes are integers, so every implementation gives the same result. Which one is fastest depends on the
+processor, so the first call measures it.
 """
 
 import functools
@@ -16,7 +16,7 @@ from reid_hub.errors import RunError
 from reid_hub.registry import lookup
 
 BACKENDS = dict.fromkeys(("torch", "faiss"))
-EXACT_COLUMNS = 2**24 // 127**2  # so many products of int8 sum to a whole number that float32 holds
+EXACT_COLUMNS = 2**24 // 127**2  # float32 holds the sum of this many int8 products exactly
 
 
 def checked_backend(name: str) -> str:
@@ -33,7 +33,7 @@ def checked_backend(name: str) -> str:
 
 
 def shifted_distances(queries: np.ndarray, vectors: np.ndarray, squares: np.ndarray | None, backend: str) -> np.ndarray:
-    """|v|^2 - 2 q.v, float32 (Q, D), (N, D) -> (Q, N); -2 q.v where `squares` (N,), the |v|^2, are not given."""
+    """|v|^2 - 2 q.v, float32 (Q, D), (N, D) -> (Q, N); just -2 q.v without `squares` (N,), the |v|^2."""
     if backend == "faiss":
         import faiss
 
@@ -52,7 +52,7 @@ def shifted_distances(queries: np.ndarray, vectors: np.ndarray, squares: np.ndar
 
 
 def integer_products(queries: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Exact inner products of int8 (Q, D) and (N, D): int32, or float32 that holds whole numbers, (Q, N)."""
+    """Exact inner products of int8 (Q, D) and (N, D): int32, or integers in float32, (Q, N)."""
     if _int8_product_is_exact_and_fast():
         return int8_matmul(torch.from_numpy(queries), torch.from_numpy(codes).T).numpy()
     if queries.shape[1] <= EXACT_COLUMNS:
@@ -65,7 +65,7 @@ def integer_products(queries: np.ndarray, codes: np.ndarray) -> np.ndarray:
 
 
 def nearest_bits(queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """faiss: the `k` smallest Hamming distances (Q, k) and rows; among equal distances the first rows."""
+    """The `k` smallest Hamming distances (Q, k) and their rows, by faiss; ties are broken by row."""
     import faiss
 
     return faiss.knn_hamming(queries, np.ascontiguousarray(codes), k)
@@ -73,7 +73,7 @@ def nearest_bits(queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.nda
 
 @functools.cache
 def _int8_product_is_exact_and_fast() -> bool:
-    """Whether torch's int8 product sums in int32 here (older instructions saturate in int16) and beats float32."""
+    """Whether torch's int8 product accumulates in int32 here (older CPUs saturate in int16) and beats float32."""
     if not has_int8_matmul():
         return False
     random = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""What comes from outside, checked before anything is changed: vectors, codes, ids, cameras, metadata."""
+"""Validation of what callers pass in: vectors, codes, ids, cameras, metadata."""
 
 import json
 from collections import Counter
@@ -24,7 +24,7 @@ def to_numpy(values) -> np.ndarray:
 
 
 def unit_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows (N, D) at unit length, a new float32 array computed in float64; and which have no direction, (N,) bool."""
+    """Scale rows (N, D) to unit length in float64; return new float32 rows and which are all zero, (N,) bool."""
     unit, zero = np.empty(rows.shape, np.float32), np.zeros(len(rows), bool)
     for some in chunks(len(rows)):
         wide = rows[some].astype(np.float64)
@@ -35,15 +35,15 @@ def unit_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def chunks(rows: int) -> Iterator[slice]:
-    """Slices of all rows, so few at a time that what is made of them in float64 stays small."""
+    """Slices that cover all rows in pieces of `CHUNK`, to bound the memory of float64 copies."""
     return (slice(start, start + CHUNK) for start in range(0, rows, CHUNK))
 
 
 def checked_array(values, dim: int, code_dtype: np.dtype | None, code_width: int, what: str, names=None) -> np.ndarray:
-    """Embeddings as new contiguous float32 (N, dim), or the codes themselves, `code_dtype` (N, code_width).
+    """Embeddings as a new contiguous float32 array (N, dim), or codes of `code_dtype` (N, code_width).
 
     Raises:
-        ValueError: on int8 or uint8 where these are not the codes, a wrong shape, NaN or Inf.
+        ValueError: for int8 or uint8 that are not codes of this index, a wrong shape, NaN or Inf.
     """
     values = to_numpy(values)
     if values.dtype in (np.int8, np.uint8):
@@ -77,7 +77,7 @@ def refuse(bad: np.ndarray, what: str, fault: str, names: Sequence[str] | None =
 
 
 def checked_ids(ids: Iterable[str]) -> list[str]:
-    """Different strings, as plain ones."""
+    """Check that ids are distinct strings; return them as plain `str`."""
     if isinstance(ids, str):
         raise ReIDError(f"ids must be a sequence of strings, got the single string {ids!r}: pass [{ids!r}]")
     ids = list(ids)

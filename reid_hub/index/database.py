@@ -1,7 +1,7 @@
-"""`DatabaseIndex`: the gallery in a Milvus vector database, through its ordinary client, for more than one machine.
+"""`DatabaseIndex`: a gallery in a Milvus vector database, through its own client, for more than one machine.
 
-The database proposes and we decide, as in `search.py`: it is asked for some more than `k` neighbours together with
-their vectors, whose distances are computed again in float64.
+As in `search.py`, exact distances decide: the database returns a few more than `k` neighbours with their vectors, and
+their distances are computed again in float64.
 """
 
 import hashlib
@@ -20,36 +20,36 @@ from reid_hub.models.codes import Float32
 from reid_hub.registry import lookup
 
 CODECS = {"float32": Float32}
-MAX_RESULTS = 16_384  # Milvus returns no more per query
+MAX_RESULTS = 16_384  # limit of Milvus per query
 EXTRA_CANDIDATES = 32  # as in search.py
-SEARCH_VALUES = 1_000_000  # numbers in one answer: 4 MB on the wire, more as Python floats
-WRITE_VALUES = 2_000_000  # numbers in one write: 8 MB of the 64 MB that Milvus accepts
+SEARCH_VALUES = 1_000_000  # values in one answer: 4 MB on the wire, more as Python floats
+WRITE_VALUES = 2_000_000  # values in one write: 8 MB of the 64 MB that Milvus accepts
 KEYS = 1000  # ids in one filter
 
 
 class DatabaseIndex:
     """A gallery of embeddings under string ids in one collection of a Milvus database.
 
-    Answers what `GalleryIndex` answers, with the same distances; equal distances come in the order of the ids.
-    A change is seen by the next search of any client. An interrupted write leaves whole entries only, and its error
-    says how many. Two programs must not add the same id at once: the later one would win silently.
+    Returns what `GalleryIndex` returns, with the same distances; ties are ordered by id. The next search of any client
+    sees a change. An interrupted write leaves only whole entries, and its error says how many. Two programs must not
+    add the same id at the same time: the later one would win silently.
 
     Args:
         uri: "http://host:19530" of a server or cluster, or a path that ends in ".db" for the embedded database,
             which one process at a time can open.
         collection: letters, digits and underscores; created where it does not exist.
         dim: length of an embedding; None takes that of an existing collection.
-        codec: "float32". How much smaller vectors are kept is left to the index of the database.
+        codec: "float32"; smaller forms are left to the index of the database.
         metric: "cosine" or "euclidean".
-        fingerprint: names what made the embeddings; None accepts that of an existing collection.
-        index_type: of a new collection. "FLAT" is exact; "HNSW" and others of Milvus are faster and may miss
+        fingerprint: identifies what made the embeddings; None: that of an existing collection.
+        index_type: for a new collection. "FLAT" is exact; "HNSW" and others of Milvus are faster and may miss
             neighbours, but the distances of those they find are exact too.
         token: "user:password" or an API key.
         timeout: seconds that the database has to answer one request.
 
     Raises:
-        ValueError: on a wrong address or name, and if the collection holds something else than is asked for.
-        RuntimeError: if pymilvus or the embedded database is not installed, or the database refuses.
+        ValueError: for a wrong address or name, or a collection with other settings.
+        RuntimeError: if pymilvus or the embedded database is not installed, or the database refuses a request.
         ConnectionError: if no database answers in time.
     """
 
@@ -86,7 +86,7 @@ class DatabaseIndex:
         self.dim, self.metric, self.fingerprint = settings["dim"], settings["metric"], settings["fingerprint"]
         self.codec = CODECS[settings["codec"]](self.dim)
         self._columns = columns_for(self.codec, self.metric)
-        self._collection.ask("load_collection")  # a server that was started again has not
+        self._collection.ask("load_collection")  # a restarted server has not
 
     def __len__(self) -> int:
         return int(self._collection.ask("query", filter="", output_fields=["count(*)"])[0]["count(*)"])
@@ -101,10 +101,10 @@ class DatabaseIndex:
         camids: Sequence[int] | None = None,
         metadata: Iterable[Mapping] | None = None,
     ) -> None:
-        """Add embeddings (N, D) under N new ids; nothing is added if anything is wrong.
+        """Add embeddings (N, D) under N new ids; on an error nothing is added.
 
         Args:
-            camids: camera of each image, -1 or None where it is not known.
+            camids: camera of each image, -1 or None if unknown.
             metadata: one mapping per id that JSON can hold; the database can filter by it.
 
         Raises:
@@ -126,10 +126,10 @@ class DatabaseIndex:
         camids: Sequence[int] | None = None,
         metadata: Iterable[Mapping] | None = None,
     ) -> None:
-        """Replace the embeddings of known ids; cameras and metadata that are not given stay as they are.
+        """Replace the embeddings of known ids; cameras and metadata that are not given are kept.
 
         Raises:
-            ValueError: as `add`, and if an id is not in the index; then nothing is changed.
+            ValueError: as `add`, and if an id is not in the index; nothing is changed.
         """
         ids, vectors = self._checked(embeddings, ids)
         stored = self._known(ids, ["camid", "metadata"], "changed")
@@ -202,11 +202,11 @@ class DatabaseIndex:
         return distances, ids
 
     def close(self) -> None:
-        """Let go of the connection; an embedded database stays with this process until it ends."""
+        """Close the connection; an embedded database stays open in this process until it ends."""
         self._collection.client.close()
 
     def _hits(self, vectors: np.ndarray, width: int, camid: int) -> Iterator[list]:
-        """What the database finds for each query, with vectors, in answers of bounded size."""
+        """Hits of each query, with vectors, in answers of bounded size."""
         rows = max(1, SEARCH_VALUES // (width * self.dim))
         for start in range(0, len(vectors), rows):
             yield from self._collection.ask(
@@ -226,12 +226,12 @@ class DatabaseIndex:
         return ids, vectors
 
     def _vectors(self, values, what: str, names: Sequence[str] | None = None) -> np.ndarray:
-        """float32 (N, D) as they are stored: of unit length for cosine."""
+        """float32 (N, D) as stored: at unit length for cosine."""
         vectors = checked_array(values, self.dim, None, self.dim, what, names)
         return self._columns.encode(vectors, what, names)["codes"]
 
     def _stored(self, ids: Sequence[str], fields: list[str]) -> dict[str, dict]:
-        """The entries of those ids that are in the collection."""
+        """Entries of the ids that are in the collection."""
         entries = {}
         for start in range(0, len(ids), KEYS):
             keys = [_key(id) for id in ids[start : start + KEYS]]
@@ -261,7 +261,7 @@ class DatabaseIndex:
 
 
 def _ranked(scores: Scores, hits: list, k: int) -> list[tuple[float, str]]:
-    """(distance, id) of the `k` nearest hits of one query, by the exact distances of `GalleryIndex`."""
+    """(distance, id) of the `k` nearest hits of one query, by exact distances as in `GalleryIndex`."""
     if not hits:
         return []
     found = np.array([hit["entity"]["embedding"] for hit in hits], np.float32)

@@ -1,4 +1,4 @@
-"""`GalleryIndex`: named vectors, exact search, one folder on disk."""
+"""`GalleryIndex`: vectors with ids, exact search, one folder on disk."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,27 +21,26 @@ from reid_hub.registry import lookup
 class GalleryIndex:
     """A gallery of embeddings under string ids, searched exactly.
 
-    "cosine" answers 1 - cos (0..2), "euclidean" |q - v|, the codec "binary" without `rescore` the number of bits that
-    differ. Neighbours come in ascending distance; equal distances come in the order in which the vectors were added.
-    The answer does not depend on the backend or on how the gallery was built up (see `search.py`).
+    Distances are 1 - cos (0..2) for "cosine", |q - v| for "euclidean", and the number of bits that differ for the codec
+    "binary" without `rescore`. Neighbours come in order of distance, ties in order of insertion. Results do not depend
+    on the backend or on how the gallery was built (see `search.py`).
 
     Args:
         dim: length of an embedding.
         codec: how vectors are stored, a key of `CODECS`, or a codec as `ReIDModel.codec` gives it.
         metric: "cosine" or "euclidean".
-        fingerprint: names what made the embeddings (model and revision, say). It is stored with the index, and
-            `load` refuses an index whose fingerprint is not the one it is asked for.
-        backend: "torch" or "faiss" (needs the extra `reid-hub[faiss]`, makes "binary" fast); the answer is the same.
-        scale: int8: the size of one step, a float (the model's trained scale) or (D,); None gives each vector its own.
-        center: binary: what values are compared with, a float or (D,); None is 0.
-        rescore: binary: codec in which vectors are kept to rank the candidates again; None, float32, float16 or int8,
-            or a codec of these.
-        rescore_factor: binary: so many times k candidates, the nearest by Hamming distance, are ranked again; None is
-            20. It may be set later.
+        fingerprint: identifies what made the embeddings, such as model and revision. It is stored with the index;
+            `load` refuses an index with another fingerprint than the one it is given.
+        backend: "torch" or "faiss" (extra `reid-hub[faiss]`; makes "binary" fast); results are the same.
+        scale: for int8: the size of one step, a float (the model's trained scale) or (D,); None: one per vector.
+        center: for binary: the threshold, a float or (D,); default 0.
+        rescore: for binary: a second codec, float32, float16 or int8, whose codes rank the candidates again.
+        rescore_factor: for binary: rank the nearest `rescore_factor` * k by Hamming distance again; default 20. The
+            attribute may be changed later.
 
     Raises:
-        ValueError: if `dim` is not positive, a name is unknown or an option is not of this codec.
-        RuntimeError: if faiss is asked for and not installed.
+        ValueError: if `dim` is not positive, a name is unknown, or an option does not belong to the codec.
+        RuntimeError: if faiss is requested but not installed.
     """
 
     def __init__(
@@ -80,12 +79,12 @@ class GalleryIndex:
 
     @property
     def ids(self) -> list[str]:
-        """All ids in the order in which they were added."""
+        """All ids in order of insertion."""
         return self._table.all_ids()
 
     @property
     def bytes_per_vector(self) -> dict[str, int]:
-        """Bytes that one vector takes: "memory" (what every search reads) and "disk" (kept to rank candidates)."""
+        """Bytes per vector: "memory" (read by every search) and "disk" (read to rank candidates again)."""
         return {
             "memory": self.codec.bytes_per_vector,
             "disk": 0 if self.rescore is None else self.rescore.bytes_per_vector,
@@ -98,13 +97,13 @@ class GalleryIndex:
         camids: Sequence[int] | None = None,
         metadata: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
-        """Add embeddings (N, D) under N new ids; nothing is added if anything is wrong.
+        """Add embeddings (N, D) under N new ids; on an error nothing is added.
 
         Args:
             embeddings: array or tensor of floats; int8 codes (N, D) for int8, packed bits uint8 for binary.
             ids: any strings. To replace a vector, `update` it.
-            camids: camera of each image, -1 or None where it is not known.
-            metadata: one mapping that JSON can hold for each id.
+            camids: camera of each image, -1 or None if unknown.
+            metadata: one JSON-serialisable mapping per id.
 
         Raises:
             ValueError: on a wrong shape, NaN/Inf, a vector without a direction (cosine), a repeated or known id.
@@ -122,7 +121,7 @@ class GalleryIndex:
         camids: Sequence[int] | None = None,
         metadata: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
-        """Replace the embeddings of known ids, which count as added anew; nothing is changed if anything is wrong.
+        """Replace the embeddings of known ids and move these to the end; on an error nothing is changed.
 
         Args:
             camids, metadata: as for `add`; None keeps what is there.
@@ -139,15 +138,15 @@ class GalleryIndex:
         self._table.add(columns, camids, ids, texts)
 
     def remove(self, ids: Iterable[str]) -> None:
-        """Remove ids; the order of the others stays.
+        """Remove ids; the others keep their order.
 
         Raises:
-            ValueError: if an id is not in the index; then nothing is removed.
+            ValueError: if an id is not in the index; nothing is removed.
         """
         self._table.remove(self._known(ids))
 
     def metadata(self, ids: Iterable[str]) -> list[dict[str, Any]]:
-        """What was stored with each id, {} where nothing was.
+        """Metadata of each id, {} if it has none.
 
         Raises:
             ValueError: if an id is not in the index.
@@ -164,13 +163,13 @@ class GalleryIndex:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the `k` nearest gallery entries of each query: distances (Q, K) float32 and ids (Q, K) objects.
 
-        K is min(k, len(self)). Where fewer than K entries are left, the rest of a row is distance inf and id None.
+        K is min(k, len(self)). If fewer than K entries qualify, the rest of the row is distance inf and id None.
 
         Args:
             queries: (Q, D) array or tensor of floats, or codes as `add` takes them.
-            exclude_camids: one camera per query whose gallery entries are left out (the same-camera rule of
-                re-identification); -1 leaves nothing out. Entries of unknown camera are never left out.
-            max_distance: leaves out what is farther.
+            exclude_camids: one camera per query whose gallery entries are skipped (the same-camera rule of
+                re-identification); -1 skips none. Entries of unknown camera are never skipped.
+            max_distance: skip entries farther than this.
 
         Raises:
             ValueError: on an empty index, no queries, k < 1, a wrong shape, NaN/Inf, a query without a direction.
@@ -199,16 +198,16 @@ class GalleryIndex:
         return distances, self._table.ids(rows)
 
     def save(self, folder: str | Path, *, compact: bool = False) -> None:
-        """Write the index as a folder; what was there stays what it was until this one is complete.
+        """Save the index to a folder; an index that is already there stays intact until the new one is complete.
 
-        Into the folder that it was loaded from or last saved to, only what is new is written. Vectors are then read
-        from that folder; keep it as long as the index is used.
+        Saving to the folder it was loaded from or last saved to writes only what is new. From then on vectors are read
+        from that folder, so keep it as long as the index is used.
 
         Args:
-            compact: write everything anew, without what was removed.
+            compact: rewrite everything, without removed entries.
 
         Raises:
-            ValueError: if `folder` holds something that is not part of an index, or was changed by somebody else since.
+            ValueError: if `folder` holds other files, or another process has changed the index since.
         """
         settings = {
             "dim": self.dim,
@@ -224,7 +223,7 @@ class GalleryIndex:
         self._table = Table(self._stored.segments, layout)
 
     def compact(self) -> None:
-        """Free what was removed, on disk too, if the index was saved or loaded."""
+        """Free removed entries, also on disk, if the index was saved or loaded."""
         if self._stored is not None:
             self.save(self._stored.folder, compact=True)
 
@@ -240,17 +239,17 @@ class GalleryIndex:
     ) -> "GalleryIndex":
         """Open an index written by `save`.
 
-        What says what is where is verified at once, the rest block by block when it is first read; a damaged block is
-        then an error, never a wrong answer.
+        The manifest and headers are verified at once, the rest block by block when first read: a damaged block raises
+        an error, it never gives a wrong result.
 
         Args:
-            fingerprint: what the index must have been made with; None accepts any.
-            mmap: map the files, so that an index larger than memory opens in milliseconds; False reads all of it.
-            verify: verify all of it now.
+            fingerprint: what the index must have been made with; None: any.
+            mmap: map the files, so that an index larger than memory opens in milliseconds; False: read everything.
+            verify: verify everything now.
 
         Raises:
             FileNotFoundError: if the folder or one of its files is missing.
-            ValueError: if it is not an index, was cut short or changed, or has another fingerprint.
+            ValueError: if it is not an index, is damaged, or has another fingerprint.
         """
         manifest = read_manifest(folder)
         made_with = manifest["fingerprint"]

@@ -1,4 +1,4 @@
-"""One collection of a Milvus database: opened or created, asked for things, with errors of one line."""
+"""One collection of a Milvus database: open or create it, send requests, report errors in one line."""
 
 import json
 import logging
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from reid_hub.errors import ReIDError, RunError
 
 METRICS = {"cosine": "COSINE", "euclidean": "L2"}
-SETTINGS = "reid_hub"  # the property of the collection in which the gallery describes itself
+SETTINGS = "reid_hub"  # property of the collection that holds the gallery's settings
 CONNECTION_FAILED = 2  # pymilvus.exceptions.Status.CONNECT_FAILED
 CONNECT_SECONDS = 10.0
 
@@ -18,14 +18,14 @@ class MilvusCollection:
     """The client of a server, a cluster or an embedded database, bound to one collection.
 
     Args:
-        uri: "http://host:19530", or a path that ends in ".db" for the embedded database.
+        uri: "http://host:19530", or a path ending in ".db" for the embedded database.
         name: letters, digits and underscores.
         token: "user:password" or an API key.
-        timeout: seconds that the database has to answer one request.
+        timeout: seconds to wait for an answer.
 
     Raises:
-        ValueError: on an address or a name of another form.
-        RuntimeError: if pymilvus or the embedded database is not installed or cannot be opened.
+        ValueError: for a malformed address or name.
+        RuntimeError: if pymilvus or the embedded database is not installed, or it cannot be opened.
         ConnectionError: if no database answers.
     """
 
@@ -43,10 +43,10 @@ class MilvusCollection:
             self.client = MilvusClient(uri, token=token, timeout=min(timeout, CONNECT_SECONDS))
 
     def create(self, settings: dict, index_type: str) -> None:
-        """Create the collection: digest of the id (key), id, camid, metadata, embedding.
+        """Create the collection with fields key (digest of the id), id, camid, metadata, embedding.
 
-        The key, not the id, is the primary key, because keys are spliced into filter expressions: an id with
-        quotes would become a part of the expression, and could remove everything.
+        The digest is the primary key because keys are spliced into filter expressions: an id with quotes would become
+        part of the expression, and could delete everything.
         """
         from pymilvus import DataType, MilvusClient
 
@@ -59,7 +59,7 @@ class MilvusCollection:
         index = MilvusClient.prepare_index_params()
         index.add_index("embedding", index_type=index_type, metric_type=METRICS[settings["metric"]])
         properties = {SETTINGS: json.dumps(settings)}
-        # Strong: every client sees what any client has written before, in a cluster too.
+        # Strong: every client sees all earlier writes of any client, in a cluster too.
         self.ask(
             "create_collection",
             schema=schema,
@@ -69,7 +69,7 @@ class MilvusCollection:
         )
 
     def settings(self) -> dict:
-        """What `create` was given.
+        """The settings that `create` was given.
 
         Raises:
             ValueError: if the collection was made by another program.
@@ -80,18 +80,18 @@ class MilvusCollection:
         return json.loads(described)
 
     def ask(self, request: str, **arguments):
-        """Call a method of the client for this collection.
+        """Call a client method on this collection.
 
         Raises:
-            ConnectionError: if the database cannot be reached.
-            RuntimeError: if it refuses.
+            ConnectionError: if the database does not answer.
+            RuntimeError: if it refuses the request.
         """
         with self._one_line():
             return getattr(self.client, request)(self.name, timeout=self.timeout, **arguments)
 
     @contextmanager
     def _one_line(self) -> Iterator[None]:
-        """Turn what the client raises into one line, without the traceback that it logs besides."""
+        """Turn client errors into one line, and silence the tracebacks that the client logs."""
         import grpc
         from pymilvus import MilvusException
 
@@ -103,7 +103,7 @@ class MilvusCollection:
             yield
         except MilvusException as error:
             raise self._translated(error) from error
-        except grpc.RpcError as error:  # the client lets a request that takes too long through as it is
+        except grpc.RpcError as error:  # the client does not translate timeouts
             raise ConnectionError(f"the database at {self.uri} did not answer within {self.timeout:g} s") from error
         finally:
             for logger, level in zip(loggers, levels, strict=True):

@@ -1,6 +1,6 @@
-"""A gallery is a row of parts: segments on disk, which never change, and one part in memory that takes what is new.
+"""A gallery is a sequence of parts: immutable segments on disk, and one part in memory for new rows.
 
-Both answer the same questions by row. Removing marks rows; they keep their number until the index is saved compactly.
+Both have the same interface. Removed rows are only marked, and keep their number until the index is compacted.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,16 +15,16 @@ PIECE = 16_384  # rows copied at a time
 
 
 class Part:
-    """Rows with codes, camera, id and metadata; `offset` is the gallery's number of the first."""
+    """Rows with codes, camera, id and metadata; `offset` is the first row's number in the gallery."""
 
     offset: int = 0
     size: int = 0
 
     def __init__(self):
-        self._dead: np.ndarray | None = None  # bool (size,); None while nothing was removed
+        self._dead: np.ndarray | None = None  # bool (size,); None if nothing was removed
 
     def block(self, start: int, stop: int, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """Columns of some rows, as views."""
+        """Columns of a range of rows, as views."""
         return {name: self._column(name, start, stop) for name in names}
 
     def gather(self, rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -38,15 +38,15 @@ class Part:
         raise NotImplementedError
 
     def metadata(self, rows: Sequence[int]) -> list[bytes]:
-        """JSON of each row, b"" where there is none."""
+        """JSON of each row, b"" if it has none."""
         raise NotImplementedError
 
     def find(self, ids: Sequence[str]) -> np.ndarray:
-        """Row of each id that is here and not removed, -1 for the others, (N,) int64."""
+        """Row of each id, -1 if it is unknown or removed, (N,) int64."""
         raise NotImplementedError
 
     def dead(self, start: int, stop: int) -> np.ndarray | None:
-        """Which of some rows are removed, bool; None if none of them is."""
+        """Mask of removed rows in a range, bool; None if there are none."""
         if self._dead is None or not self._dead[start:stop].any():
             return None
         return self._dead[start:stop]
@@ -73,7 +73,7 @@ class Part:
 
 
 class MemoryPart(Part):
-    """The part that grows. Its arrays have room to spare, so that many small additions cost linear time."""
+    """The part that grows. Arrays are over-allocated, so many small additions take linear time."""
 
     def __init__(self, layout: Layout):
         super().__init__()
@@ -128,7 +128,7 @@ class MemoryPart(Part):
             self._arrays[name] = new
 
     def _shrink(self) -> None:
-        """Forget removed rows, or an index that is updated for ever would grow for ever."""
+        """Drop removed rows, so that an index under constant updates does not grow without bound."""
         keep = self.alive()
         self._arrays = {name: array[keep] for name, array in self._arrays.items()}
         self._ids, self._metadata = self.ids(keep), self.metadata(keep)
@@ -137,7 +137,7 @@ class MemoryPart(Part):
 
 
 class Segment(Part):
-    """A part on disk. Nothing is read before it is needed, and ids never all become Python objects."""
+    """A part on disk. Data is read on demand, and ids are not all turned into Python objects."""
 
     def __init__(self, file: SegmentFile, layout: Layout, removed: np.ndarray | None = None):
         super().__init__()
@@ -171,7 +171,7 @@ class Segment(Part):
 
 
 def columns_of(parts: Sequence[Part], layout: Layout) -> Iterator[tuple]:
-    """What `write_segment` writes: the rows of some parts that are not removed, one after the other, in pieces."""
+    """The columns that `write_segment` writes: rows of the parts that are not removed, in order, in pieces."""
     chosen = [(part, part.alive()) for part in parts]
     count = sum(len(rows) for _, rows in chosen)
 
@@ -205,7 +205,7 @@ def columns_of(parts: Sequence[Part], layout: Layout) -> Iterator[tuple]:
 
 
 def utf8(id: str) -> bytes:
-    return id.encode("utf-8", "surrogatepass")  # names of files may hold what is no text
+    return id.encode("utf-8", "surrogatepass")  # file names may not be valid text
 
 
 def hash_of(id: str) -> int:

@@ -1,7 +1,7 @@
-"""Comparing queries with blocks of stored vectors: a quick screen, and the exact key that decides.
+"""Compare queries with blocks of stored vectors: a fast screen, and an exact key that decides.
 
-A screen value has a bounded error; keys are exact (whole numbers, or float64 from the stored vectors), ascend with the
-distance, and are the same however the screen was computed. So the answer depends on neither backend nor blocks.
+Screen values have a bounded error. Keys are exact (integers, or float64 computed from the stored vectors), increase
+with the distance, and do not depend on how the screen was computed. So neither backend nor block size changes results.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ Block = dict[str, np.ndarray]
 
 
 class Scores(Protocol):
-    """Queries ready to be compared, with these columns of a block."""
+    """Queries prepared for comparison with the `columns` of a block."""
 
     columns: tuple[str, ...]
 
@@ -27,17 +27,17 @@ class Scores(Protocol):
         """Number of queries."""
 
     def part(self, chosen: slice | np.ndarray) -> "Scores":
-        """Some of the queries."""
+        """A subset of the queries."""
 
     def screen(self, block: Block) -> np.ndarray:
-        """Values (Q, N) float32, ascending with the distance but for their error."""
+        """Values (Q, N) float32 that increase with the distance, up to their error."""
 
     def keys(self, screen: np.ndarray, block: Block, query: np.ndarray, row: np.ndarray) -> np.ndarray:
         """Exact keys (H,) float64 of pairs of a query and a row of the block that was screened last."""
 
     def pair_keys(self, block: Block, starts: np.ndarray, k: int) -> np.ndarray:
-        """Exact keys (H,) of the rows of a block, starts[q] to starts[q + 1] for query q; inf may stand for all but
-        the `k` least of a query."""
+        """Exact keys (H,) of the rows of a block, starts[q] to starts[q + 1] for query q; all but the `k` smallest of
+        a query may be inf."""
 
     def limit(self, keys: np.ndarray) -> np.ndarray:
         """The largest screen value (Q,) float32 that a row with at most the key (Q,) can have."""
@@ -47,11 +47,11 @@ class Scores(Protocol):
 
 
 class FloatScores:
-    """Squared Euclidean distance of decoded vectors, of unit length for cosine; float32 screen, float64 key.
+    """Squared Euclidean distances of decoded vectors, at unit length for cosine; float32 screen, float64 key.
 
     Args:
         queries: float32 (Q, D).
-        decode: codes -> float32 (N, D); None where vectors are stored as they are compared.
+        decode: codes -> float32 (N, D); None if vectors are stored as they are compared.
     """
 
     columns = ("codes",)
@@ -90,7 +90,7 @@ class FloatScores:
         return self._keys(block["codes"][row], query)
 
     def pair_keys(self, block, starts, k):
-        """Only the `k` nearest need the exact key: float32 says which these may be."""
+        """Only candidates for the `k` nearest get an exact key; float32 tells which these are."""
         query = np.repeat(np.arange(len(self)), np.diff(starts))
         vectors, screen = self.decode(block["codes"]), np.empty(len(query), np.float32)
         for row, (start, stop) in zip(self.queries, pairwise(starts), strict=True):
@@ -118,11 +118,11 @@ class FloatScores:
         return (keys - self._shift() + error).astype(np.float32)
 
     def _twice_limit(self, screen: np.ndarray) -> np.ndarray:
-        """What rows can have whose key is at most that of a row with this screen value (Q,)."""
+        """The largest screen value of rows whose key is at most that of a row with this screen value (Q,)."""
         return self.limit(self.limit(screen + self._shift()) + self._shift())
 
     def _shift(self) -> np.ndarray:
-        """What squared distances are above the screen (Q,): |q|^2, and for cosine |v|^2."""
+        """Squared distance minus screen value (Q,): |q|^2, and for cosine also |v|^2."""
         return self.squares + (self.metric == "cosine")
 
     def _keys(self, codes: np.ndarray, query: np.ndarray) -> np.ndarray:
@@ -147,14 +147,14 @@ class FloatScores:
 
 
 class IntegerScores:
-    """int8 codes compared by whole numbers: dot products d and squared lengths n.
+    """int8 codes compared in integers: dot products d and squared lengths n.
 
-    The key is n - 2d for euclidean, and -d|d|/n for cosine: a quotient of whole numbers below 2^53, so that equal
-    angles give equal keys, which square roots would not.
+    The key is n - 2d for euclidean and -d|d|/n for cosine. That is a quotient of integers below 2^53, so equal angles
+    give equal keys; square roots would not.
 
     Args:
         queries: int8 (Q, D).
-        scale: one code step, for euclidean distances.
+        scale: size of one step, for euclidean distances.
     """
 
     columns = ("codes", "squares")
@@ -209,11 +209,11 @@ class IntegerScores:
 
 
 class HammingScores:
-    """Packed bits; the number of those that differ is the key, exactly.
+    """Packed bits; the key is the number of bits that differ.
 
     Args:
         queries: uint8 (Q, bytes).
-        backend: "faiss" is what searches whole parts faster (see `search.nearest_bits`).
+        backend: with "faiss", `search.nearest` scans large blocks at once.
     """
 
     columns = ("codes",)
@@ -228,7 +228,7 @@ class HammingScores:
         return HammingScores(self.queries[chosen], self.backend)
 
     def screen(self, block):
-        # Of vectors of +1 and -1 the inner product counts equal bits minus different ones.
+        # The inner product of +1/-1 vectors counts equal bits minus different ones.
         signs, bits = _signs(self.queries), 8 * self.queries.shape[1]
         screen = _in_pieces(lambda codes: integer_products(signs, _signs(codes)), block["codes"], len(self))
         screen *= -0.5
@@ -246,7 +246,7 @@ class HammingScores:
 
 
 def _in_pieces(screen: Callable[[np.ndarray], np.ndarray], codes: np.ndarray, queries: int) -> np.ndarray:
-    """`screen` of all codes, decoded so few at a time that they stay in the cache."""
+    """`screen` of all codes, in pieces that stay in the cache."""
     values = np.empty((queries, len(codes)), np.float32)
     for start in range(0, len(codes), PIECE):
         values[:, start : start + PIECE] = screen(codes[start : start + PIECE])

@@ -1,7 +1,7 @@
 """Exact nearest neighbours, identical for every backend, block size and history of the gallery.
 
-Each block of the gallery is screened in float32 (or whole numbers), and what cannot be farther than the best `k` so far
-is compared by exact keys. As the bound falls, hardly anything passes the screen: selecting costs less than multiplying.
+Each block of the gallery is screened in float32 (or integers); rows that may be among the best `k` so far get an exact
+key. As the bound falls, few rows pass the screen, so selection costs less than multiplication.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,25 +16,25 @@ from reid_hub.index.scores import HammingScores, Scores
 from reid_hub.index.table import NOWHERE
 
 QUERY_BLOCK = 256
-SCREEN_VALUES = 2**20  # one block of float32 scores: 4 MiB, which caches hold
+SCREEN_VALUES = 2**20  # one block of float32 scores: 4 MiB, which fit in the cache
 GALLERY_BLOCK = (4096, 32_768)  # rows, at least and at most
 BITS_BLOCK = 2**20  # rows that faiss searches at once
-ROW_BITS = 40  # of a number whose upper bits are a Hamming distance
-GATHERED_VALUES = 2**21  # numbers of candidates gathered at once: 8 MiB of float32, which caches hold
+ROW_BITS = 40  # below the Hamming distance in one integer
+GATHERED_VALUES = 2**21  # values of candidates gathered at once: 8 MiB of float32, which fit in the cache
 
 
 class Best:
-    """The `k` smallest (key, row) of each of some queries."""
+    """The `k` smallest (key, row) of each query."""
 
     def __init__(self, queries: int, k: int):
         self.keys = np.full((queries, k), np.inf)
         self.rows = np.full((queries, k), NOWHERE)
-        self.bound = np.full(queries, np.inf)  # no answer has a greater key
+        self.bound = np.full(queries, np.inf)  # no result has a larger key
         self._pending: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self._waiting = 0
 
     def offer(self, query: np.ndarray, keys: np.ndarray, rows: np.ndarray) -> None:
-        """Take pairs (H,) of query and row into account, at the latest when `settle` is called."""
+        """Consider pairs (H,) of query and row; they are merged by `settle`, or earlier."""
         self._pending.append((query, keys, rows))
         self._waiting += len(query)
         if self._waiting > self.keys.size:
@@ -57,10 +57,10 @@ class Best:
 def nearest(
     scores: Scores, parts: Sequence[Part], k: int, excluded: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Keys (Q, k) float64, ascending, and gallery rows (Q, k) int64; equal keys are ordered by row.
+    """Keys (Q, k) float64, ascending, and gallery rows (Q, k) int64; ties are ordered by row.
 
     Args:
-        excluded: cameras (Q,) whose rows are left out, -1 for none. Where nothing is left: inf and NOWHERE.
+        excluded: camera (Q,) whose rows are skipped, -1 for none. Places left over hold inf and NOWHERE.
     """
     keys, rows = np.empty((len(scores), k)), np.empty((len(scores), k), np.int64)
     for start in range(0, len(scores), QUERY_BLOCK):
@@ -87,7 +87,7 @@ def _scan(scores: Scores, parts: Sequence[Part], k: int, cameras: np.ndarray | N
         if np.isinf(best.bound).any():
             _lower_bound(scores, screen, block, best)
         limit = scores.limit(best.bound)
-        np.minimum(limit, np.finfo(np.float32).max, out=limit)  # what is left out never passes
+        np.minimum(limit, np.finfo(np.float32).max, out=limit)  # excluded rows never pass
         query, row = _true_places(torch.from_numpy(screen) <= torch.from_numpy(limit)[:, None])
         if len(query):
             best.offer(query, scores.keys(screen, block, query, row), row + (part.offset + start))
@@ -96,7 +96,7 @@ def _scan(scores: Scores, parts: Sequence[Part], k: int, cameras: np.ndarray | N
 
 
 def _true_places(mask: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Row and column of the few that are true; eight are looked at at once."""
+    """Row and column of true values, which are few; tests eight at once."""
     flat = mask.numpy().ravel()
     if flat.size % 8:
         places = np.flatnonzero(flat)
@@ -107,7 +107,7 @@ def _true_places(mask: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _lower_bound(scores: Scores, screen: np.ndarray, block: dict, best: Best) -> None:
-    """Bound the answer by the exact keys of a block's `k` smallest screen values, so that the screen has a limit."""
+    """Bound the result by the exact keys of a block's `k` smallest screen values."""
     k = best.keys.shape[1]
     if screen.shape[1] < k:
         return
@@ -121,8 +121,8 @@ def _lower_bound(scores: Scores, screen: np.ndarray, block: dict, best: Best) ->
 def _scan_bits(
     scores: HammingScores, parts: Sequence[Part], k: int, cameras: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The same through faiss, which has no place for rows to be left out: these are cut out of a copy."""
-    best = np.full((len(scores), k), NOWHERE)  # distance and row in one number, which sorts fast
+    """The same by faiss, which cannot skip rows; rows to skip are cut out of a copy."""
+    best = np.full((len(scores), k), NOWHERE)  # distance and row in one integer, which sorts fast
     groups = [(-1, slice(None))] if cameras is None else [(c, np.flatnonzero(cameras == c)) for c in np.unique(cameras)]
     for part, start, stop in _blocks(parts, BITS_BLOCK):
         codes, dead = part.block(start, stop, scores.columns)["codes"], part.dead(start, stop)
@@ -146,7 +146,7 @@ def _scan_bits(
 def rescored(
     scores: Scores, parts: Sequence[Part], candidates: np.ndarray, k: int, dim: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Keys (Q, k) and rows (Q, k) of the nearest candidates (Q, R) by what is kept of their vectors, (dim,) each."""
+    """Keys (Q, k) and rows (Q, k) of the nearest candidates (Q, R), ranked by the finer codes kept of their vectors."""
     keys, rows = np.full((len(scores), k), np.inf), np.full((len(scores), k), NOWHERE)
     step = max(1, GATHERED_VALUES // (candidates.shape[1] * dim))
     for start in range(0, len(scores), step):

@@ -1,8 +1,8 @@
-"""One segment on disk: a safetensors file, memory-mapped, and beside it the SHA-256 of each of its blocks.
+"""One segment on disk: a memory-mapped safetensors file, and a file with the SHA-256 of each of its blocks.
 
-The tensors are the codec's columns, `camids`, the ids as UTF-8 with offsets, their sorted 64-bit hashes with the row of
-each (so that an id is found without reading the others), and metadata as JSON with offsets. Each block is verified when
-something in it is first read.
+The tensors are the codec's columns, `camids`, the ids in UTF-8 with offsets, their sorted 64-bit hashes with the row of
+each (to find an id without reading the others), and metadata as JSON with offsets. A block is verified when it is first
+read.
 """
 
 import hashlib
@@ -16,13 +16,13 @@ import numpy as np
 
 from reid_hub.errors import MissingError, ReIDError
 
-BLOCK = 2**16  # bytes under one checksum: one candidate of a large gallery should not cost more
+BLOCK = 2**16  # bytes per checksum: what reading one candidate of a large gallery costs
 DIGEST = hashlib.sha256().digest_size
 DTYPES = {"F32": "<f4", "F16": "<f2", "I64": "<i8", "U64": "<u8", "I32": "<i4", "I8": "|i1", "U8": "|u1"}
 _NAMES = {np.dtype(code): name for name, code in DTYPES.items()}
 Form = tuple[np.dtype, tuple[int, ...]]
 
-# What every segment holds besides the codec's columns; None stands for a length of its own.
+# Tensors of every segment besides the codec's columns: dtype, and length beyond the rows (None: any).
 BOOKKEEPING = {
     "camids": (np.dtype(np.int64), 0),
     "id_offsets": (np.dtype(np.int64), 1),
@@ -40,8 +40,8 @@ class SegmentFile:
     Args:
         path: the safetensors file.
         size: its bytes.
-        digests: the SHA-256 of its blocks, one after the other.
-        mmap: whether to map the file or to read and verify it at once.
+        digests: the SHA-256 of its blocks, concatenated.
+        mmap: map the file; otherwise read and verify all of it.
 
     Raises:
         FileNotFoundError: if the file is missing.
@@ -57,7 +57,7 @@ class SegmentFile:
                 f"{path} is damaged: it must have {size} bytes, got {path.stat().st_size}; "
                 "copy the folder again or build the index again"
             )
-        # "c": nobody writes, but what torch is given must look writable. The file itself is never written to.
+        # "c": torch wants arrays that look writable. The file itself is never written to.
         self._bytes = np.memmap(path, np.uint8, "c").view(np.ndarray) if mmap else np.fromfile(path, np.uint8)
         self._digests, self._checked = digests, np.zeros(len(digests) // DIGEST, bool)
         self._complete = False  # whether all blocks are checked
@@ -94,12 +94,12 @@ class SegmentFile:
         return [self.read(name, start, stop).tobytes() for start, stop in zip(starts, stops, strict=True)]
 
     def verify(self) -> None:
-        """Verify everything that was not read yet."""
+        """Verify all blocks that were not read yet."""
         self._verify(0, len(self._bytes))
 
     @property
     def bytes_read(self) -> int:
-        """Bytes of the blocks that were read and verified so far."""
+        """Size of the blocks read and verified so far."""
         return min(BLOCK * int(self._checked.sum()), len(self._bytes))
 
     def _open(self, layout: dict[str, Form]) -> dict[str, tuple[np.ndarray, int]]:
@@ -114,7 +114,7 @@ class SegmentFile:
                 start, stop = (8 + length + place for place in entry["data_offsets"])
                 column = self._bytes[start:stop].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
                 columns[name] = column, start
-        except Exception as error:  # whatever the parsers raise: the checksums were those of another program
+        except Exception as error:  # whatever the parsers raise; the checksums fit, so another program wrote this
             raise ReIDError(f"{self.path} is not a readable segment: {error!r}") from error
         expected = {name: (dtype, (self.rows, *shape)) for name, (dtype, shape) in layout.items()}
         for name, (dtype, more) in BOOKKEEPING.items():
@@ -150,8 +150,8 @@ class SegmentFile:
 
 
 def write_segment(path: Path, columns: Iterable[tuple[str, np.dtype, tuple[int, ...], Iterator[np.ndarray]]]) -> bytes:
-    """Write columns (name, dtype, shape, pieces) in order; return the SHA-256 of the blocks, one after the other."""
-    columns = sorted(columns, key=lambda column: -column[1].itemsize)  # so that each is aligned
+    """Write columns (name, dtype, shape, pieces); return the SHA-256 of the blocks, concatenated."""
+    columns = sorted(columns, key=lambda column: -column[1].itemsize)  # keeps each column aligned
     header, place = {}, 0
     for name, dtype, shape, _ in columns:
         size = dtype.itemsize * math.prod(shape)

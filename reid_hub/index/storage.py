@@ -1,8 +1,8 @@
-"""The folder of a saved index: segments that never change, and `manifest.json` that says which of them count.
+"""The folder of a saved index: immutable segments, and `manifest.json`, which lists those that are in use.
 
-Saving writes new files under new names and then replaces the manifest in one step; a process that dies before leaves
-the old index, and files that nothing names, which the next save sweeps away. The manifest holds its own SHA-256 and
-that of every small file; those hold the SHA-256 of every block of the large ones.
+Saving writes new files under new names, then replaces the manifest atomically. A process that is killed before that
+leaves the old index and unused files, which the next save removes. The manifest holds its own SHA-256 and those of the
+small files; these hold the SHA-256 of every block of the large files.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ AGAIN = "copy the folder again or build the index again"
 
 @dataclass
 class Stored:
-    """What a folder held when it was read or written: the manifest, and the segments in order."""
+    """Contents of a folder when it was last read or written: the manifest, and the segments in order."""
 
     folder: Path
     manifest: dict[str, Any]
@@ -49,7 +49,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: if it is not one, of another version, damaged, or names files outside of the folder.
+        ValueError: if it is no manifest, damaged, of another version, or names files outside the folder.
     """
     path = Path(folder) / MANIFEST
     if not path.is_file():
@@ -82,7 +82,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
 
 
 def open_segments(folder: str | Path, manifest: dict, layout: Layout, mmap: bool) -> Stored:
-    """Open the segments of a manifest; of the large files nothing is read but their headers (with `mmap`).
+    """Open the segments of a manifest; with `mmap`, only the headers of the large files are read.
 
     Raises:
         FileNotFoundError: if a file is missing.
@@ -112,14 +112,14 @@ def write_index(
     compact: bool = False,
     mmap: bool = True,
 ) -> Stored:
-    """Bring a folder to the state of `parts`.
+    """Save `parts` to a folder.
 
-    Segments that are there already are kept, and what is new becomes one more; it takes in the segments before it that
-    are no larger, so that there are never many.
+    Segments that are already there are kept, and new rows become one more segment. It absorbs preceding segments that
+    are no larger, so their number stays small.
 
     Args:
-        known: what `folder` holds as far as the index knows, if it comes from there.
-        compact: write all rows anew as one segment, without those that were removed.
+        known: contents of `folder` as the index knows them, if it was loaded from or saved there.
+        compact: rewrite all rows as one segment, without those removed.
 
     Raises:
         ValueError: if `folder` holds something that is not part of an index, or was changed since it was loaded.
@@ -168,7 +168,7 @@ def _write(folder, settings, kept, new, known, layout, mmap) -> Stored:
         _write_file(folder / gone["name"], removed)
     manifest = {"format": FORMAT, "version": VERSION, **settings, "count": sum(map(len, segments))}
     manifest |= {"segments": entries, "removed": gone}
-    _sync_folder(folder)  # the new files are there before anything names them
+    _sync_folder(folder)  # new files are durable before the manifest names them
     with atomic_file(folder / MANIFEST) as temporary:
         temporary.write_text(json.dumps({**manifest, "sha256": _digest(manifest)}, indent=2) + "\n")
     _sync_folder(folder)
@@ -222,7 +222,7 @@ def _write_file(path: Path, content: bytes) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    if hasattr(os, "O_DIRECTORY"):  # Windows has no such thing, and needs none
+    if hasattr(os, "O_DIRECTORY"):  # Windows has no such flag, and does not need it
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(handle)

@@ -1,4 +1,4 @@
-"""All rows of a gallery, in the order in which they were added: segments on disk, then what is new in memory."""
+"""All rows of a gallery in insertion order: segments on disk, then new rows in memory."""
 
 from collections.abc import Iterator, Sequence
 
@@ -6,14 +6,14 @@ import numpy as np
 
 from reid_hub.index.parts import Layout, MemoryPart, Part, Segment
 
-NOWHERE = np.iinfo(np.int64).max  # the row that stands where there is none
+NOWHERE = np.iinfo(np.int64).max  # marks a missing row
 
 
 class Table:
-    """Finds rows by id, and what belongs to a row, across the parts.
+    """Looks up rows by id, and their contents, across the parts.
 
     Args:
-        segments: what is on disk.
+        segments: the parts on disk.
         layout: the codec's columns.
     """
 
@@ -32,7 +32,7 @@ class Table:
         return [id for part in self.parts for id in part.ids(part.alive())]
 
     def find(self, ids: Sequence[str]) -> np.ndarray:
-        """Row of each id, -1 where there is none, (N,) int64."""
+        """Row of each id, -1 if unknown, (N,) int64."""
         found = np.full(len(ids), -1, np.int64)
         for part in self.parts:
             rows = part.find(ids)
@@ -40,7 +40,7 @@ class Table:
         return found
 
     def add(self, columns: dict[str, np.ndarray], camids: np.ndarray | None, ids, metadata: list[bytes] | None) -> None:
-        """Append new ids with the codec's columns; -1 and b"" where cameras and metadata are None."""
+        """Append new ids with the codec's columns; cameras default to -1, metadata to b""."""
         camids = np.full(len(ids), -1, np.int64) if camids is None else camids
         self._new.add(columns, camids, ids, [b""] * len(ids) if metadata is None else metadata)
 
@@ -68,7 +68,7 @@ class Table:
         return ids.reshape(rows.shape)
 
     def by_part(self, rows: np.ndarray) -> Iterator[tuple[Part, np.ndarray, np.ndarray]]:
-        """Part, places in `rows` (N,) and rows of the part there, for each part that has any."""
+        """For each part that holds some of `rows` (N,): the part, positions in `rows`, and row numbers in the part."""
         for part in self.parts:
             places = np.flatnonzero((rows >= part.offset) & (rows < part.offset + part.size))
             if len(places):

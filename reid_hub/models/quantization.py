@@ -24,16 +24,16 @@ class _StraightThrough(torch.autograd.Function):
 
 
 class Quantizer(nn.Module):
-    """The last step of a compressed embedding, (B, D) -> (B, D): what a stored code decodes to.
+    """The last step of a compressed embedding, (B, D) -> (B, D): what its stored code decodes to.
 
     Training updates the statistics of the batch first and quantises with them; evaluation only reads them.
 
     Args:
         dim: length of the vectors.
-        kind: "int8", or None, which passes vectors on and only keeps their mean.
-        granularity: of the scale: one for the whole "tensor", one per "dimension", or one per "vector", which is not
-            stored: it cancels where vectors are compared by their direction.
-        momentum: of the running maximum of |v| and of the running mean, which start with the first batch.
+        kind: "int8", or None to pass vectors through and only track their mean.
+        granularity: one scale for the "tensor", per "dimension" or per "vector"; the last is not stored, because it
+            cancels under cosine.
+        momentum: of the running maximum of |v| and the running mean, which start with the first batch.
 
     Attributes:
         peak: running maximum of |v|, () or (D,); the scale is peak / 127.
@@ -49,7 +49,7 @@ class Quantizer(nn.Module):
             self.register_buffer("peak", torch.zeros(dim if granularity == "dimension" else ()))
 
     def initialise(self) -> None:
-        """Statistics of nothing yet."""
+        """Reset the statistics."""
         for buffer in self.buffers():
             init.zeros_(buffer)
 
@@ -61,10 +61,10 @@ class Quantizer(nn.Module):
             return vectors if self.kind is None else _StraightThrough.apply(vectors, self.scale(vectors))
 
     def scale(self, vectors: Tensor) -> Tensor:
-        """What a code of 1 stands for, () or (D,) or, for "vector", (N, 1).
+        """Value of one int8 step: (), (D,), or (N, 1) for "vector".
 
         Raises:
-            ValueError: if the model does not quantise.
+            ValueError: if `kind` is None.
         """
         if self.kind is None:
             raise ValueError("this model has no int8 scale: it was not trained or calibrated for int8")
@@ -74,13 +74,13 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def fit(self, vectors: Tensor) -> None:
-        """Set the statistics to those of given vectors (N, D): quantisation after training."""
+        """Set the statistics to those of vectors (N, D): post-training quantisation."""
         self.num_batches_tracked.zero_()
         self._observe(vectors)
 
     @torch.no_grad()
     def _observe(self, vectors: Tensor) -> None:
-        # All processes keep the statistics of the whole batch.
+        # Every process tracks the statistics of the global batch.
         several = self.training and dist.is_initialized() and dist.get_world_size() > 1
         keep = self.momentum * self.num_batches_tracked.clamp(max=1)
         mean = vectors.mean(0)
