@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from .backbone_densenet import DenseNet as DenseNet
 from .backbone_library import LibraryBackbone as LibraryBackbone
@@ -41,6 +41,11 @@ def read_config(config: dict[str, Any] | PreTrainedConfig) -> PreTrainedConfig:
         raise ValueError(f"backbone_config needs a model_type: one of {', '.join(own)} or one of transformers'")
     if model_type in own:
         return FAMILIES[model_type].config(**config)
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            f"unknown model_type {model_type!r} of a backbone: neither transformers has it, nor one of the families "
+            f"{', '.join(own)}. If the family is from outside the package, import its file first"
+        )
     return AutoConfig.for_model(model_type, **config)
 
 

@@ -77,8 +77,8 @@ class CheckpointMixin:
         temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
         try:
             super().save_pretrained(temporary, **kwargs)
-            carry_family(temporary, getattr(self.config, "teacher_config", self.config).backbone_config)
             files = dict(self.write_companions(temporary))
+            carry_family(temporary, getattr(self.config, "teacher_config", self.config).backbone_config)
             if results is not None:
                 files["results.json"] = results
             for name, content in files.items():
