@@ -12,7 +12,7 @@ embedding at full length ("slice" of all dimensions), which is what the others a
 import argparse
 from pathlib import Path
 
-from reid_hub.evaluation import write_results
+from reid_hub.evaluation import Results
 
 HERE = Path(__file__).parent
 RECIPE, EPOCHS = "compress-bot", 3
@@ -77,7 +77,7 @@ def measure(options: argparse.Namespace, head: str, int8: bool, dims: list[int],
     if all((HERE / "compression" / name / "results.json").is_file() for name in names):
         return
     for results in compress(settings).values():
-        record(results, results["model"] + (f"-seed{seed}" if seed else ""))
+        record(results, results.model + (f"-seed{seed}" if seed else ""))
 
 
 def measure_codec(options: argparse.Namespace, codec: str) -> None:
@@ -96,10 +96,10 @@ def measure_codec(options: argparse.Namespace, codec: str) -> None:
         )
 
 
-def record(results: dict, name: str) -> None:
+def record(results: Results, name: str) -> None:
     """Keep the results of one run beside this file."""
-    write_results(HERE / "compression" / name / "results.json", results)
-    print(name, {name: round(100 * value, 1) for name, value in results["metrics"].items()}, flush=True)
+    results.write(HERE / "compression" / name / "results.json")
+    print(name, {name: round(100 * value, 1) for name, value in results.metrics.to_dict().items()}, flush=True)
 
 
 if __name__ == "__main__":

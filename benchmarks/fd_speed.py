@@ -148,7 +148,7 @@ def missed(steps: dict) -> list[str]:
             model = ReIDModel(ReIDConfig.from_variant(name))
             with torch.no_grad():
                 feature_map = model.eval()(torch.zeros(1, 3, *model.config.image_size)).feature_map
-            share = 7 * 512 * feature_map[0].numel() / measure_cost(model, repeats=1)["macs"]
+            share = 7 * 512 * feature_map[0].numel() / measure_cost(model, repeats=1).macs
             said = "the 1x1 convolutions of the seven branches on the feature map alone have"
             lines += ["", *wrapped(f"**{name} misses the target**: {said} {share:.2f} of its multiply-adds.")]
     return lines

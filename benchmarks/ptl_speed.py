@@ -54,7 +54,7 @@ def step(variant: str, changes: dict, options: argparse.Namespace) -> Callable[[
 def cost(variant: str, changes: dict, options: argparse.Namespace) -> dict[str, int]:
     """What a trained model of this kind costs in use."""
     found = measure_cost(model_of(variant, changes, options), repeats=1)
-    return {name: found[name] for name in ("parameters", "macs")}
+    return {name: getattr(found, name) for name in ("parameters", "macs")}
 
 
 def render(results: dict) -> str:

@@ -43,7 +43,7 @@ def main() -> None:
         **training_fields(options),
         **recipe_fields(options),
     )
-    print(json.dumps({"model": options.output_dir, **classify(settings)["metrics"]}))
+    print(json.dumps({"model": options.output_dir, **classify(settings).metrics.to_dict()}))
 
 
 if __name__ == "__main__":

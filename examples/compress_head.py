@@ -36,7 +36,7 @@ def main() -> None:
     head |= {"int8": options.int8, "granularity": options.granularity}
     fields |= {**recipe_fields(options), "model": str(model), "init": options.init}
     made = compress(CompressSettings(options.output_dir, **head, **fields))
-    print(json.dumps({str(folder): results["metrics"] if results else None for folder, results in made.items()}))
+    print(json.dumps({str(folder): results.metrics.to_dict() if results else None for folder, results in made.items()}))
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def main() -> None:
         print(f"teachers: {', '.join(view.name for view in settings.chosen)}")  # a wrong view is said before training
         settings.initial = settings.initial or str(train_initial(settings))
         results = train_student(settings)
-    print(json.dumps({"model": f"{options.output_dir}/student", **(results["metrics"] if results else {})}))
+    print(json.dumps({"model": f"{options.output_dir}/student", **(results.metrics.to_dict() if results else {})}))
 
 
 if __name__ == "__main__":

@@ -40,7 +40,8 @@ def main() -> None:
     fields = {**training_fields(options), **recipe_fields(options), **pretraining_fields(options)}
     fields |= {name: getattr(options, name) for name in ("init", "align", "weight", "crops", "cache")}
     results = pretrain(KDEPSettings(options.output_dir, **fields))
-    print(json.dumps({"model": options.output_dir, "weight": results["training"]["weight"], **results["metrics"]}))
+    about = {"model": options.output_dir, "weight": results.training.extra["weight"]}
+    print(json.dumps({**about, **results.metrics.to_dict()}))
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def main() -> None:
         results = classify(ClassifySettings(options.output_dir, model=options.backbone, **fields))
     else:
         results = train(TrainSettings(options.output_dir, model=options.backbone, **fields))
-    print(json.dumps({"model": options.output_dir, **(results["metrics"] if results else {})}))
+    print(json.dumps({"model": options.output_dir, **(results.metrics.to_dict() if results else {})}))
 
 
 if __name__ == "__main__":

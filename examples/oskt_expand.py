@@ -36,7 +36,7 @@ def main() -> None:
         wait_for_everyone()
         fields = {**training_fields(options), **recipe_fields(options)}
         results = train(TrainSettings(folder, model=str(start), origin="oskt", **fields))
-        measured[str(folder)] = results["metrics"] if results else None
+        measured[str(folder)] = results.metrics.to_dict() if results else None
     print(json.dumps(measured))
 
 

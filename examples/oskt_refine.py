@@ -31,7 +31,7 @@ def main() -> None:
     rows = {"clustering": options.clustering, "distance": options.distance}
     settings = RefineSettings(options.output_dir, model=str(teacher), **rows, **fields, **recipe_fields(options))
     made = refine_all(settings, options.width, progressive=options.progressive)
-    print(json.dumps({str(folder): results["metrics"] if results else None for folder, results in made.items()}))
+    print(json.dumps({str(folder): results.metrics.to_dict() if results else None for folder, results in made.items()}))
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def main() -> None:
         share=options.share,
         common={**common, "image_size": options.image_size},
     )
-    print(json.dumps(results["metrics"] if results else None))
+    print(json.dumps(results.metrics.to_dict() if results else None))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def main() -> None:
     fields = {**training_fields(options), **recipe_fields(options), "evaluate_every": options.evaluate_every}
     arm = classification_arm(options.backbone, options.cell, options.memory, options.augment)
     results = classify(ClassifySettings(options.output_dir, **{**fields, **with_changes(arm, fields["changes"])}))
-    print(json.dumps({"model": options.output_dir, **results["metrics"]}))
+    print(json.dumps({"model": options.output_dir, **results.metrics.to_dict()}))
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def main() -> None:
             train(stage)
     student = {"teacher": teacher, "model": options.student, "init": options.init, "lams": options.lam}
     made = distill(STDSettings(options.output_dir, **student, **fields, **recipe_fields(options)))
-    print(json.dumps({str(folder): results["metrics"] if results else None for folder, results in made.items()}))
+    print(json.dumps({str(folder): results.metrics.to_dict() if results else None for folder, results in made.items()}))
 
 
 if __name__ == "__main__":

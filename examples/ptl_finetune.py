@@ -40,7 +40,7 @@ def main() -> None:
     fields = {**training_fields(options), **recipe_fields(options), "init": options.init, "flip": True}
     arm = side_network(options.backbone, options.cell, options.memory)
     results = train(TrainSettings(options.output_dir, **{**fields, **with_changes(arm, fields["changes"])}))
-    print(json.dumps({"model": options.output_dir, **(results["metrics"] if results else {})}))
+    print(json.dumps({"model": options.output_dir, **(results.metrics.to_dict() if results else {})}))
 
 
 if __name__ == "__main__":

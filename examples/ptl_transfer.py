@@ -42,7 +42,7 @@ def main() -> None:
             parser.error(f"{name} lies in {places[name]} and in {place}: give one folder for one name")
     order = [step.split("=", 1)[0] for step in options.order]
     made = transfer(TransferSettings(options.output_dir, order=order, data_dirs=places, **fields))
-    print(json.dumps({str(folder): results["metrics"] if results else None for folder, results in made.items()}))
+    print(json.dumps({str(folder): results.metrics.to_dict() if results else None for folder, results in made.items()}))
 
 
 if __name__ == "__main__":

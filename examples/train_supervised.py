@@ -25,7 +25,7 @@ def main() -> None:
     options = parse_example(parser, lambda given: {"model": "res50", "recipe": "bot", "image_size": PEOPLE})
     fields = {**training_fields(options), **recipe_fields(options)}
     results = train(TrainSettings(options.output_dir, model=options.model, init=options.init, **fields))
-    print(json.dumps({"model": options.output_dir, **(results["metrics"] if results else {})}))
+    print(json.dumps({"model": options.output_dir, **(results.metrics.to_dict() if results else {})}))
 
 
 if __name__ == "__main__":

@@ -76,4 +76,4 @@ def compress(
     for folder, results in make(CompressSettings(**run, model=model, init=init, head=str(head), **options)).items():
         show(results, {"model": folder})
         if results is not None:
-            typer.echo(f"bytes per vector: {results['cost']['bytes_per_vector']}")
+            typer.echo(f"bytes per vector: {results.cost.bytes_per_vector}")

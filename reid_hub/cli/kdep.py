@@ -57,7 +57,7 @@ def pretrain(
 
     fields = {"model": student, "init": init, "align": align, "weight": weight, "crops": crops, "cache": cache}
     results = job(KDEPSettings(**run, **pictures, **fields))
-    show(results if results["metrics"] else None, {"model": run["output_dir"]})
+    show(results, {"model": run["output_dir"]})
 
 
 @takes(training_run, **_RUN)

@@ -4,11 +4,14 @@ import inspect
 from collections.abc import Callable, Collection, Mapping
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from reid_hub.errors import ReIDError
+
+if TYPE_CHECKING:
+    from reid_hub.evaluation import Results
 
 Model = Annotated[str, typer.Argument(help="A checkpoint folder or a repository of the Hub.")]
 Data = Annotated[str, typer.Option(help="A data set (`reid-hub list datasets`) or NAMESPACE/NAME on the Hub.")]
@@ -120,12 +123,11 @@ def pairs(texts: list[str] | None) -> dict[str, Any]:
     return dict(parse_override(text) for text in texts or [])
 
 
-def show(results: Mapping[str, Any] | None, made: Mapping[str, Path | None]) -> None:
+def show(results: "Results | None", made: Mapping[str, Path | None]) -> None:
     """Say what was measured, in percent, and where everything lies."""
-    if results is not None:
-        metrics = {name: value for name, value in results["metrics"].items() if name != "best_epoch"}
-        shown = ", ".join(f"{name} {100 * value:.1f}" for name, value in metrics.items())
-        typer.echo(f"{results['model']} on {results['dataset']['name']}: {shown} (percent)")
+    if results is not None and (fractions := results.metrics.fractions()):
+        shown = ", ".join(f"{name} {100 * value:.1f}" for name, value in fractions.items())
+        typer.echo(f"{results.model} on {results.dataset.name}: {shown} (percent)")
     for name, path in made.items():
         if path is not None and Path(path).exists():
             typer.echo(f"{name}: {path}")

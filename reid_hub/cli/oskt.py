@@ -91,8 +91,8 @@ def expand(
     model.save_pretrained(out)
     cost = measure_cost(model)
     typer.echo(
-        f"{out}: {cost['parameters']:,} parameters, {cost['macs'] + cost['attention_macs']:,} multiply-adds, "
-        f"{cost['latency_ms']:.1f} ms a picture here; train it with `reid-hub train --model {out}`"
+        f"{out}: {cost.parameters:,} parameters, {cost.all_macs:,} multiply-adds, "
+        f"{cost.latency_ms:.1f} ms a picture here; train it with `reid-hub train --model {out}`"
     )
 
 

@@ -3,17 +3,25 @@
 from importlib import import_module
 
 _PLACES = {
+    "ClassificationEvaluation": "results",
+    "ClassificationMetrics": "sections",
+    "ClassificationProtocol": "sections",
+    "Cost": "sections",
+    "DatasetInfo": "sections",
     "Decision": "calibration",
     "Embedded": "embedding",
+    "Pretraining": "results",
     "Rerank": "rerank",
+    "Results": "results",
+    "RetrievalEvaluation": "results",
+    "RetrievalMetrics": "sections",
+    "RetrievalProtocol": "sections",
     "RetrievalResults": "metrics",
     "Shortlist": "codes",
+    "TrainingInfo": "sections",
+    "UNKNOWN_TRAINING": "sections",
     "average_precision": "metrics",
-    "build_classification_results": "results",
-    "build_pretraining_results": "results",
-    "build_results": "results",
     "calibrate": "calibration",
-    "check_results": "results",
     "count_macs": "cost",
     "embed": "embedding",
     "evaluate_embedded": "protocol",
@@ -29,11 +37,10 @@ _PLACES = {
     "plot_embedding_map": "plots",
     "plot_loss_surfaces": "surface",
     "plot_rank_lists": "plots",
-    "read_results": "results",
+    "public_command": "results",
     "rerank_distances": "rerank",
     "stored": "codes",
     "topk_accuracy": "classification",
-    "write_results": "results",
 }
 
 __all__ = list(_PLACES)

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from reid_hub.errors import ReIDError
+from reid_hub.evaluation.sections import Cost
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 WARM_UP = 3
@@ -20,7 +20,7 @@ WARM_UP = 3
 
 def measure_cost(
     model: nn.Module, image_size: Sequence[int] | None = None, *, repeats: int = 20, dtype: torch.dtype = torch.float32
-) -> dict[str, Any]:
+) -> Cost:
     """Measure a model on the device it is on, on one image in evaluation mode.
 
     Args:
@@ -51,16 +51,16 @@ def measure_cost(
     with evaluation_mode(model), torch.inference_mode():
         macs, products, embeddings = count_macs(model, images)
         latency = _latency(model, images, repeats)
-    return {
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "macs": macs,
-        "attention_macs": products - macs,
-        **({"bytes_per_vector": embeddings.shape[1] * dtype.itemsize} if isinstance(embeddings, Tensor) else {}),
-        "latency_ms": round(1000 * latency, 3),
-        "latency_threads": torch.get_num_threads(),
-        "latency_device": _device_name(images.device),
-        "image_size": list(image_size),
-    }
+    return Cost(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        macs=macs,
+        attention_macs=products - macs,
+        bytes_per_vector=embeddings.shape[1] * dtype.itemsize if isinstance(embeddings, Tensor) else None,
+        latency_ms=round(1000 * latency, 3),
+        latency_threads=torch.get_num_threads(),
+        latency_device=_device_name(images.device),
+        image_size=list(image_size),
+    )
 
 
 def count_macs(model: nn.Module, images: Tensor) -> tuple[int, int, Tensor]:

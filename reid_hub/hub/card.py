@@ -9,7 +9,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from reid_hub.data import DATASETS
 from reid_hub.errors import MissingError, ReIDError
-from reid_hub.evaluation.results import check_results
+from reid_hub.evaluation.results import Results
 from reid_hub.files import atomic_file
 from reid_hub.hub.citations import cite
 from reid_hub.hub.folder import read_json
@@ -72,7 +72,7 @@ def render_card(
 
     Raises:
         ValueError: if the configuration is neither a ReIDConfig's nor a weight chain's, or a result is not what
-            `check_results` asks for.
+            results are.
     """
     is_chain = config.get("model_type") == WeightChainConfig.model_type
     is_classifier = ReIDForImageClassification.__name__ in (config.get("architectures") or ())
@@ -84,7 +84,7 @@ def render_card(
     is_trunk = bool(results) and all(result.get("task") == "pretraining" for result in results)
     tags = TRUNK_TAGS if is_trunk else tags
     for result in results:
-        check_results(result)
+        Results.from_dict(result)
         if (result.get("task") == "classification") != is_classifier:
             raise ReIDError("the results are of another kind of model than config.json: evaluate this one again")
     measured = [result for result in results if result["metrics"]]

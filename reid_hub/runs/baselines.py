@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from reid_hub.evaluation import embed
+from reid_hub.evaluation import RetrievalEvaluation, embed
 from reid_hub.logging import get_logger
 from reid_hub.methods import KDPPMethod, SupervisedMethod
 from reid_hub.methods.baselines import SparsityLearning, class_means, prune_to, select_weights
@@ -49,7 +49,7 @@ def shrink(teacher: str | Path, student: int | str | ReIDConfig, by: str, **opti
     return prune_to(model, config, classifier=classifier, **options)
 
 
-def train_sparse(settings: TrainSettings, *, reg: float = 1e-4, alpha: float = 16.0) -> dict[str, Any] | None:
+def train_sparse(settings: TrainSettings, *, reg: float = 1e-4, alpha: float = 16.0) -> RetrievalEvaluation | None:
     """Go on training a model so that its unimportant channels fade, see `SparsityLearning`; its classifier goes on too.
 
     Raises:
@@ -70,7 +70,7 @@ def train_sparse(settings: TrainSettings, *, reg: float = 1e-4, alpha: float = 1
     return train(settings, make_method=make_method, make_callbacks=callbacks)
 
 
-def train_kdpp(settings: TrainSettings, teacher: str | Path, **options: Any) -> dict[str, Any] | None:
+def train_kdpp(settings: TrainSettings, teacher: str | Path, **options: Any) -> RetrievalEvaluation | None:
     """Train a student beside a frozen teacher of the same identities, by KD++.
 
     Args:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from reid_hub.evaluation import embed, read_results
+from reid_hub.evaluation import Results, embed
 from reid_hub.evaluation.calibration import Decision, calibrate
 from reid_hub.index import GalleryIndex
 from reid_hub.models import ReIDModel
@@ -45,7 +45,7 @@ def calibrate_model(
     if folder is not None:
         model.config.decision = decision.to_dict()
         results = Path(folder) / "results.json"
-        model.save_pretrained(folder, results=read_results(results) if results.is_file() else None)
+        model.save_pretrained(folder, results=Results.read(results).to_dict() if results.is_file() else None)
     return decision
 
 

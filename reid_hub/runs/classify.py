@@ -13,7 +13,15 @@ from transformers import TrainerCallback, set_seed
 from reid_hub.data.images import ImageDataset
 from reid_hub.data.pictures import draw_pictures
 from reid_hub.data.stored import training_images
-from reid_hub.evaluation import build_classification_results, measure_cost, topk_accuracy, write_results
+from reid_hub.evaluation import (
+    ClassificationEvaluation,
+    ClassificationMetrics,
+    ClassificationProtocol,
+    DatasetInfo,
+    TrainingInfo,
+    measure_cost,
+    topk_accuracy,
+)
 from reid_hub.evaluation import classify as classify_split
 from reid_hub.evaluation.embedding import open_images
 from reid_hub.hub.card import write_card
@@ -88,7 +96,7 @@ def classify(
     splits: Mapping[str, Any] | None = None,
     about: Mapping[str, Any] | None = None,
     **parts: Any,
-) -> dict[str, Any]:
+) -> ClassificationEvaluation:
     """Train by a recipe, evaluate on the test set on the way and at the end.
 
     The output folder has the last epoch's model, and in best/ that of the best evaluation. The papers report the best,
@@ -114,13 +122,13 @@ def classify(
     trainer = build_classifier_trainer(settings, recipe, model, splits["train"], test, **parts)
     run(trainer, settings, splits, report=_report)
     training = provenance(settings, recipe, trainer)
-    training["classes"] = training.pop("identities")
+    training = replace(training, classes=training.identities, identities=None)
     results = evaluate_classifier(
         trainer.model.export(),
         test,
         history=trainer.state.log_history,
-        dataset={"name": settings.dataset_name or settings.data, "split": "test", "data_dir_counts": _counts(splits)},
-        training={**training, "keep": settings.keep, "per_class": settings.per_class, **(about or {})},
+        dataset=DatasetInfo(name=settings.dataset_name or settings.data, split="test", data_dir_counts=_counts(splits)),
+        training=training.with_extra({"keep": settings.keep, "per_class": settings.per_class, **(about or {})}),
         folder=settings.output_dir,
     )
     publish(trainer, settings)
@@ -243,10 +251,10 @@ def evaluate_classifier(
     test: ImageDataset,
     *,
     history: Sequence[Mapping[str, float]] = (),
-    dataset: Mapping[str, Any],
-    training: Mapping[str, Any],
+    dataset: DatasetInfo,
+    training: TrainingInfo,
     folder: str | Path | None = None,
-) -> dict[str, Any]:
+) -> ClassificationEvaluation:
     """Evaluate a trained classifier; returns what results.json holds, and writes it with the card into `folder`.
 
     Args:
@@ -254,23 +262,23 @@ def evaluate_classifier(
     """
     accuracy = topk_accuracy(*classify_split(model, test))
     watched = [(entry["eval_top1"], -entry["epoch"]) for entry in history if "eval_top1" in entry]
-    best, epoch = max(watched, default=(accuracy["top1"], -training["epochs"]))
-    results = build_classification_results(
-        model=f"{model.config.variant or 'reid'}.{training['method']}",
+    best, epoch = max(watched, default=(accuracy["top1"], -training.epochs))
+    results = ClassificationEvaluation(
+        model=f"{model.config.variant or 'reid'}.{training.method}",
         dataset=dataset,
-        metrics={**accuracy, "top1_best": best, "best_epoch": -epoch},
-        protocol={
-            "num_images": len(test),
-            "resize_shortest": model.config.resize_shortest,
-            "image_size": list(model.config.image_size),
-            "evaluations": len(watched),
-            "best_chosen_on": "the test set",
-        },
+        metrics=ClassificationMetrics(**accuracy, top1_best=best, best_epoch=-epoch),
+        protocol=ClassificationProtocol(
+            num_images=len(test),
+            resize_shortest=model.config.resize_shortest,
+            image_size=list(model.config.image_size),
+            evaluations=len(watched),
+            best_chosen_on="the test set",
+        ),
         cost=measure_cost(model),
         training=training,
     )
     if folder is not None and (not dist.is_initialized() or dist.get_rank() == 0):
-        write_results(Path(folder) / "results.json", results)
+        results.write(Path(folder) / "results.json")
         write_card(folder)
     return results
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reid_hub.evaluation import embed, read_results
+from reid_hub.evaluation import UNKNOWN_TRAINING, RetrievalEvaluation, TrainingInfo, embed
 from reid_hub.hub.push import push_folder
 from reid_hub.logging import get_logger
 from reid_hub.methods import CompressionMethod
@@ -35,7 +35,7 @@ from reid_hub.training import RECIPES, TrainingSubset, override, read_heads
 
 logger = get_logger(__name__)
 
-Made = dict[Path, dict[str, Any] | None]  # results by folder
+Made = dict[Path, RetrievalEvaluation | None]  # results by folder
 Embeddings = Callable[[], Tensor]  # of the training pictures, (N, D); made when they are asked for
 
 TRAINED = ("slice", "low_rank", "prune", "matryoshka")
@@ -170,7 +170,7 @@ def _train_matryoshka(settings: CompressSettings, dims: Sequence[int]) -> Made:
     prefixes, whole = [dim for dim in dims if dim < full], settings.at(full)
     folder, results = _train(whole, _new_head("slice", full, settings), prefixes=prefixes)
     cut = [(settings.at(dim), lambda model, dim=dim: narrow(model, torch.arange(dim))) for dim in prefixes]
-    return {folder: results, **_evaluate_each(cut, str(folder), results["training"] if results else {})}
+    return {folder: results, **_evaluate_each(cut, str(folder), results.training if results else UNKNOWN_TRAINING)}
 
 
 def _new_head(compression: str, dim: int, settings: CompressSettings) -> Callable[[ReIDModel, Embeddings], ReIDModel]:
@@ -181,13 +181,13 @@ def _train(
     settings: CompressSettings,
     cut: Callable[[ReIDModel, Embeddings], ReIDModel],
     prefixes: Sequence[int] = (),
-) -> tuple[Path, dict[str, Any] | None]:
+) -> tuple[Path, RetrievalEvaluation | None]:
     """Train one size; `cut` makes the compressed model of the base, and may ask for its embeddings."""
     folder = Path(settings.output_dir)
     recipe, about = override(lookup(RECIPES, settings.recipe, "recipe"), settings.changes), _about(settings, prefixes)
     if settings.resume and is_done(settings):
-        results = read_results(folder / "results.json")
-        found = results["training"].get("compression") or {}
+        results = RetrievalEvaluation.read(folder / "results.json")
+        found = results.training.extra.get("compression") or {}
         differing = [f"{key} {found.get(key)} instead of {about[key]}" for key in about if found.get(key) != about[key]]
         if differing:
             raise ValueError(f"{folder} was made with {', '.join(differing)}: give another output folder")
@@ -258,12 +258,12 @@ def _fit(settings: CompressSettings, dims: Sequence[int]) -> Made:
         return student
 
     cut = [(settings.at(dim, len(dims) > 1), partial(project, dim=dim)) for dim in dims]
-    training = {"recipe": None, "epochs": 0, "seed": settings.seed, "init": public_source(settings.model)}
+    training = TrainingInfo(method=None, recipe=None, epochs=0, seed=settings.seed, init=public_source(settings.model))
     return _evaluate_each(cut, settings.model, training)
 
 
 def _evaluate_each(
-    cut: Sequence[tuple[CompressSettings, Callable[[ReIDModel], ReIDModel]]], source: str, training: dict[str, Any]
+    cut: Sequence[tuple[CompressSettings, Callable[[ReIDModel], ReIDModel]]], source: str, training: TrainingInfo
 ) -> Made:
     """Save and evaluate models that are made of another without further training."""
     made: Made = {}
@@ -283,7 +283,7 @@ def _evaluate_each(
                 splits,
                 dataset_name=settings.dataset_name or settings.data,
                 flip=settings.flip,
-                training={**training, "method": settings.origin},
+                training=replace(training, method=settings.origin),
                 folder=folder,
             )
         _push(settings)

@@ -32,9 +32,9 @@ def run_demo(out: str | Path, *, epochs: float | None = None) -> dict[str, str]:
     model = AutoModel.from_pretrained(model_dir)
     splits = load_reid_dataset(DATA)
     again = evaluate(model, splits, dataset_name=DATA, training=recorded_training(model_dir), pictures=out / "pictures")
-    if again["metrics"] != results["metrics"]:
+    if again.metrics != results.metrics:
         raise RuntimeError(
-            f"the model that was loaded back scores {again['metrics']}, the one that was saved {results['metrics']}: "
+            f"the model that was loaded back scores {again.metrics}, the one that was saved {results.metrics}: "
             "the checkpoint does not hold what was trained; please report this"
         )
 
@@ -48,7 +48,7 @@ def run_demo(out: str | Path, *, epochs: float | None = None) -> dict[str, str]:
     answers = out / "pictures" / "search.png"
     search_index(index, model, queries, top=10, gallery_dir=gallery, picture=answers)
 
-    metrics = {name: f"{100 * value:.1f} %" for name, value in results["metrics"].items()}
+    metrics = {name: f"{100 * value:.1f} %" for name, value in results.metrics.to_dict().items()}
     made = {
         "model (Hub checkpoint)": str(model_dir),
         "card": str(model_dir / "README.md"),
@@ -58,8 +58,8 @@ def run_demo(out: str | Path, *, epochs: float | None = None) -> dict[str, str]:
         "CMC, embedding map": f"{out / 'pictures' / 'cmc.png'}, embedding_map.png",
         "search answers": str(answers),
         **metrics,
-        "parameters": f"{results['cost']['parameters']:,}",
-        "bytes per vector": f"{results['cost']['bytes_per_vector']:,}",
+        "parameters": f"{results.cost.parameters:,}",
+        "bytes per vector": f"{results.cost.bytes_per_vector:,}",
         "time": f"{time.perf_counter() - start:.0f} s",
     }
     return made

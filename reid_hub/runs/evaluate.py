@@ -1,5 +1,6 @@
 """Evaluate a model on a data set and record the result beside it: results.json, card and pictures."""
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,28 +13,31 @@ import torch.distributed as dist
 
 from reid_hub.data import camera_note
 from reid_hub.evaluation import (
+    UNKNOWN_TRAINING,
+    DatasetInfo,
     Embedded,
     Rerank,
+    Results,
+    RetrievalEvaluation,
+    RetrievalMetrics,
+    RetrievalProtocol,
     RetrievalResults,
     Shortlist,
-    build_results,
+    TrainingInfo,
     embed,
     evaluate_embedded,
     measure_cost,
     plot_cmc,
     plot_embedding_map,
     plot_rank_lists,
-    read_results,
+    public_command,
     stored,
-    write_results,
 )
 from reid_hub.hub.card import write_card
 from reid_hub.models import ReIDModel
 from reid_hub.models.codes import STORED_AS, bytes_per_vector
 from reid_hub.registry import lookup
 from reid_hub.runs.search import new_index
-
-UNKNOWN_TRAINING = {"method": None, "recipe": None, "epochs": None, "seed": None}
 
 
 def evaluate(
@@ -47,11 +51,11 @@ def evaluate(
     codec: str | None = None,
     shortlist: int = 100,
     batch_size: int = 64,
-    training: Mapping[str, Any] = UNKNOWN_TRAINING,
+    training: TrainingInfo = UNKNOWN_TRAINING,
     command: Sequence[str] | None = None,
     folder: str | Path | None = None,
     pictures: str | Path | None = None,
-) -> dict[str, Any]:
+) -> RetrievalEvaluation:
     """Evaluate on query and gallery; returns what results.json holds.
 
     Args:
@@ -78,20 +82,24 @@ def evaluate(
         measured = evaluate_embedded(query, gallery, flip=flip, rerank=rerank)
     else:
         measured = evaluate_stored(model, query, gallery, codec, shortlist=shortlist, flip=flip, rerank=rerank)
-        cost |= {"bytes_per_vector": bytes_per_vector(model.embedding_dim, codec)}
-        cost |= {"search_ms": search_ms(model, query.embeddings, gallery.embeddings, codec)}
-    name = name or f"{model.config.variant or 'reid'}.{training.get('method') or 'converted'}"
-    results = build_results(
+        cost = replace(
+            cost,
+            bytes_per_vector=bytes_per_vector(model.embedding_dim, codec),
+            search_ms=search_ms(model, query.embeddings, gallery.embeddings, codec),
+        )
+    name = name or f"{model.config.variant or 'reid'}.{training.method or 'converted'}"
+    results = RetrievalEvaluation(
         model=name,
         dataset=describe_dataset(dataset_name, splits),
-        results=measured,
+        protocol=RetrievalProtocol.of(measured),
+        metrics=RetrievalMetrics.of(measured),
         cost=cost,
         training=training,
-        command=command,
+        command=public_command(sys.argv if command is None else command),
     )
     if not dist.is_initialized() or dist.get_rank() == 0:
         if folder is not None:
-            write_results(Path(folder) / "results.json", results)
+            results.write(Path(folder) / "results.json")
             write_card(folder)
         if pictures is not None:
             draw_pictures(Path(pictures), name, measured, splits, query, gallery)
@@ -131,20 +139,19 @@ def search_ms(model: ReIDModel, queries: np.ndarray, gallery: np.ndarray, codec:
     return round(1000 * min(seconds[1:]) / len(queries), 4)
 
 
-def recorded_training(folder: str | Path) -> Mapping[str, Any]:
+def recorded_training(folder: str | Path) -> TrainingInfo:
     """How the model of a checkpoint folder was trained, as an earlier results.json in it says."""
     path = Path(folder) / "results.json"
-    return read_results(path)["training"] if path.is_file() else UNKNOWN_TRAINING
+    return Results.read(path).training if path.is_file() else UNKNOWN_TRAINING
 
 
-def describe_dataset(name: str, splits: Mapping[str, Any]) -> dict[str, Any]:
+def describe_dataset(name: str, splits: Mapping[str, Any]) -> DatasetInfo:
     """The data set part of results.json: name, split, and what was really found, images and identities per split."""
     counts = {
         part: {"images": len(split), "identities": len(np.unique(np.asarray(split["pid"])))}
         for part, split in splits.items()
     }
-    note = camera_note(splits)
-    return {"name": name, "split": "test", "data_dir_counts": counts, **({"camera_note": note} if note else {})}
+    return DatasetInfo(name=name, split="test", data_dir_counts=counts, camera_note=camera_note(splits) or None)
 
 
 def draw_pictures(

@@ -114,4 +114,4 @@ def _macs(config: ReIDConfig) -> float:
 
 
 def _milliseconds(config: ReIDConfig) -> float:
-    return measure_cost(ReIDModel(config))["latency_ms"]
+    return measure_cost(ReIDModel(config)).latency_ms

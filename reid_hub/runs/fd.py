@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from reid_hub.data.views import View, choose_views, view_split
-from reid_hub.evaluation import read_results
+from reid_hub.evaluation import RetrievalEvaluation
 from reid_hub.methods import FDMethod
 from reid_hub.methods.fd import (
     CachedRepresentations,
@@ -102,7 +102,7 @@ class FDSettings(TrainSettings):
         return replace(self, output_dir=Path(self.output_dir) / folder, **{**earlier, **fields})
 
 
-def distill(settings: FDSettings) -> dict[str, Any] | None:
+def distill(settings: FDSettings) -> RetrievalEvaluation | None:
     """All of it in one call; with `resume`, what is done is not done again and what was begun goes on.
 
     Returns:
@@ -218,7 +218,7 @@ def make_cache(settings: FDSettings, **options: Any) -> Path:
     return settings.cache_dir
 
 
-def train_student(settings: FDSettings) -> dict[str, Any] | None:
+def train_student(settings: FDSettings) -> RetrievalEvaluation | None:
     """Train the final student, from the initial one and its classifier.
 
     With alpha = beta = 0 this is the control that the paper lacks: the initial student, continued for as long.
@@ -237,7 +237,7 @@ def train_student(settings: FDSettings) -> dict[str, Any] | None:
         settings, output_dir=Path(settings.output_dir) / "student", model=settings.initial, init=None, origin=origin
     )
     if stage.resume and is_done(stage, about):
-        return read_results(Path(stage.output_dir) / "results.json")
+        return RetrievalEvaluation.read(Path(stage.output_dir) / "results.json")
 
     def make_method(model: ReIDModel, subset: TrainingSubset) -> FDMethod:
         if taught:

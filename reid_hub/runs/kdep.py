@@ -17,7 +17,7 @@ from reid_hub.data.describe import digest_sample
 from reid_hub.data.images import ImageDataset
 from reid_hub.data.pictures import load_pictures
 from reid_hub.data.stored import training_images
-from reid_hub.evaluation import build_pretraining_results, measure_cost, read_results, write_results
+from reid_hub.evaluation import DatasetInfo, Pretraining, Results, TrainingInfo, measure_cost
 from reid_hub.files import atomic_file
 from reid_hub.hub.card import write_card
 from reid_hub.logging import get_logger
@@ -71,7 +71,7 @@ def make_basis(settings: KDEPSettings) -> Path:
     return settings.basis_file
 
 
-def pretrain(settings: KDEPSettings) -> dict[str, Any]:
+def pretrain(settings: KDEPSettings) -> Results:
     """Pre-train a student; the folder becomes a model like any other, to be fine-tuned with `--model`.
 
     With `resume` what is done is not done again, and what was begun goes on: basis, features and training.
@@ -101,7 +101,7 @@ def pretrain(settings: KDEPSettings) -> dict[str, Any]:
     _check_batch(settings, recipe, crops.images)
     about = _about(settings, recipe, crops)
     if settings.resume and _is_done(settings, about):
-        return read_results(out / "results.json")
+        return Results.read(out / "results.json")
     basis = None if recipe.options["align"] in WITHOUT_BASIS else _fit(settings, crops)
     options = {"basis": basis, "features": crops.teacher, "seed": settings.seed, **recipe.options}
     options |= {} if weight is None else {"weight": weight}
@@ -120,10 +120,8 @@ def pretrain(settings: KDEPSettings) -> dict[str, Any]:
         with atomic_file(out / ABOUT_FILE) as temporary:
             temporary.write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
     run(trainer, settings, {}, report=partial(_report, about=about))
-    training = provenance(settings, recipe, trainer)
-    training.pop("identities")
-    training |= {**made_with, "weight": method.weight, "scale": method.scale}
-    training["basis_features"] = basis and basis.count
+    more = {**made_with, "weight": method.weight, "scale": method.scale, "basis_features": basis and basis.count}
+    training = replace(provenance(settings, recipe, trainer), identities=None).with_extra(more)
     results = _record(settings, trainer.model.export(), training)
     publish(trainer, settings)
     return results
@@ -244,7 +242,7 @@ def _report(splits: Mapping[str, Any], about: Mapping[str, Any]) -> None:
     logger.info(f"{about['images']:,} images without labels{skipped}")
 
 
-def _record(settings: KDEPSettings, model: ReIDModel, training: dict[str, Any]) -> dict[str, Any]:
+def _record(settings: KDEPSettings, model: ReIDModel, training: TrainingInfo) -> Results:
     """results.json and card: with what the student retrieves as it is, where the data set has a query and a gallery."""
     name = settings.dataset_name or settings.data
     splits = {}
@@ -254,18 +252,16 @@ def _record(settings: KDEPSettings, model: ReIDModel, training: dict[str, Any]) 
         return evaluate(
             model, splits, dataset_name=name, flip=settings.flip, training=training, folder=settings.output_dir
         )
-    results = build_pretraining_results(
-        model=f"{model.config.variant or 'reid'}.{training['method']}",
-        dataset={
-            "name": name,
-            "split": settings.split,
-            "data_dir_counts": {settings.split: {"images": training["images"]}},
-        },
+    results = Pretraining(
+        model=f"{model.config.variant or 'reid'}.{training.method}",
+        dataset=DatasetInfo(
+            name=name, split=settings.split, data_dir_counts={settings.split: {"images": training.images}}
+        ),
         cost=measure_cost(model),
         training=training,
     )
     if is_main_process():
-        write_results(Path(settings.output_dir) / "results.json", results)
+        results.write(Path(settings.output_dir) / "results.json")
         write_card(settings.output_dir)
     wait_for_everyone()
     return results

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from reid_hub.evaluation import RetrievalEvaluation
 from reid_hub.registry import lookup
 from reid_hub.runs.models import open_chain
 from reid_hub.runs.processes import is_main_process, wait_for_everyone
@@ -95,7 +96,7 @@ def run_scenario(
     out: str | Path = "runs/oskt",
     share: float = 1.0,
     common: Mapping[str, Any] | None = None,
-) -> dict[str, Any] | None:
+) -> RetrievalEvaluation | None:
     """Train a teacher, refine its chain, expand a student and train it, each step resumed or skipped if it is done.
 
     Args:

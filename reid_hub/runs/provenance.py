@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reid_hub.evaluation import read_results
+from reid_hub.evaluation import Results, TrainingInfo
 from reid_hub.hub.card import datasets_of
 from reid_hub.models import ReIDConfig
 from reid_hub.runs.models import is_checkpoint
@@ -34,30 +34,29 @@ def note_teachers(config: ReIDConfig, teachers: Mapping[str | Path, ReIDConfig])
     config.lineage = [*config.lineage[:-1], step]
 
 
-def provenance(settings: "TrainSettings", recipe: Recipe, trainer: ReIDTrainer) -> dict[str, Any]:
+def provenance(settings: "TrainSettings", recipe: Recipe, trainer: ReIDTrainer) -> TrainingInfo:
     """What results.json says of the training."""
     args = trainer.args
-    return {
-        "method": settings.origin or recipe.method,
-        "recipe": settings.recipe,
-        "changes": dict(settings.changes),
-        "epochs": args.num_train_epochs,
-        "weight_decay": args.weight_decay,
-        "seed": settings.seed,
-        "batch_size": args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
-        "precision": "bfloat16 autocast" if args.bf16 else "float16 autocast" if args.fp16 else "float32",
-        "identities": int(trainer.train_dataset.pids.max()) + 1,
-        "images": len(trainer.train_dataset),
-        "init": first_weights(settings),
-        **base_model(settings),
+    return TrainingInfo(
+        method=settings.origin or recipe.method,
+        recipe=settings.recipe,
+        changes=dict(settings.changes),
+        epochs=args.num_train_epochs,
+        weight_decay=args.weight_decay,
+        seed=settings.seed,
+        batch_size=args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
+        precision="bfloat16 autocast" if args.bf16 else "float16 autocast" if args.fp16 else "float32",
+        identities=int(trainer.train_dataset.pids.max()) + 1,
+        images=len(trainer.train_dataset),
+        init=first_weights(settings),
+        base_model=base_model(settings),
         **data_and_start(settings),
-    }
+    )
 
 
-def base_model(settings: "TrainSettings") -> dict[str, str]:
+def base_model(settings: "TrainSettings") -> str | None:
     """The repository of the Hub that a training starts from, if it does."""
-    given = settings.model if is_checkpoint(settings.model) and not Path(settings.model).is_dir() else None
-    return {} if given is None else {"base_model": given}
+    return settings.model if is_checkpoint(settings.model) and not Path(settings.model).is_dir() else None
 
 
 def is_done(settings: "TrainSettings", about: Mapping[str, Any] | None = None) -> bool:
@@ -69,15 +68,16 @@ def is_done(settings: "TrainSettings", about: Mapping[str, Any] | None = None) -
     path = Path(settings.output_dir) / "results.json"
     if not path.is_file():
         return False
-    results = read_results(path)
-    found, epochs = results["training"], settings.epochs or override(RECIPES[settings.recipe], settings.changes).epochs
+    results = Results.read(path)
+    found = results.training.to_dict()
+    epochs = settings.epochs or override(RECIPES[settings.recipe], settings.changes).epochs
     asked = {"recipe": settings.recipe, "epochs": epochs, "seed": settings.seed, "changes": dict(settings.changes)}
     # What an earlier version did not say of its data, start and teachers is not held against it.
     more = {**data_and_start(settings), "init": first_weights(settings), **(about or {})}
     asked |= {name: value for name, value in more.items() if name in found}
     found = {key: found.get(key) for key in asked}
     if settings.image_size is not None:
-        asked["image_size"], found["image_size"] = list(settings.image_size), results["cost"]["image_size"]
+        asked["image_size"], found["image_size"] = list(settings.image_size), results.cost.image_size
     differing = [f"{key} {found[key]} instead of {asked[key]}" for key in asked if found[key] != asked[key]]
     if differing:
         raise ValueError(f"{settings.output_dir} was made with {', '.join(differing)}: give another output folder")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from reid_hub.evaluation import read_results
+from reid_hub.evaluation import RetrievalEvaluation
 from reid_hub.files import atomic_file
 from reid_hub.methods import STDMethod
 from reid_hub.models import ReIDModel, list_variants
@@ -17,7 +17,7 @@ from reid_hub.runs.provenance import is_done, note_teachers, public_source
 from reid_hub.runs.train import TrainSettings, load_splits, train
 from reid_hub.training import RECIPES, TrainingSubset, override
 
-Made = dict[Path, dict[str, Any] | None]  # results by folder
+Made = dict[Path, RetrievalEvaluation | None]  # results by folder
 
 CELLS = ("none", "v1", "v2", "plain")
 # As the paper calls them.
@@ -131,7 +131,7 @@ def distill(settings: STDSettings) -> Made:
     return made
 
 
-def _distill(settings: STDSettings, lam: float, teacher: ReIDModel | None) -> dict[str, Any] | None:
+def _distill(settings: STDSettings, lam: float, teacher: ReIDModel | None) -> RetrievalEvaluation | None:
     about = {"teacher": teacher.fingerprint() if lam else None}
     recipe = override(RECIPES[settings.recipe], settings.changes)
 
@@ -141,7 +141,7 @@ def _distill(settings: STDSettings, lam: float, teacher: ReIDModel | None) -> di
         return STDMethod(model, len(subset.identities), teacher=teacher, **recipe.options)
 
     if settings.resume and is_done(settings, about):
-        return read_results(Path(settings.output_dir) / "results.json")
+        return RetrievalEvaluation.read(Path(settings.output_dir) / "results.json")
     return train(settings, make_method=make_method, about=about)
 
 
@@ -208,7 +208,9 @@ def transfer(settings: TransferSettings) -> Made:
         folder = Path(stage.output_dir)
         about = {"order": list(settings.order[:number]), "start": public_source(settings.init or settings.model)}
         done = stage.resume and is_done(stage, about)
-        made[folder] = read_results(folder / "results.json") if done else train(stage, splits=data, about=about)
+        made[folder] = (
+            RetrievalEvaluation.read(folder / "results.json") if done else train(stage, splits=data, about=about)
+        )
     _write_table(settings, made, "step")
     return made
 
@@ -219,9 +221,9 @@ def _write_table(settings: TrainSettings, made: Made, title: str) -> None:
         return
     lines = [f"| {title} | data | mAP | rank-1 |", "|---|---|---|---|"]
     for folder, results in made.items():
-        metrics = results["metrics"] if results else {}
+        metrics = results.metrics.to_dict() if results else {}
         cells = [f"{100 * metrics[name]:.2f}" if name in metrics else "-" for name in ("mAP", "rank1")]
-        data = results["dataset"]["name"] if results else "-"
+        data = results.dataset.name if results else "-"
         lines.append(f"| {' | '.join([folder.name.removeprefix('lam-'), data, *cells])} |")
     with atomic_file(Path(settings.output_dir) / "table.md") as temporary:
         temporary.write_text("\n".join(lines) + "\n")

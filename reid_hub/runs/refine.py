@@ -5,10 +5,10 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from reid_hub.evaluation import RetrievalEvaluation
 from reid_hub.methods import RefineMethod
 from reid_hub.models import ReIDModel, WeightChain
 from reid_hub.models.weight_chain import default_distance
@@ -44,7 +44,7 @@ class RefineSettings(TrainSettings):
         return self.seed if self.clustering == "random" else 0
 
 
-def refine(settings: RefineSettings) -> dict[str, Any] | None:
+def refine(settings: RefineSettings) -> RetrievalEvaluation | None:
     """Cluster a teacher and refine the chain; `output_dir` becomes the chain's folder, with the refined teacher in it.
 
     Returns:
@@ -73,7 +73,7 @@ def refine(settings: RefineSettings) -> dict[str, Any] | None:
     method: RefineMethod = trainer.model
     training = provenance(settings, recipe, trainer)
     keys = ("recipe", "changes", "dataset", "epochs", "seed")
-    method.chain.config.refinement = {key: training[key] for key in keys}
+    method.chain.config.refinement = {key: getattr(training, key) for key in keys}
     run(trainer, settings, splits)
     if trainer.is_world_process_zero():
         method.model.save_pretrained(out / "teacher")
@@ -96,7 +96,7 @@ def refine(settings: RefineSettings) -> dict[str, Any] | None:
 
 def refine_all(
     settings: RefineSettings, widths: Sequence[int], *, progressive: bool = False
-) -> dict[Path, dict[str, Any] | None]:
+) -> dict[Path, RetrievalEvaluation | None]:
     """One chain per width; with several, each in a sub-folder of `output_dir`, and a repository, named by its width.
 
     Args:

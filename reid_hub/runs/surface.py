@@ -11,7 +11,7 @@ from torch import Tensor
 
 from reid_hub.data.augmentation import BatchTransform
 from reid_hub.data.images import ImageDataset
-from reid_hub.evaluation import loss_surface, plot_loss_surfaces, read_results
+from reid_hub.evaluation import Results, loss_surface, plot_loss_surfaces
 from reid_hub.losses import identity_loss
 from reid_hub.methods import METHODS, SupervisedMethod
 from reid_hub.registry import lookup
@@ -83,8 +83,8 @@ def training_loss(
 def _reopened(folder: Path) -> tuple[SupervisedMethod, list[int]]:
     """A training's model under its classifier, and the data set's pids of the classifier's rows."""
     heads, identities = read_heads(folder), known_identities(folder)
-    training = read_results(folder / "results.json")["training"]
-    recipe = override(lookup(RECIPES, training["recipe"], "recipe"), training["changes"])
+    training = Results.read(folder / "results.json").training
+    recipe = override(lookup(RECIPES, training.recipe, "recipe"), training.changes or {})
     if recipe.method not in ("ptl", "std", "supervised"):
         raise ValueError(f"surfaces are drawn of the methods ptl, std and supervised; {folder} is of {recipe.method!r}")
     alone = {"teacher": None, "lam": 0.0} if recipe.method == "std" else {}  # the loss without any teacher's

@@ -13,7 +13,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from reid_hub.data import describe_splits, load_reid_dataset
 from reid_hub.data.stored import training_images
-from reid_hub.evaluation import embed, evaluate_embedded
+from reid_hub.evaluation import RetrievalEvaluation, embed, evaluate_embedded
 from reid_hub.hub.convert import load_weights
 from reid_hub.hub.push import push_folder
 from reid_hub.logging import get_logger
@@ -92,7 +92,7 @@ def train(
     splits: Mapping[str, Any] | None = None,
     about: Mapping[str, Any] | None = None,
     **parts: Any,
-) -> dict[str, Any] | None:
+) -> RetrievalEvaluation | None:
     """Train by a recipe, then evaluate the last epoch's model once on the test set.
 
     Args:
@@ -117,7 +117,7 @@ def train(
             splits,
             dataset_name=settings.dataset_name or settings.data,
             flip=settings.flip,
-            training={**provenance(settings, recipe, trainer), **(about or {})},
+            training=provenance(settings, recipe, trainer).with_extra(about),
             folder=settings.output_dir,
         )
     publish(trainer, settings)

@@ -40,11 +40,11 @@ def test_layers_counted_by_hand():
         nn.Linear(8, 10),
     )
     cost = measure_cost(model, (16, 8), repeats=1)
-    assert cost["macs"] == 32 * 8 * 27 + 32 * 8 * 50 + 80
-    assert cost["attention_macs"] == 0
-    assert cost["parameters"] == 3 * 8 * 9 + 2 * 8 + (8 * 2 * 25 + 8) + (80 + 10)
-    assert cost["bytes_per_vector"] == 40
-    assert cost["image_size"] == [16, 8]
+    assert cost.macs == 32 * 8 * 27 + 32 * 8 * 50 + 80
+    assert cost.attention_macs == 0
+    assert cost.parameters == 3 * 8 * 9 + 2 * 8 + (8 * 2 * 25 + 8) + (80 + 10)
+    assert cost.bytes_per_vector == 40
+    assert cost.image_size == [16, 8]
 
 
 def test_layer_that_runs_twice_counts_twice_and_frozen_parameters_count():
@@ -59,15 +59,15 @@ def test_layer_that_runs_twice_counts_twice_and_frozen_parameters_count():
     model = Twice()
     model.fc.bias.requires_grad_(False)
     cost = measure_cost(model, (4, 4), repeats=1)
-    assert cost["macs"] == 2 * 9
-    assert cost["parameters"] == 12
+    assert cost.macs == 2 * 9
+    assert cost.parameters == 12
 
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_attention_products_are_counted_beside_the_layers(fused):
     cost = measure_cost(Attention(fused), (4, 2), repeats=1)
-    assert cost["macs"] == 8 * 3 * 24
-    assert cost["attention_macs"] == 2 * 8 * 8 * 8  # q k' and (softmax) v over 8 tokens of 8 numbers
+    assert cost.macs == 8 * 3 * 24
+    assert cost.attention_macs == 2 * 8 * 8 * 8  # q k' and (softmax) v over 8 tokens of 8 numbers
 
 
 @pytest.mark.parametrize(
@@ -83,19 +83,19 @@ def test_attention_products_are_counted_beside_the_layers(fused):
 def test_published_models_cost_what_was_published(variant, overrides, parameters, macs, size):
     model = ReIDModel(ReIDConfig.from_variant(variant, **overrides))
     cost = measure_cost(model, repeats=1)
-    assert cost["parameters"] == parameters
-    assert cost["macs"] == macs
-    assert cost["bytes_per_vector"] == size
-    assert cost["image_size"] == [256, 128]
+    assert cost.parameters == parameters
+    assert cost.macs == macs
+    assert cost.bytes_per_vector == size
+    assert cost.image_size == [256, 128]
 
 
 def test_latency_is_the_median_in_milliseconds(monkeypatch):
     clock = iter([0, 9, 0, 9, 0, 9, 0, 0.004, 0, 0.002, 0, 5.0])  # three warm-up rounds, then 4 ms, 2 ms, 5 s
     monkeypatch.setattr("reid_hub.evaluation.cost.time.perf_counter", lambda: next(clock))
     cost = measure_cost(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), (4, 4), repeats=3)
-    assert cost["latency_ms"] == 4
-    assert cost["latency_threads"] == 1
-    assert cost["latency_device"]
+    assert cost.latency_ms == 4
+    assert cost.latency_threads == 1
+    assert cost.latency_device
 
 
 def test_model_is_left_as_it_was_found():
@@ -112,7 +112,7 @@ def test_model_is_left_as_it_was_found():
 
 def test_bytes_follow_the_stored_type():
     model = nn.Sequential(nn.Flatten(), nn.Linear(48, 6))
-    assert measure_cost(model, (4, 4), repeats=1, dtype=torch.float16)["bytes_per_vector"] == 12
+    assert measure_cost(model, (4, 4), repeats=1, dtype=torch.float16).bytes_per_vector == 12
 
 
 def test_wrong_arguments_are_refused():

@@ -114,7 +114,7 @@ def test_msinet_costs_what_is_published(variant):
     cost = measure_cost(model, repeats=1)
     # Of the two energies of a cross attention one is the other's transpose, and is not computed again.
     c2, c3 = (width // 4 for width in model.backbone.stage_channels[-2:])
-    assert cost["macs"] + cost["attention_macs"] + c2**2 * 32 * 16 + 2 * c3**2 * 16 * 8 == macs
+    assert cost.macs + cost.attention_macs + c2**2 * 32 * 16 + 2 * c3**2 * 16 * 8 == macs
 
 
 def test_msinet_cells_have_the_published_sizes():
@@ -159,10 +159,10 @@ def test_part_vit_has_the_published_number_of_parameters(variant, embed_dim, wid
 def test_part_vit_has_the_published_multiply_adds(variant, embed_dim, width, printed, with_attention):
     """128 patches are embedded; 132 tokens go through dw and the blocks, and each meets each twice (q k, values)."""
     cost = measure_cost(build_on_meta(variant), repeats=1)
-    assert cost["macs"] == 128 * 3 * 16 * 16 * embed_dim + 132 * embed_dim * width + 12 * 132 * 12 * width * width
-    assert cost["attention_macs"] == 12 * 2 * 132 * 132 * width
-    assert round(cost["macs"] / 1e9, 4) == printed
-    assert round((cost["macs"] + cost["attention_macs"]) / 1e9, 4) == with_attention
+    assert cost.macs == 128 * 3 * 16 * 16 * embed_dim + 132 * embed_dim * width + 12 * 132 * 12 * width * width
+    assert cost.attention_macs == 12 * 2 * 132 * 132 * width
+    assert round(cost.macs / 1e9, 4) == printed
+    assert round((cost.macs + cost.attention_macs) / 1e9, 4) == with_attention
 
 
 def test_transreid_baseline_is_a_vit_b_of_128_patches():
@@ -239,7 +239,7 @@ def test_either_of_the_last_two_stages_can_be_the_one_without_a_stride(stage, re
         assert torch.equal(model(pixels).feature_map, plain(pixels).feature_map)
         assert model.backbone.stage_reductions == reductions
         assert [64 // feature_map.shape[2] for feature_map in model.backbone.stages(pixels)] == list(reductions)
-    assert measure_cost(model, repeats=1)["macs"] / 1e9 == pytest.approx(billions, abs=0.005)
+    assert measure_cost(model, repeats=1).macs / 1e9 == pytest.approx(billions, abs=0.005)
 
 
 def test_a_stage_without_a_stride_is_asked_of_a_resnet():

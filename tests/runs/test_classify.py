@@ -76,7 +76,7 @@ def made(settings, tmp_path_factory) -> tuple[ClassifySettings, dict, list[float
         def on_epoch_end(self, args, state, control, **kwargs):
             measured.append(accuracy_by_hand(self.method.model, settings.data_dir))
 
-    return settings, classify(settings, make_callbacks=lambda method: [Watch(method)]), measured
+    return settings, classify(settings, make_callbacks=lambda method: [Watch(method)]).to_dict(), measured
 
 
 def accuracy_by_hand(model: ReIDForImageClassification, root: str) -> float:
@@ -159,7 +159,7 @@ def test_top_k_against_a_loop():
 
 
 def test_few_shots_of_every_class(settings, tmp_path):
-    results = classify(replace(settings, output_dir=tmp_path, keep=0.4, epochs=1, evaluate_every=5))
+    results = classify(replace(settings, output_dir=tmp_path, keep=0.4, epochs=1, evaluate_every=5)).to_dict()
     assert results["training"]["images"] == 9  # 3.2 of 8, rounded down, of three classes
     assert results["training"]["keep"] == 0.4
     assert results["protocol"]["evaluations"] == 1  # the last epoch always has one
@@ -191,7 +191,7 @@ def test_transfer_by_crops_of_the_originals(settings, tmp_path):
     """The recipe as it is but for its size: another picture size in training, the paper's transform in the test."""
     changes = {"batch_size": 8, "config.image_size": [28, 28], "config.resize_shortest": 32}
     transfer = replace(settings, output_dir=tmp_path, model="res18-x0.25", recipe="transfer", changes=changes, epochs=1)
-    results = classify(transfer)
+    results = classify(transfer).to_dict()
     assert results["metrics"]["top1"] == pytest.approx(
         accuracy_by_hand(AutoModelForImageClassification.from_pretrained(tmp_path), settings.data_dir)
     )
@@ -235,11 +235,11 @@ def test_so_many_pictures_of_each_class_and_the_decay_of_the_budget(settings, tm
     monkeypatch.setattr("reid_hub.training.recipe.BUDGET_DECAYS", {6: 0.125, 600: 0.25})
     small = {"batch_size": 4, "config.image_size": [16, 16], "config.resize_shortest": 18}
     short = replace(settings, recipe="kdep-supervised", changes=small, model="res18-x0.25", per_class=2, epochs=1)
-    results = classify(replace(short, output_dir=tmp_path / "few"))
+    results = classify(replace(short, output_dir=tmp_path / "few")).to_dict()
     assert (results["training"]["images"], results["training"]["per_class"]) == (6, 2)
     assert results["training"]["weight_decay"] == 0.125
     given = replace(short, output_dir=tmp_path / "given", changes={**small, "weight_decay": 0.0})
-    assert classify(given)["training"]["weight_decay"] == 0
+    assert classify(given).training.weight_decay == 0
     with pytest.raises(ValueError, match="in place of keep"):
         replace(short, keep=0.5)
 

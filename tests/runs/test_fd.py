@@ -102,7 +102,7 @@ def test_teachers_see_their_views_at_full_resolution(made):
 def test_resuming_repeats_nothing(made, capsys):
     out = Path(made.output_dir)
     before = files(out, "*.safetensors")
-    assert distill(replace(made, resume=True)) == results_of(out / "student")
+    assert distill(replace(made, resume=True)).to_dict() == results_of(out / "student")
     assert files(out, "*.safetensors") == before
     with pytest.raises(ValueError, match=r"made with views \['Hol', 'Dn1'\] instead of \['Hol'\]"):
         train_student(replace(made, resume=True, initial=str(out / "initial"), views="Hol"))
@@ -137,7 +137,7 @@ def test_what_is_done_is_of_the_same_views_teachers_and_start(made, tmp_path):
         del earlier["training"][name]
     (tmp_path / "student").mkdir()
     (tmp_path / "student" / "results.json").write_text(json.dumps(earlier))
-    assert train_student(replace(again, output_dir=tmp_path, cache=str(made.cache_dir))) == earlier
+    assert train_student(replace(again, output_dir=tmp_path, cache=str(made.cache_dir))).to_dict() == earlier
 
 
 def test_online_teachers_teach_the_same(made, tmp_path):
@@ -155,7 +155,7 @@ def test_online_teachers_teach_the_same(made, tmp_path):
 def test_the_control_of_equal_length_needs_no_teachers(made, tmp_path):
     initial = str(Path(made.output_dir) / "initial")
     changes = {**made.changes, "options.alpha": 0, "options.beta": 0}
-    results = distill(replace(made, output_dir=tmp_path, initial=initial, changes=changes))
+    results = distill(replace(made, output_dir=tmp_path, initial=initial, changes=changes)).to_dict()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["student"]
     assert results["training"]["method"] == "fd-control"
     assert results["training"]["epochs"] == 2
@@ -180,12 +180,12 @@ def test_an_annotated_region_is_a_view_like_any_other(made, tmp_path):
     views = (made.chosen[0], View("bag", region=boxes.__getitem__, image_size=(48, 48), dim=4))
     ready = {"Hol": str(out / "teachers" / "Hol")}
     again = replace(made, output_dir=tmp_path, initial=str(out / "initial"), views=views, teachers=ready, resume=True)
-    results = distill(again)
+    results = distill(again).to_dict()
     assert results["training"]["views"] == ["Hol", "bag"]
     assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["Hol", "bag"]
     assert not (tmp_path / "teachers" / "bag" / "results.json").exists()
     before = files(tmp_path / "cache", "*"), open_model(tmp_path / "teachers" / "bag").fingerprint()
-    assert distill(again) == results
+    assert distill(again).to_dict() == results
     assert (files(tmp_path / "cache", "*"), open_model(tmp_path / "teachers" / "bag").fingerprint()) == before
     others = dict.fromkeys(boxes, (0.0, 0.0, 0.5, 0.5))
     with pytest.raises(ValueError, match=r"view was .*bag.* and is .*bag"):

@@ -118,7 +118,7 @@ def test_a_new_pair_has_targets_of_size_1_and_the_loss_of_a_classification(made)
 def test_resuming_repeats_nothing_and_takes_nothing_else_for_its_own(made, teacher, student, tmp_path):
     out = Path(made.output_dir)
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
-    assert pretrain(replace(made, resume=True)) == results_of(out)
+    assert pretrain(replace(made, resume=True)).to_dict() == results_of(out)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path in before} == before
     for other, said in (
         ({"teacher": network(tmp_path, 8, 16)}, "teacher"),
@@ -157,7 +157,7 @@ def test_a_run_that_was_cut_goes_on_with_the_same_basis_alone(made, tmp_path):
     cut(out, f"checkpoint-{steps[0]}")
     with pytest.raises(ValueError, match="basis was"):
         pretrain(replace(again, basis=str(tmp_path / "other.safetensors")))
-    assert pretrain(again)["metrics"] == results_of(made.output_dir)["metrics"]
+    assert pretrain(again).metrics.to_dict() == results_of(made.output_dir)["metrics"]
     weights = [load_file(Path(folder) / "model.safetensors") for folder in (out, made.output_dir)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
 
@@ -167,10 +167,12 @@ def test_a_basis_made_alone_serves_several_students(settings, tmp_path):
     assert make_basis(replace(settings, output_dir=tmp_path / "any", basis=str(file))) == file
     written = file.stat().st_mtime_ns
     for align in ("sm", "overhaul"):
-        results = pretrain(replace(settings, output_dir=tmp_path / align, basis=str(file), align=align, epochs=1))
+        results = pretrain(
+            replace(settings, output_dir=tmp_path / align, basis=str(file), align=align, epochs=1)
+        ).to_dict()
         assert results["training"]["align"] == align
     assert file.stat().st_mtime_ns == written
-    results = pretrain(replace(settings, output_dir=tmp_path / "interp", align="interp", epochs=1))
+    results = pretrain(replace(settings, output_dir=tmp_path / "interp", align="interp", epochs=1)).to_dict()
     assert results["training"]["basis_features"] is None
     assert not (tmp_path / "interp" / "training" / "basis.safetensors").exists()
 
@@ -211,7 +213,7 @@ def test_a_start_that_fails_leaves_the_folder_to_another(settings, tmp_path):
     with pytest.raises(ValueError, match="was made of other pictures"):
         pretrain(replace(here, align="svd"))
     (tmp_path / "out" / "training" / "basis.safetensors").unlink()
-    assert pretrain(replace(here, align="svd"))["training"]["align"] == "svd"
+    assert pretrain(replace(here, align="svd")).training.extra["align"] == "svd"
 
 
 def test_weight_decay_follows_the_pictures_shown_unless_it_is_given(settings, monkeypatch, tmp_path):
@@ -220,7 +222,7 @@ def test_weight_decay_follows_the_pictures_shown_unless_it_is_given(settings, mo
     for epochs, changes, expected in ((1, {}, 0.125), (20, {}, 0.25), (1, {"weight_decay": 0.5}, 0.5)):
         steps = {**settings.arguments, "max_steps": 1}
         made = replace(short, output_dir=tmp_path / f"{expected}", epochs=epochs, arguments=steps)
-        results = pretrain(replace(made, changes={**CHANGES, **changes}))
+        results = pretrain(replace(made, changes={**CHANGES, **changes})).to_dict()
         assert results["training"]["weight_decay"] == expected
 
 
@@ -257,7 +259,7 @@ def test_a_pretrained_folder_is_fine_tuned_with_few_labels(made, tmp_path):
         tmp_path, data=made.data, data_dir=made.data_dir, model=str(made.output_dir), validation=0, keep_ids=0.5,
         epochs=1, changes={"batch_size": 4, "num_instances": 2}, arguments={"use_cpu": True, "disable_tqdm": True},
     )  # fmt: skip
-    results = train(tuned)
+    results = train(tuned).to_dict()
     assert results["training"]["identities"] == 4
     assert results["training"]["init"] == Path(made.output_dir).name
     first, second = open_model(tmp_path).config.lineage
@@ -285,13 +287,13 @@ def test_classes_pretrain_and_then_train_a_classifier(settings, tmp_path):
                 pixels = (colour + rng.integers(-30, 31, (32, 16, 3))).astype(np.uint8)
                 Image.fromarray(pixels).save(tmp_path / "classes" / split / label / f"{number}.png")
     data = {"data": "class_folder", "data_dir": str(tmp_path / "classes"), "dataset_name": None}
-    results = pretrain(replace(settings, output_dir=tmp_path / "trunk", per_class=12, **data))
+    results = pretrain(replace(settings, output_dir=tmp_path / "trunk", per_class=12, **data)).to_dict()
     assert (results["training"]["images"], results["task"]) == (24, "pretraining")
     tuned = ClassifySettings(
         tmp_path / "tuned", model=str(tmp_path / "trunk"), epochs=4, changes={"batch_size": 4, "augmentation.pad": 0},
         arguments={"use_cpu": True, "disable_tqdm": True}, **data,
     )  # fmt: skip
-    assert classify(tuned)["metrics"]["top1"] > 0.9
+    assert classify(tuned).metrics.top1 > 0.9
     # Their paths are numbers, so it is by their content that others are told.
     for path in (tmp_path / "classes" / "train" / "dark").iterdir():
         Image.new("RGB", (16, 32), (10, 10, 10)).save(path)
@@ -305,7 +307,7 @@ def test_classes_pretrain_and_then_train_a_classifier(settings, tmp_path):
 def test_pictures_without_a_training_split_are_measured_all_the_same(settings, people, tmp_path):
     shutil.copytree(people[3], tmp_path / "market", ignore=shutil.ignore_patterns("bounding_box_train"))
     test = {"data_dir": str(tmp_path / "market"), "split": "gallery", "epochs": 1, "align": "pre-relu"}
-    results = pretrain(replace(settings, output_dir=tmp_path / "out", **test))
+    results = pretrain(replace(settings, output_dir=tmp_path / "out", **test)).to_dict()
     assert 0 < results["metrics"]["mAP"] <= 1
 
 
@@ -321,7 +323,7 @@ def test_any_folder_with_broken_pictures_is_trained_on(settings, tmp_path):
         settings, output_dir=tmp_path / "out", data="pictures", data_dir=str(folder), dataset_name=None
     )
     with pytest.warns(UserWarning, match="2 of 30 images cannot be read"):
-        results = pretrain(unlabelled)
+        results = pretrain(unlabelled).to_dict()
     assert (results["training"]["images"], results["training"]["skipped"]) == (28, 2)
     assert results["task"] == "pretraining"
     assert results["metrics"] == {}

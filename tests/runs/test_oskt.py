@@ -106,8 +106,8 @@ def test_the_widest_student_within_a_budget(chain):
     opened = open_chain(chain)
     costs = {width: measure_cost(opened.expand(width), repeats=1) for width in legal_widths(opened)}
     assert list(costs) == [3, 4, 5, 6, 7, 8]
-    sizes = {width: cost["parameters"] for width, cost in costs.items()}
-    macs = {width: cost["macs"] + cost["attention_macs"] for width, cost in costs.items()}
+    sizes = {width: cost.parameters for width, cost in costs.items()}
+    macs = {width: cost.macs + cost.attention_macs for width, cost in costs.items()}
     for width, size in sizes.items():
         for budget, expected in ((size, width), (size - 1, width - 1), (size + 1, width)):
             if expected >= 3:
@@ -178,11 +178,11 @@ def test_a_published_scenario_from_beginning_to_end(people, tmp_path, monkeypatc
     common = {"epochs": 1, "image_size": (32, 16), "changes": {"batch_size": 8}}
     folders = {"market_layout": str(people[3])}
     first = oskt.run_scenario("m", "res18-x0.25", folders, out=tmp_path, common=common)
-    assert first["training"]["method"] == "oskt"
+    assert first.training.method == "oskt"
     made = (tmp_path / "res18-x0.25-market_layout.chain8" / "model.safetensors").stat().st_mtime_ns
     few = oskt.run_scenario("m", "res18-x0.25", folders, out=tmp_path, share=0.5, common=common | {"seed": 3})
-    assert few["training"]["identities"] == 4
-    assert few["training"]["seed"] == 3
+    assert few.training.identities == 4
+    assert few.training.seed == 3
     assert (tmp_path / "res18-x0.25-market_layout.chain8" / "model.safetensors").stat().st_mtime_ns == made
     with pytest.raises(ValueError, match="needs the folder of market_layout"):
         oskt.run_scenario("m", "res18-x0.25", {}, out=tmp_path)

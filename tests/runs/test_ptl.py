@@ -156,15 +156,15 @@ def test_a_student_for_every_weight_and_a_table_of_them(made, plain):
     lines = (out / "table.md").read_text().splitlines()
     for line, (folder, result) in zip(lines[2:], results.items(), strict=True):
         measured = json.loads((folder / "results.json").read_text())
-        assert measured == result
-        numbers = [f"{100 * result['metrics'][name]:.2f}" for name in ("mAP", "rank1")]
+        assert measured == result.to_dict()
+        numbers = [f"{100 * getattr(result.metrics, name):.2f}" for name in ("mAP", "rank1")]
         assert [cell.strip() for cell in line.strip("|").split("|")] == [folder.name[4:], "coloured", *numbers]
         assert load_file(folder / "model.safetensors").keys() == load_file(Path(plain) / "model.safetensors").keys()
         checkpoint = load_file(next(folder.glob("checkpoint-*")) / "model.safetensors")
         assert not any("side" in name or "teacher" in name for name in checkpoint)
-    assert results[out / "lam-0.8"]["training"]["method"] == "std-0.8"
-    assert results[out / "lam-0"]["training"]["teacher"] is None
-    assert results[out / "lam-0.8"]["training"]["teacher"] == open_model(settings.teacher).fingerprint()
+    assert results[out / "lam-0.8"].training.method == "std-0.8"
+    assert results[out / "lam-0"].training.extra["teacher"] is None
+    assert results[out / "lam-0.8"].training.extra["teacher"] == open_model(settings.teacher).fingerprint()
 
 
 def test_weight_0_is_the_baseline_to_the_last_bit(made, settings, tmp_path):
@@ -224,7 +224,7 @@ def test_a_run_that_was_cut_goes_on_with_the_same_teacher_and_student_alone(made
             distill(replace(settings, **change))
     assert times(out) == before
     resumed = distill(settings)
-    assert resumed[out / "lam-0.8"]["metrics"] == made[1][Path(made[0].output_dir) / "lam-0.8"]["metrics"]
+    assert resumed[out / "lam-0.8"].metrics == made[1][Path(made[0].output_dir) / "lam-0.8"].metrics
 
 
 def test_what_cannot_be_distilled_is_said_before_anything_is_trained(settings, teacher, tmp_path):
@@ -304,10 +304,10 @@ def test_every_step_goes_on_with_the_last_under_a_new_classifier(journey):
     assert [known_identities(folder) for folder in results] == [list(range(8)), list(range(6))]
     assert not torch.equal(heads[0]["hidden.0.weight"], heads[1]["hidden.0.weight"])
     for number, (folder, result) in enumerate(results.items(), start=1):
-        assert json.loads((folder / "results.json").read_text()) == result
-        assert result["dataset"]["name"] == settings.order[number - 1]
-        assert result["training"]["order"] == settings.order[:number]
-    assert results[out / "2-market"]["training"]["init"] == "1-market_layout"
+        assert json.loads((folder / "results.json").read_text()) == result.to_dict()
+        assert result.dataset.name == settings.order[number - 1]
+        assert result.training.extra["order"] == settings.order[:number]
+    assert results[out / "2-market"].training.init == "1-market_layout"
     assert [line.split("|")[1].strip() for line in (out / "table.md").read_text().splitlines()[2:]] == [
         "1-market_layout", "2-market",
     ]  # fmt: skip
@@ -336,7 +336,7 @@ def test_a_journey_that_was_cut_goes_on_where_it_was(journey, tmp_path):
                   for folder in (settings.output_dir, tmp_path))  # fmt: skip
     for name in whole:
         assert torch.equal(whole[name], cut[name]), name
-    assert [r["metrics"] for r in again.values()] == [r["metrics"] for r in results.values()]
+    assert [r.metrics for r in again.values()] == [r.metrics for r in results.values()]
     with pytest.raises(ValueError, match=r"start start\d instead of res18"):
         transfer(replace(settings, output_dir=tmp_path, resume=True, model="res18-x0.25-conv"))
 
