@@ -7,22 +7,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reid_hub.compat import WithCompanions
 from reid_hub.data.batch import Batch
 from reid_hub.errors import MissingError
 from reid_hub.losses import distillation_loss, norm_direction_loss
 from reid_hub.methods.base import RunContext
 from reid_hub.methods.state import read_state
 from reid_hub.methods.supervised import SupervisedMethod
+from reid_hub.methods.teacher import FrozenTeacher
 from reid_hub.models import ReIDModel
 
 
-class KDPPMethod(WithCompanions, SupervisedMethod):
+class KDPPMethod(SupervisedMethod):
     """Supervised training beside a frozen teacher that was trained on the same identities.
 
     loss = supervised + kd_weight * r * L_kd + nd_weight * L_nd: the teacher's logits, from behind its neck, teach the
     student's (`distillation_loss`); its class means, of features in front of the neck, are what the student's features
-    turn to (`norm_direction_loss`). Both networks see the same augmented pictures. If their features differ in length,
+    turn to (`norm_direction_loss`). Both networks see the same augmented images. If their features differ in length,
     a projector (BN, dropout, FC) stands between the student's and L_nd; `export` leaves it out. Defaults are those of
     the comparison in OSKT (arXiv:2511.06016, supplement); the authors use T = 4 and nd_weight 2 on CIFAR-100.
 
@@ -68,8 +68,8 @@ class KDPPMethod(WithCompanions, SupervisedMethod):
         _check_shape("class_means", class_means, (num_ids, teacher.feature_dim))
         self.kd_weight, self.nd_weight, self.temperature = kd_weight, nd_weight, temperature
         self.kd_warmup_epochs, self.epoch = kd_warmup_epochs, 0.0
-        # In a tuple it is no submodule: neither `train` nor the optimiser nor a checkpoint reaches it.
-        self._outside = (copy.deepcopy(teacher).requires_grad_(False).eval(),)
+        config = model.config
+        self.teacher = FrozenTeacher(copy.deepcopy(teacher), mean=config.image_mean, std=config.image_std)
         self.register_buffer("teacher_classifier", _constant(teacher_classifier), persistent=False)
         directions = None if class_means is None else F.normalize(class_means.detach().double(), dim=1).float()
         self.register_buffer("directions", directions, persistent=False)
@@ -105,19 +105,13 @@ class KDPPMethod(WithCompanions, SupervisedMethod):
         lessons = {"teacher": teacher, "teacher_classifier": classifier, "class_means": means}
         return cls(run.model, run.num_ids, **lessons, **run.options).start_from(run)
 
-    @property
-    def teacher(self) -> ReIDModel:
-        """The frozen teacher."""
-        return self._outside[0]
-
     def set_progress(self, step: int, total_steps: int, epoch: float) -> None:
         self.epoch = epoch
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         output = self.model(batch["pixel_values"])
         outputs = self.losses(output, batch["pids"])
-        with torch.no_grad():
-            taught = self.teacher(batch["pixel_values"], retrieve="neck")  # where its logits are taken
+        taught = self.teacher(batch["pixel_values"], retrieve="neck")  # where its logits are taken
         if self.teacher_classifier is not None:
             logits, teacher_logits = self.classifier(output.embeddings), taught.embeddings @ self.teacher_classifier.T
             outputs["kd"] = distillation_loss(logits, teacher_logits, self.temperature)
@@ -130,10 +124,6 @@ class KDPPMethod(WithCompanions, SupervisedMethod):
 
     def _ramp(self) -> float:
         return min(1.0, int(self.epoch) / self.kd_warmup_epochs) if self.kd_warmup_epochs else 1.0
-
-    def companions(self) -> tuple[ReIDModel, ...]:
-        """The teacher goes along to another device or precision."""
-        return (self.teacher,)
 
 
 def class_means(features: Tensor, pids: Tensor, num_ids: int) -> Tensor:

@@ -7,13 +7,13 @@ from torch import Tensor
 
 from reid_hub.data.describe import digest_pictures
 from reid_hub.data.views import View
-from reid_hub.methods.fd.representations import Teacher
+from reid_hub.methods.fd.representations import ViewTeacher
 from reid_hub.methods.shards import SHARD_SIZE, StoredVectors, check_paths, write_vectors
 
 
 def write_representations(
     folder: str | Path,
-    teacher: Teacher,
+    teacher: ViewTeacher,
     *,
     shard_size: int = SHARD_SIZE,
     batch_size: int = 64,

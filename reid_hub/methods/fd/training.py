@@ -68,8 +68,7 @@ class FDMethod(SupervisedMethod):
                 "and beta=0"
             )
         self.alpha, self.beta = alpha, beta
-        # In a tuple it is no submodule: teachers that run in training are no part of the student's state.
-        self._outside = (representations if alpha or beta else None,)
+        self.representations = representations if alpha or beta else None
         self.fmfb, self.rfb = nn.ModuleDict(), nn.ModuleDict()
         if self.representations is None:
             return
@@ -99,11 +98,6 @@ class FDMethod(SupervisedMethod):
                 "others: train all of them with the same data, --validation, --keep-ids and --seed"
             )
         return fd_method(run.model, run.num_ids, representations=representations, **run.options).start_from(run)
-
-    @property
-    def representations(self) -> Representations | None:
-        """What the student learns from."""
-        return self._outside[0]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         output = self.model(batch["pixel_values"])

@@ -7,8 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from reid_hub.compat import fingerprint
@@ -16,6 +14,7 @@ from reid_hub.data.augmentation import Augmentation, BatchTransform
 from reid_hub.data.images import ImageDataset
 from reid_hub.methods.kdep.tap import Tap
 from reid_hub.methods.shards import SHARD_SIZE, StoredVectors, write_vectors
+from reid_hub.methods.teacher import FrozenTeacher
 from reid_hub.models import ReIDConfig, ReIDModel
 from reid_hub.registry import lookup
 
@@ -41,64 +40,43 @@ class Features(Protocol):
         """Pictures (B, 3, H, W) as the student sees them and their rows (B,) -> float32 (B, D), without gradient."""
 
 
-class Teacher:
-    """A frozen model, asked what it says of the student's own pictures. See `Features`.
-
-    It is shown the same augmented tensor, in its own normalisation and picture size.
+class TappedTeacher(FrozenTeacher):
+    """A frozen model, asked in every step for its features of the student's own images. See `Features`.
 
     Args:
-        model: any, put into evaluation mode.
         tap: a key of `TAPS`.
         relu: keep its final ReLU.
-        mean, std: the normalisation of the pictures it is handed.
+        model, mean, std: see `FrozenTeacher`.
     """
 
     crops = 0
 
-    def __init__(
-        self,
-        model: ReIDModel,
-        *,
-        tap: str = "features",
-        relu: bool = False,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-    ):
-        self.model, self.tap, self.relu = model.eval().requires_grad_(False), tap, relu
+    def __init__(self, model: ReIDModel, *, tap: str = "features", relu: bool = False, **normalisation: Any):
+        super().__init__(model, **normalisation)
+        self.tap, self.relu = tap, relu
         self._tap = Tap(model, behind_head=lookup(TAPS, tap, "tap"), relu=relu)
-        self.dim, config = self._tap.dim, model.config
+        self.dim = self._tap.dim
         if not (relu or self._tap.signed):
             warnings.warn(
                 f"the features of {model.name_or_path or 'the teacher'} are never negative, and no ReLU module ends "
                 "them that could be left out: they are taken as they are, behind whatever keeps them so",
                 stacklevel=2,
             )
-        theirs, ours = ((mean or config.image_mean, std or config.image_std), (config.image_mean, config.image_std))
-        # (x * std + mean) is the picture in [0, 1]; the teacher's normalisation of it is one gain and one offset.
-        (mean, std), (own_mean, own_std) = (torch.tensor(pair, dtype=torch.float64) for pair in (theirs, ours))
-        self._same = torch.equal(mean, own_mean) and torch.equal(std, own_std)
-        self._gain = (std / own_std).float().view(-1, 1, 1)
-        self._offset = ((mean - own_mean) / own_std).float().view(-1, 1, 1)
 
     def set_epoch(self, epoch: int) -> None:
         """Nothing: every crop is a new one."""
 
-    @torch.no_grad()
-    def __call__(self, pixel_values: Tensor, indices: Tensor | None = None) -> Tensor:
+    def answer(self, pixel_values: Tensor) -> Tensor:
+        return self._tap(pixel_values).float()
+
+    def forward(self, pixel_values: Tensor, indices: Tensor | None = None) -> Tensor:
         """See `Features`."""
-        x, size = pixel_values, tuple(self.model.config.image_size)
-        if not self._same:
-            x = x * self._gain.to(x.device) + self._offset.to(x.device)
-        if x.shape[2:] != size:
-            x = F.interpolate(x, size, mode="bilinear", antialias=True)
-        # In the student's half precision they would be others than those that the basis and a cache are made of.
-        with torch.autocast(x.device.type, enabled=False):
-            return self._tap(x.to(self.model.dtype)).float()
+        return super().forward(pixel_values)
 
     def fingerprint(self) -> dict[str, Any]:
-        """All that decides the features of a picture, as plain values."""
+        """All that decides the features of an image, as plain values."""
         size = list(self.model.config.image_size)
-        return {"teacher": self.model.fingerprint(), "tap": self.tap, "relu": self.relu, "size": size, "dim": self.dim}
+        return {**super().fingerprint(), "tap": self.tap, "relu": self.relu, "size": size, "dim": self.dim}
 
 
 class Crops:
@@ -115,7 +93,7 @@ class Crops:
 
     def __init__(
         self,
-        teacher: Teacher,
+        teacher: TappedTeacher,
         images: ImageDataset,
         augmentation: Augmentation | None,
         config: ReIDConfig,

@@ -84,8 +84,7 @@ class KDEPMethod(Method):
                 "the student's features are never negative, and no final ReLU that could be left out was found in its "
                 "trunk: targets have both signs. Give another student, or the alignment 'post-relu'"
             )
-        # In a tuple they are no submodules: the teacher is no part of the state, and the tap holds the model itself.
-        self._outside = (features, tap)
+        self.features, self.tap = features, tap
         self.crops = features.crops
         model.requires_grad_(False)
         model.backbone.requires_grad_(True)
@@ -104,19 +103,14 @@ class KDEPMethod(Method):
             method.weight, method.scale = new_pair(method.alignment(_sample(run.part("crops", makes))))
         return method
 
-    @property
-    def features(self) -> Features:
-        """What the teacher says."""
-        return self._outside[0]
-
     def set_progress(self, step: int, total_steps: int, epoch: float) -> None:
         self.features.set_epoch(int(epoch))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        tap, pixel_values = self._outside[1], batch["pixel_values"]
+        pixel_values = batch["pixel_values"]
         with torch.no_grad():
             target = self.scale * self.alignment(self.features(pixel_values, batch["indices"]))
-        student = self.alignment.compared(tap, tap.last(pixel_values))
+        student = self.alignment.compared(self.tap, self.tap.last(pixel_values))
         distance = self.alignment.distance(student, target)
         return {"loss": self.weight * distance, "distance": distance}
 

@@ -3,22 +3,21 @@
 import copy
 from typing import Any, Self
 
-import torch
 from torch import Tensor
 
-from reid_hub.compat import WithCompanions
 from reid_hub.data.batch import Batch
 from reid_hub.errors import ReIDError
 from reid_hub.losses import absolute_feature_loss
 from reid_hub.methods.base import RunContext
 from reid_hub.methods.ptl.training import PTLMethod
+from reid_hub.methods.teacher import FrozenTeacher
 from reid_hub.models import ReIDModel
 
 # What a picture is before it becomes an input: both networks see one and the same batch.
 _INPUT = ("image_size", "image_mean", "image_std")
 
 
-class STDMethod(WithCompanions, PTLMethod):
+class STDMethod(PTLMethod):
     """Student-teacher distillation of Progressive Transfer Learning (arXiv:1908.02492), eq. 4.
 
     L = (1 - lam) * L_PTL + lam * mean |f_s - f_t|, f the features in front of any neck, not normalised. The teacher is
@@ -45,10 +44,9 @@ class STDMethod(WithCompanions, PTLMethod):
                 "`teacher` is required when lam > 0: give a teacher, or lam=0; `reid-hub train --recipe ptl` trains one"
             )
         self.lam = lam
-        # In a tuple it is no submodule: neither `train` nor the optimiser nor a checkpoint reaches it.
-        self._outside = (copy.deepcopy(teacher).requires_grad_(False).eval() if lam else None,)
         if lam:
             _check(model, teacher)
+        self.teacher = FrozenTeacher(copy.deepcopy(teacher)) if lam else None
 
     @classmethod
     def from_run(cls, run: RunContext) -> Self:
@@ -58,24 +56,13 @@ class STDMethod(WithCompanions, PTLMethod):
         """
         return cls(run.model, run.num_ids, teacher=run.parts.get("teacher"), **run.options).start_from(run)
 
-    @property
-    def teacher(self) -> ReIDModel | None:
-        """The frozen teacher."""
-        return self._outside[0]
-
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         output = self.model(batch["pixel_values"])
         parts = self.losses(output, batch["pids"])
         if self.teacher is None:
             return parts
-        with torch.no_grad():
-            taught = self.teacher(batch["pixel_values"]).features
-        parts["feature"] = absolute_feature_loss(output.features, taught)
+        parts["feature"] = absolute_feature_loss(output.features, self.teacher(batch["pixel_values"]).features)
         return {**parts, "loss": (1 - self.lam) * parts["loss"] + self.lam * parts["feature"]}
-
-    def companions(self) -> tuple[ReIDModel, ...]:
-        """The teacher goes along to another device or precision."""
-        return () if self.teacher is None else (self.teacher,)
 
 
 def _check(student: ReIDModel, teacher: ReIDModel) -> None:

@@ -122,19 +122,19 @@ def test_teacher_is_frozen_untouched_and_nowhere_in_the_state(pixels):
     before = copy.deepcopy(teacher.state_dict())
     method = method_of(model, teacher).train()
     assert teacher.training  # what was given stays as it was
-    assert not any(module.training for module in method.teacher.modules())
+    assert not any(module.training for module in method.teacher.model.modules())
     optimiser = build_optimizer(method, "sgd", lr=0.5, weight_decay=0.1)
     for _ in range(2):
         optimiser.zero_grad()
         method(Batch(pixel_values=pixels, pids=PIDS))["loss"].backward()
         optimiser.step()
-    for name, tensor in method.teacher.state_dict().items():
+    for name, tensor in method.teacher.model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
         assert torch.equal(teacher.state_dict()[name], before[name]), name
-    assert all(p.grad is None and not p.requires_grad for p in method.teacher.parameters())
+    assert all(p.grad is None and not p.requires_grad for p in method.teacher.model.parameters())
     assert not [name for name in method.state_dict() if "teacher" in name]
     assert set(method.training_state()) == {"classifier.weight", *(n for n in method.state_dict() if "projector" in n)}
-    assert method.double().teacher.dtype == torch.float64
+    assert method.double().teacher.model.dtype == torch.float64
 
 
 def test_projector_stands_only_between_features_of_different_length(pixels):

@@ -87,7 +87,7 @@ def test_mgn_takes_means_of_eight_classifications_and_of_three_triplets(weight):
 def test_distillation_is_the_weighted_sum_of_equation_4(pixels, lam):
     student, teacher = tiny(), tiny(seed=1)
     method = STDMethod(copy.deepcopy(student), 4, teacher=teacher, lam=lam)
-    torch.testing.assert_close(method.teacher.state_dict(), teacher.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(method.teacher.model.state_dict(), teacher.state_dict(), rtol=0, atol=0)
     outputs = method(Batch(pixel_values=pixels, pids=PIDS))
     f_s, f_t = student(pixels).features, teacher.eval()(pixels).features
     difference = sum(abs(a - b) for a, b in zip(f_s.flatten().tolist(), f_t.flatten().tolist(), strict=True)) / 96
@@ -130,11 +130,11 @@ def test_a_step_leaves_the_teacher_alone_and_out_of_the_state(pixels):
         method(Batch(pixel_values=pixels, pids=PIDS))["loss"].backward()
         optimiser.step()
     assert teacher.training  # the one that was given is left in its mode; the method has its own, in evaluation
-    assert not method.teacher.training
-    for name, tensor in method.teacher.state_dict().items():
+    assert not method.teacher.model.training
+    for name, tensor in method.teacher.model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
         assert torch.equal(teacher.state_dict()[name], before[name]), name
-    assert all(parameter.grad is None for parameter in method.teacher.parameters())
+    assert all(parameter.grad is None for parameter in method.teacher.model.parameters())
     own = {name for name, _ in method.named_parameters()}
     assert own == {name for name, _ in PTLMethod(tiny(), 4).named_parameters()}
     assert method.state_dict().keys() == PTLMethod(tiny(), 4).state_dict().keys()
@@ -142,7 +142,7 @@ def test_a_step_leaves_the_teacher_alone_and_out_of_the_state(pixels):
 
 def test_the_teacher_goes_where_the_student_goes():
     method = STDMethod(tiny(), 4, teacher=tiny(seed=1)).double()
-    assert method.teacher.dtype == torch.float64
+    assert method.teacher.model.dtype == torch.float64
 
 
 def test_gradients_of_the_feature_loss_are_signs_and_stay_with_the_student():
