@@ -15,7 +15,7 @@ from reid_hub.logging import set_verbosity
 DEBUG = "REID_HUB_DEBUG"
 # Files that raise ValueError or ImportError for what a user can mend. Model files travel without the package and its
 # errors; the other stages are on their way to ReIDError.
-_PLAIN = tuple(str(Path(reid_hub.__file__).parent / stage) + os.sep for stage in ("models", "methods", "runs"))
+_PLAIN = tuple(str(Path(reid_hub.__file__).parent / stage) + os.sep for stage in ("models", "runs"))
 
 
 def is_mendable(error: BaseException) -> bool:

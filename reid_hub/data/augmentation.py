@@ -75,7 +75,7 @@ class BatchTransform:
             pixel_values: uint8 (B, C, H, W).
             indices: (B,) rows of the data set; with `seed` and `step`, needed only when there is an augmentation.
             step: must differ between the visits to an image, e.g. the trainer's global step.
-            sizes: int64 (B, 2), height and width of the pictures that were squeezed into the batch, for resized crops
+            sizes: int64 (B, 2), height and width of the images that were squeezed into the batch, for resized crops
                 by their proportions; by default those of the batch.
             return_boxes: also return the erased boxes, int64 (B, 4) as y0, x0, y1, x1 with ends exclusive, in
                 coordinates of the returned image; rows of -1 where nothing was erased.

@@ -12,9 +12,9 @@ TRIES = 10
 def draw_crops(
     draws: Draws, sizes: Tensor, options: Augmentation, aspects: Tensor, numbers: tuple[slice, slice, int, int]
 ) -> Tensor:
-    """Boxes to cut out, int64 (B, 4) as top, left, height, width in pixels of the original pictures.
+    """Boxes to cut out, int64 (B, 4) as top, left, height, width in pixels of the original images.
 
-    Of ten candidates with a share of the picture and a width / height drawn at random the first that fits; where none
+    Of ten candidates with a share of the image and a width / height drawn at random the first that fits; where none
     does, the largest centred box whose proportions are allowed.
 
     Args:
@@ -44,7 +44,7 @@ def draw_crops(
 
 
 def crop_and_resize(x: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Cut a box out of every picture and resize it as Pillow does (bilinear, anti-aliased), but without rounding.
+    """Cut a box out of every image and resize it as Pillow does (bilinear, anti-aliased), but without rounding.
 
     (B, C, H, W) of any type and boxes float (B, 4) as top, left, height, width in its pixels -> float32 (B, C, *size).
     """

@@ -105,7 +105,7 @@ class Method(nn.Module):
 
         Raises:
             ReIDError: if a part is missing, naming it and the command that makes it.
-            ValueError: if an option or part does not fit.
+            ReIDError: if an option or part does not fit.
         """
         return cls(run.model, run.num_ids, **run.options)
 

@@ -1,8 +1,9 @@
-"""Training a classifier of general pictures with cross-entropy."""
+"""Training a classifier of general images with cross-entropy."""
 
 from torch import Tensor
 
 from reid_hub.data.batch import Batch
+from reid_hub.errors import ReIDError
 from reid_hub.losses import identity_loss
 from reid_hub.methods.memory import RememberingMethod
 from reid_hub.models import ReIDForImageClassification
@@ -17,13 +18,13 @@ class ClassificationMethod(RememberingMethod):
         label_smoothing: of the target.
 
     Raises:
-        ValueError: if the model is no classifier of that many classes.
+        ReIDError: if the model is no classifier of that many classes.
     """
 
     def __init__(self, model: ReIDForImageClassification, num_ids: int, *, label_smoothing: float = 0.0):
         super().__init__(model)
         if getattr(model, "classifier", None) is None or model.num_labels != num_ids:
-            raise ValueError(
+            raise ReIDError(
                 f"training on {num_ids} classes needs a ReIDForImageClassification of as many, got "
                 f"{type(model).__name__} of {model.config.num_labels}"
             )

@@ -1,4 +1,4 @@
-"""Vectors of pictures on the disk: safetensors shards with a checksum, made once, by any number of processes."""
+"""Vectors of images on the disk: safetensors shards with a checksum, made once, by any number of processes."""
 
 import hashlib
 import json
@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from reid_hub.errors import MissingError, ReIDError
 from reid_hub.files import atomic_file
 from reid_hub.logging import get_logger
 
@@ -65,23 +66,23 @@ def write_vectors(
     description: str = "vectors",
     progress: bool = True,
 ) -> None:
-    """Store one vector for each picture, in TARGET/NUMBER-of-COUNT.safetensors; see `share_work`.
+    """Store one vector for each image, in TARGET/NUMBER-of-COUNT.safetensors; see `share_work`.
 
     Shards that are there and sound are kept, so a killed run goes on; damaged ones are made anew.
 
     Args:
-        paths: (N,) of the pictures.
+        paths: (N,) of the images.
         mark: what the vectors were made with, as plain values.
         represent: vectors (B, D) of rows.
 
     Raises:
-        ValueError: if shards with another mark lie there, or of other pictures, or of another size.
+        ReIDError: if shards with another mark lie there, or of other images, or of another size.
     """
     check_paths(paths)
     starts = range(0, len(paths), shard_size)
     names = [f"{number:04d}-of-{len(starts):04d}.safetensors" for number in range(len(starts))]
     if others := {path.name for path in target.glob("*.safetensors") if not path.name.startswith(".")} - set(names):
-        raise ValueError(f"{target} has shards of another size ({min(others)}): remove the folder, or give another one")
+        raise ReIDError(f"{target} has shards of another size ({min(others)}): remove the folder, or give another one")
 
     def rows(number: int) -> range:
         return range(starts[number], min(starts[number] + shard_size, len(paths)))
@@ -104,13 +105,13 @@ class StoredVectors:
     All is verified when it is opened: that no shard is missing or damaged, and that all have one mark.
 
     Attributes:
-        paths: (N,) of the pictures.
+        paths: (N,) of the images.
         mark: what the vectors were made with.
         dim: their length.
 
     Raises:
-        FileNotFoundError: if there is nothing, or a shard is missing; `maker` is named as what makes them.
-        ValueError: if a shard is damaged or has another mark, or differs from `expected` in it.
+        MissingError: if there is nothing, or a shard is missing; `maker` is named as what makes them.
+        ReIDError: if a shard is damaged or has another mark, or differs from `expected` in it.
     """
 
     def __init__(self, target: Path, expected: Mapping[str, Any], *, maker: str):
@@ -123,15 +124,15 @@ class StoredVectors:
         self.dim = self._shards[0].shape[1]
 
     def rows_of(self, paths: Sequence[str]) -> Tensor:
-        """Rows of pictures, by their paths: (N,).
+        """Rows of images, by their paths: (N,).
 
         Raises:
-            ValueError: if there is nothing on some of them.
+            ReIDError: if there is nothing on some of them.
         """
         row = {path: number for number, path in enumerate(self.paths)}
         if missing := sorted(set(paths) - row.keys()):
             named = ", ".join(missing[:3]) + (" and others" if len(missing) > 3 else "")
-            raise ValueError(f"nothing on {len(missing)} of {len(paths)} images ({named})")
+            raise ReIDError(f"nothing on {len(missing)} of {len(paths)} images ({named})")
         return torch.tensor([row[path] for path in paths])
 
     def __getitem__(self, rows: Tensor) -> Tensor:
@@ -147,13 +148,13 @@ class StoredVectors:
 
 
 def check_paths(paths: Sequence[str]) -> None:
-    """Refuse pictures that could not be told apart.
+    """Refuse images that could not be told apart.
 
     Raises:
-        ValueError: if a path is there twice.
+        ReIDError: if a path is there twice.
     """
     if len(set(paths)) < len(paths):
-        raise ValueError("representations are found by the pictures' paths, and this data set has one of them twice")
+        raise ReIDError("representations are found by the pictures' paths, and this data set has one of them twice")
 
 
 def _write_shard(path: Path, vectors: Tensor, mark: Mapping[str, Any], paths: Sequence[str]) -> None:
@@ -167,10 +168,10 @@ def _write_shard(path: Path, vectors: Tensor, mark: Mapping[str, Any], paths: Se
 
 
 def _read_shard(path: Path) -> tuple[Tensor, dict[str, Any], list[str]]:
-    """Vectors (n, D) as a memory map, what they were made with, and the paths of the pictures.
+    """Vectors (n, D) as a memory map, what they were made with, and the paths of the images.
 
     Raises:
-        ValueError: if the file is damaged.
+        ReIDError: if the file is damaged.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -180,7 +181,7 @@ def _read_shard(path: Path) -> tuple[Tensor, dict[str, Any], list[str]]:
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         damage = str(error)
     if damage is not None:
-        raise ValueError(f"{path} is damaged ({damage}): remove it and make the cache again, which keeps the others")
+        raise ReIDError(f"{path} is damaged ({damage}): remove it and make the cache again, which keeps the others")
     return vectors, about["mark"], about["paths"]
 
 
@@ -188,7 +189,7 @@ def _is_there(path: Path, mark: Mapping[str, Any], paths: Sequence[str]) -> bool
     """Whether a sound shard lies there.
 
     Raises:
-        ValueError: if it is of something else.
+        ReIDError: if it is of something else.
     """
     if not path.is_file():
         return False
@@ -199,7 +200,7 @@ def _is_there(path: Path, mark: Mapping[str, Any], paths: Sequence[str]) -> bool
         return False
     _check_mark(path, found, mark)
     if stored != list(paths):
-        raise ValueError(f"{path} is of other pictures, or of another order of them: give another folder")
+        raise ReIDError(f"{path} is of other images, or of another order of them: give another folder")
     return True
 
 
@@ -207,7 +208,7 @@ def _check_mark(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any
     other = [name for name in expected if found.get(name) != expected[name]]
     if other:
         first = other[0]
-        raise ValueError(
+        raise ReIDError(
             f"{path} was made with other {' and '.join(other)} ({found.get(first)} instead of {expected[first]}): give "
             "the cache that belongs to it, or make one in another folder"
         )
@@ -216,11 +217,11 @@ def _check_mark(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any
 def _shard_files(target: Path, maker: str) -> list[Path]:
     files = sorted(path for path in target.glob("*-of-*.safetensors") if not path.name.startswith("."))
     if not files:
-        raise FileNotFoundError(f"{target} has no representations: make them with {maker}")
+        raise MissingError(f"{target} has no representations: make them with {maker}")
     count = int(files[0].stem.rsplit("-", 1)[1])
     names = [f"{number:04d}-of-{count:04d}.safetensors" for number in range(count)]
     if missing := sorted(set(names) - {path.name for path in files}):
-        raise FileNotFoundError(f"{target} is not complete, {missing[0]} is missing: run what makes the cache again")
+        raise MissingError(f"{target} is not complete, {missing[0]} is missing: run what makes the cache again")
     return [target / name for name in names]
 
 

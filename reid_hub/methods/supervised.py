@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from reid_hub.data.batch import Batch
+from reid_hub.errors import ReIDError
 from reid_hub.losses import METRIC_LOSSES, center_loss, identity_loss, move_centers
 from reid_hub.losses.distances import at_least_float32
 from reid_hub.methods.base import RunContext, gather_batch
@@ -34,7 +35,7 @@ class SupervisedMethod(RememberingMethod):
             losses of its own; the parts' losses are summed. The center loss is such a sum anyhow.
 
     Raises:
-        ValueError: for an unknown metric loss or option of it, or fewer than two identities.
+        ReIDError: for an unknown metric loss or option of it, or fewer than two identities.
     """
 
     citation = """@inproceedings{luo2019bag,
@@ -59,7 +60,7 @@ class SupervisedMethod(RememberingMethod):
     ):
         super().__init__(model)
         if num_ids < 2:
-            raise ValueError(f"training needs at least 2 identities, got {num_ids}: check the training split")
+            raise ReIDError(f"training needs at least 2 identities, got {num_ids}: check the training split")
         if metric is not None:
             parameters = inspect.signature(lookup(METRIC_LOSSES, metric, "metric loss")).parameters
             for option in metric_options or {}:

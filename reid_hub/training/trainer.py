@@ -55,7 +55,7 @@ class ReIDTrainer(TrainerHooks):
         evaluator: called with the exported model in evaluation mode on every process; gives metrics, "mAP" among them.
         evaluate_every: with eval_strategy="epoch", epochs between two evaluations; the last epoch always has one.
         publisher: called with the exported model by `push_to_hub`.
-        channels_last: memory format of pictures and convolutions; faster for CNNs in half precision.
+        channels_last: memory format of images and convolutions; faster for CNNs in half precision.
         origin: what the run starts and learns from, as JSON; a checkpoint of a run from elsewhere is not gone on with.
 
     Raises:

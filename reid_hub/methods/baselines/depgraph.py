@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reid_hub.errors import MissingLibraryError, ReIDError, RunError
 from reid_hub.models import ReIDConfig, ReIDModel
 from reid_hub.models.layers import BNNeck
 from reid_hub.registry import lookup
@@ -37,17 +38,17 @@ def prune_to(
         classifier: weight (K, D) of the classifier behind the neck; its columns count for the channels they read,
             unless the vector has several parts.
         loss: for "taylor", called with a copy of the model in training mode and the classifier, gives a scalar.
-        example_inputs: pictures (B >= 2, 3, H, W) to trace the network with; by default of the model's image size.
+        example_inputs: images (B >= 2, 3, H, W) to trace the network with; by default of the model's image size.
 
     Raises:
-        ImportError: without the torch-pruning library.
-        ValueError: if the two differ in more than width, or the student is wider anywhere.
+        MissingLibraryError: without the torch-pruning library.
+        ReIDError: if the two differ in more than width, or the student is wider anywhere.
         RuntimeError: if the library cannot reach the widths, or leaves a network that computes something else.
     """
     pruning = _library()
     score = getattr(pruning.importance, lookup(IMPORTANCES, importance, "importance"))()
     if (importance == "taylor") != (loss is not None):
-        raise ValueError(f"a loss belongs to importance='taylor', got importance={importance!r} and loss={loss!r}")
+        raise ReIDError(f"a loss belongs to importance='taylor', got importance={importance!r} and loss={loss!r}")
     with torch.random.fork_rng(devices=[]):  # most of what is drawn here is overwritten
         student = ReIDModel(copy.deepcopy(config)).to(model.device, model.dtype)
         traced = _Traced(model, classifier)
@@ -84,7 +85,7 @@ def prune_to(
 
 
 class _Traced(nn.Module):
-    """A copy of the model as the library can trace it: from pictures to logits, with the norms that torch has."""
+    """A copy of the model as the library can trace it: from images to logits, with the norms that torch has."""
 
     def __init__(self, model: ReIDModel, classifier: Tensor | None):
         super().__init__()
@@ -114,7 +115,7 @@ class _Traced(nn.Module):
         part = self if self.whole else self.model.backbone
         without = [name for name, parameter in part.named_parameters() if parameter.grad is None]
         if without:
-            raise ValueError(f"the loss does not depend on {without[0]}, which 'taylor' needs a gradient of")
+            raise ReIDError(f"the loss does not depend on {without[0]}, which 'taylor' needs a gradient of")
         for name, buffer in self.named_buffers():
             buffer.copy_(buffers[name])
 
@@ -123,7 +124,7 @@ def _library() -> Any:
     try:
         import torch_pruning
     except ImportError as error:
-        raise ImportError("pruning needs the torch-pruning library: pip install 'reid-hub[pruning]'") from error
+        raise MissingLibraryError("pruning needs the torch-pruning library: pip install 'reid-hub[pruning]'") from error
     return torch_pruning
 
 
@@ -142,7 +143,7 @@ def _ratios(model: ReIDModel, student: ReIDModel) -> dict[nn.Module, float]:
     )
     if wide.keys() != narrow.keys():
         name = min(wide.keys() ^ narrow.keys())
-        raise ValueError(
+        raise ReIDError(
             f"a network is pruned in width alone, but only the {'model' if name in wide else 'student'} has {name}: "
             "choose a student of the model's family, depth and head"
         )
@@ -150,7 +151,7 @@ def _ratios(model: ReIDModel, student: ReIDModel) -> dict[nn.Module, float]:
     for name, module in wide.items():
         size, kept = len(module.weight), len(narrow[name].weight)
         if kept > size:
-            raise ValueError(f"{name} has {size} channels and cannot be pruned to {kept}: a student is nowhere wider")
+            raise ReIDError(f"{name} has {size} channels and cannot be pruned to {kept}: a student is nowhere wider")
         # The library keeps int(size * (1 - ratio)); the twentieth keeps rounding errors from costing a channel.
         ratios[module] = 1 - (kept + 0.05) / size
     return ratios
@@ -181,7 +182,7 @@ def _check_equal(traced: _Traced, student: ReIDModel, example_inputs: Tensor) ->
         expected, got = traced.model.backbone(pixels), student.backbone(pixels)
     error, scale = (got - expected).abs().max(), expected.abs().max()
     if not error <= 1e-3 * scale:
-        raise RuntimeError(
+        raise RunError(
             f"the pruned network and the one of this configuration differ by {error:.2g} in features of up to "
             f"{scale:.2g}: give a configuration that differs from the model's in width alone"
         )

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reid_hub.data.batch import Batch
-from reid_hub.errors import MissingError
+from reid_hub.errors import MissingError, ReIDError
 from reid_hub.losses import distillation_loss, norm_direction_loss
 from reid_hub.methods.base import RunContext
 from reid_hub.methods.state import read_state
@@ -35,7 +35,7 @@ class KDPPMethod(SupervisedMethod):
         supervised: options of `SupervisedMethod`.
 
     Raises:
-        ValueError: for matrices of another shape, or if nothing of the teacher is given.
+        ReIDError: for matrices of another shape, or if nothing of the teacher is given.
     """
 
     citation = """@inproceedings{wang2024kdpp,
@@ -61,9 +61,9 @@ class KDPPMethod(SupervisedMethod):
     ):
         super().__init__(model, num_ids, **supervised)
         if teacher_classifier is None and class_means is None:
-            raise ValueError("the teacher teaches nothing: give its classifier, its class means, or both")
+            raise ReIDError("the teacher teaches nothing: give its classifier, its class means, or both")
         if teacher_classifier is not None and isinstance(self.classifier, nn.ModuleList):
-            raise ValueError("a student with a classifier for each part has no logits to compare: leave per_part False")
+            raise ReIDError("a student with a classifier for each part has no logits to compare: leave per_part False")
         _check_shape("teacher_classifier", teacher_classifier, (num_ids, teacher.embedding_dim))
         _check_shape("class_means", class_means, (num_ids, teacher.feature_dim))
         self.kd_weight, self.nd_weight, self.temperature = kd_weight, nd_weight, temperature
@@ -133,11 +133,11 @@ def class_means(features: Tensor, pids: Tensor, num_ids: int) -> Tensor:
     transform; computed once. (The published code averages one randomly augmented view of each image, rounded.)
 
     Raises:
-        ValueError: for an identity without an image.
+        ReIDError: for an identity without an image.
     """
     counts = torch.bincount(pids, minlength=num_ids)
     if len(counts) != num_ids or not counts.all():
-        raise ValueError(
+        raise ReIDError(
             f"class means need at least one image of each of the {num_ids} identities 0..{num_ids - 1}, got "
             f"{int((counts > 0).sum())} identities, the highest {len(counts) - 1}: relabel them as for training"
         )
@@ -151,7 +151,7 @@ def _constant(tensor: Tensor | None) -> Tensor | None:
 
 def _check_shape(name: str, tensor: Tensor | None, shape: tuple[int, int]) -> None:
     if tensor is not None and tuple(tensor.shape) != shape:
-        raise ValueError(
+        raise ReIDError(
             f"{name} must be {shape}, identities by the teacher's width, got {tuple(tensor.shape)}: it must come from "
             "the teacher and from the student's training set"
         )

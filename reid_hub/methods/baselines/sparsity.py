@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
 
+from reid_hub.errors import ReIDError
 from reid_hub.models import ReIDModel
 from reid_hub.models.layers import BATCH_NORMS, BNNeck
 
@@ -30,7 +31,7 @@ class SparsityLearning(TrainerCallback):
         alpha: a.
 
     Raises:
-        ValueError: if the model does not declare its channels, or not those that the classifier reads.
+        ReIDError: if the model does not declare its channels, or not those that the classifier reads.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class SparsityLearning(TrainerCallback):
         if classifier is not None:
             vector = next((groups.axes[n].rows for n in ("neck.weight", "head.bn.weight") if n in groups.axes), ())
             if sum(self.sizes[group] for group in vector) != classifier.in_features:
-                raise ValueError(
+                raise ReIDError(
                     f"the classifier reads {classifier.in_features} channels that no neck or linear head of the model "
                     "declares: leave it out"
                 )
@@ -83,7 +84,7 @@ class SparsityLearning(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         if args.fp16:
-            raise ValueError("sparsity learning adds to unscaled gradients, which fp16=True does not have: use bf16")
+            raise ReIDError("sparsity learning adds to unscaled gradients, which fp16=True does not have: use bf16")
         self.regularize()
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from reid_hub.errors import ReIDError
 from reid_hub.models import ReIDConfig, ReIDModel
 from reid_hub.models.layers import BATCH_NORMS, BNNeck
 from reid_hub.models.width_groups import WidthGroups
@@ -17,7 +18,7 @@ def uniform_indices(size: int, kept: int) -> Tensor:
     """Evenly spread indices, (kept,) of 0..size-1: every (size / kept)-th, or both ends and what is nearest between.
 
     Raises:
-        ValueError: unless 1 <= kept <= size.
+        ReIDError: unless 1 <= kept <= size.
     """
     _check_size(size, kept)
     if size % kept == 0:
@@ -89,7 +90,7 @@ def select_weights(
         seed: of the random selections and of what starts fresh.
 
     Raises:
-        ValueError: if the networks differ in more than width, or the student is wider anywhere.
+        ReIDError: if the networks differ in more than width, or the student is wider anywhere.
     """
     selector = _Selector(selection, seed)
     with torch.random.fork_rng(devices=[]):
@@ -111,7 +112,7 @@ def select_weights(
         for axis, index in indices.items():
             tensor = tensor.index_select(axis, index.to(tensor.device))
         if tensor.shape != state[name].shape:
-            raise ValueError(
+            raise ReIDError(
                 f"{name} is in no width group, so it must have equal shapes: {tuple(tensor.shape)} in the teacher, "
                 f"{tuple(state[name].shape)} in the student"
             )
@@ -135,7 +136,7 @@ def _segments(selector: _Selector, source: WidthGroups, target: WidthGroups, mem
 def _within_blocks(selector: _Selector, source: WidthGroups, target: WidthGroups, group: str) -> Tensor:
     wide, narrow = source.groups[group], target.groups[group]
     if wide.blocks != narrow.blocks:
-        raise ValueError(
+        raise ReIDError(
             f"group {group!r} has {wide.blocks} blocks (attention heads) in the teacher and {narrow.blocks} in the "
             "student: keep their number, or give packed=True, which mixes them as the published code does"
         )
@@ -146,7 +147,7 @@ def _within_blocks(selector: _Selector, source: WidthGroups, target: WidthGroups
 
 def _check_size(size: int, kept: int, what: str = "") -> None:
     if not 1 <= kept <= size:
-        raise ValueError(
+        raise ReIDError(
             f"{what}cannot select {kept} of {size} channels: a student must nowhere be wider than its teacher"
         )
 
@@ -157,7 +158,7 @@ def _common_tensors(
     """Names of the student's tensors that have a counterpart in the teacher: all of the backbone, others in one role.
 
     Raises:
-        ValueError: if the backbones are not of the same kind and depth.
+        ReIDError: if the backbones are not of the same kind and depth.
     """
     differing = [
         name
@@ -169,7 +170,7 @@ def _common_tensors(
         has = {"teacher": differing[0] in wide, "student": differing[0] in narrow}
         only = [who for who, present in has.items() if present]
         where = f"only the {only[0]} has" if len(only) == 1 else "the two number differently"
-        raise ValueError(
+        raise ReIDError(
             f"teacher and student must differ in width alone, but {where} {differing[0]} ({len(differing)} tensors in "
             "all): choose a student of the teacher's family and depth"
         )
@@ -183,7 +184,7 @@ def reestimate_statistics(model: ReIDModel, batches: Iterable[Tensor]) -> None:
     Everything else works as in evaluation. The model is left in the mode it was found in.
 
     Raises:
-        ValueError: if there are no batches.
+        ReIDError: if there are no batches.
     """
     norms = [m for m in model.modules() if isinstance(m, (*BATCH_NORMS, BNNeck))]
     with _only_norms_train(model, norms):
@@ -193,7 +194,7 @@ def reestimate_statistics(model: ReIDModel, batches: Iterable[Tensor]) -> None:
                 norm.momentum = 1 / count  # the cumulative average; the first batch overwrites what was there
             model(pixel_values)
     if not count:
-        raise ValueError("running statistics need at least one batch of pictures, got none")
+        raise ReIDError("running statistics need at least one batch of images, got none")
     for norm in norms:
         norm.num_batches_tracked.fill_(count)
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from reid_hub.errors import ReIDError
 from reid_hub.models import ReIDConfig, ReIDModel
 from reid_hub.models.configuration_reid import COMPRESSIONS
 from reid_hub.registry import lookup
@@ -47,11 +48,11 @@ def compress_model(
     """A copy of a model with a head that shortens its embedding; a new head, not trained yet.
 
     Raises:
-        ValueError: for an unknown head, a dimension out of range, or a model that is compressed already.
+        ReIDError: for an unknown head, a dimension out of range, or a model that is compressed already.
     """
     lookup(dict.fromkeys(name for name in COMPRESSIONS if name), compression, "compression")
     if model.config.compression is not None:
-        raise ValueError(
+        raise ReIDError(
             f"the model is compressed already ({model.config.compression}, {model.config.compressed_dim}): narrow it, "
             "or start from the model that it was made of"
         )
@@ -67,14 +68,14 @@ def narrow(model: ReIDModel, kept: Tensor) -> ReIDModel:
     """A copy of a sliced or pruned model with these of its coordinates, ascending; a slice keeps the first ones.
 
     Raises:
-        ValueError: for another head, or a slice of other coordinates than the first.
+        ReIDError: for another head, or a slice of other coordinates than the first.
     """
     kind = model.config.compression
     if kind not in ("slice", "pruned"):
-        raise ValueError(f"only sliced and pruned embeddings can be narrowed, not {kind or 'an uncompressed one'}")
+        raise ReIDError(f"only sliced and pruned embeddings can be narrowed, not {kind or 'an uncompressed one'}")
     kept = kept.sort().values.to(model.device)
     if kind == "slice" and not torch.equal(kept, torch.arange(len(kept), device=kept.device)):
-        raise ValueError("a slice keeps the first coordinates: compress with 'pruned' to keep others")
+        raise ReIDError("a slice keeps the first coordinates: compress with 'pruned' to keep others")
     config = copy.deepcopy(model.config)
     config.compressed_dim, config.decision = len(kept), None
     student, state = ReIDModel(config).to(model.device, model.dtype), dict(model.state_dict())
@@ -100,10 +101,10 @@ def most_important(scores: Tensor, dim: int) -> Tensor:
     """The `dim` highest scores' positions, ascending; of equal ones the first.
 
     Raises:
-        ValueError: unless 1 <= dim <= D.
+        ReIDError: unless 1 <= dim <= D.
     """
     if not 1 <= dim <= len(scores):
-        raise ValueError(f"dim must be between 1 and {len(scores)}, got {dim}")
+        raise ReIDError(f"dim must be between 1 and {len(scores)}, got {dim}")
     return torch.sort(scores, descending=True, stable=True).indices[:dim].sort().values
 
 

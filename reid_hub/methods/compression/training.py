@@ -33,7 +33,7 @@ class CompressionMethod(SupervisedMethod):
         options: of `SupervisedMethod`.
 
     Raises:
-        ValueError: for a model that is not compressed, or prefixes that do not fit.
+        ReIDError: for a model that is not compressed, or prefixes that do not fit.
     """
 
     citation = """@article{mcdermott2024embedding,
@@ -61,7 +61,7 @@ class CompressionMethod(SupervisedMethod):
         if self.prefixes and (
             model.config.compression != "slice" or not all(1 <= size < dim for size in self.prefixes)
         ):
-            raise ValueError(
+            raise ReIDError(
                 f"prefixes are shorter lengths of a sliced embedding, from 1 to {dim - 1}; got {list(prefixes)} of a "
                 f"{model.config.compression!r} one of {dim}"
             )

@@ -1,4 +1,4 @@
-"""Factorized Distillation (arXiv:1811.08073): one student of the whole picture from teachers of its parts."""
+"""Factorized Distillation (arXiv:1811.08073): one student of the whole image from teachers of its parts."""
 
 from reid_hub.methods.fd.attention import attention_maps
 from reid_hub.methods.fd.branches import FeatureMapBranch, RepresentationBranch

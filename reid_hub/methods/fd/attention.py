@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from reid_hub.data.views import VIEWS
+from reid_hub.errors import ReIDError
 from reid_hub.methods.fd.branches import FeatureMapBranch
 from reid_hub.models import ReIDModel
 
@@ -14,7 +15,7 @@ from reid_hub.models import ReIDModel
 def attention_maps(model: ReIDModel, heads: Mapping[str, Tensor], pixel_values: Tensor) -> dict[str, Tensor]:
     """Lengths of the features at each place of a map, (B, 3, H, W) -> (B, h, w) each.
 
-    For pictures like figure 4 of Factorized Distillation (arXiv:1811.08073).
+    For plots like figure 4 of Factorized Distillation (arXiv:1811.08073).
 
     Args:
         model: the student, in evaluation mode.
@@ -25,11 +26,11 @@ def attention_maps(model: ReIDModel, heads: Mapping[str, Tensor], pixel_values: 
         from that map.
 
     Raises:
-        ValueError: if there are no such branches.
+        ReIDError: if there are no such branches.
     """
     views = {name.split(".")[1] for name in heads if name.startswith("fmfb.")}
     if not views:
-        raise ValueError("there are no branches on the feature map: the student was trained with alpha=0, or not by FD")
+        raise ReIDError("there are no branches on the feature map: the student was trained with alpha=0, or not by FD")
     feature_map = model(pixel_values).feature_map
     maps = {"student": feature_map.norm(dim=1)}
     for view in sorted(views, key=lambda view: (list(VIEWS).index(view) if view in VIEWS else len(VIEWS), view)):

@@ -29,7 +29,7 @@ class FeatureMapBranch(nn.Module):
 class RepresentationBranch(nn.Module):
     """RFB: the student's embedding (B, E) to a teacher's vector (B, D); Factorized Distillation, arXiv:1811.08073.
 
-    For a part of the picture, features are selected first: FC to `width`, BN, ReLU. Then FC, BN.
+    For a part of the image, features are selected first: FC to `width`, BN, ReLU. Then FC, BN.
     """
 
     def __init__(self, embedding_dim: int, dim: int, whole: bool, width: int = 512):

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from reid_hub.data.describe import digest_pictures
 from reid_hub.data.views import View
+from reid_hub.errors import ReIDError
 from reid_hub.methods.fd.representations import ViewTeacher
 from reid_hub.methods.shards import SHARD_SIZE, StoredVectors, check_paths, write_vectors
 
@@ -19,14 +20,14 @@ def write_representations(
     batch_size: int = 64,
     progress: bool = True,
 ) -> None:
-    """Store what a teacher says of all pictures, in FOLDER/VIEW/NUMBER-of-COUNT.safetensors.
+    """Store what a teacher says of all images, in FOLDER/VIEW/NUMBER-of-COUNT.safetensors.
 
     Any number of processes may call this at once, under `accelerate launch` or by themselves: each makes the shards
     that no other is at, and all return when the last is there. Shards that are there and sound are kept, so a killed
     run goes on; damaged ones are made anew.
 
     Raises:
-        ValueError: if shards of another teacher, view or data set lie there, or of another size.
+        ReIDError: if shards of another teacher, view or data set lie there, or of another size.
     """
     options = {"shard_size": shard_size, "batch_size": batch_size, "progress": progress}
     write_vectors(
@@ -42,23 +43,23 @@ def write_representations(
 class CachedRepresentations:
     """Representations that `write_representations` stored, read through memory maps. See `Representations`.
 
-    All is verified when it is opened: that no shard is missing or damaged, and that views, pictures and, where they are
+    All is verified when it is opened: that no shard is missing or damaged, and that views, images and, where they are
     given, teachers are those that the representations were made with.
 
     Args:
         views: what to read; the cache may have more.
-        split: the training pictures, whole and in any order.
+        split: the training images, whole and in any order.
         teachers: fingerprints of teachers by view.
 
     Raises:
-        FileNotFoundError: if a view or a shard is missing.
-        ValueError: if a shard is damaged, or something does not belong together; the message says what.
+        MissingError: if a view or a shard is missing.
+        ReIDError: if a shard is damaged, or something does not belong together; the message says what.
     """
 
     def __init__(self, folder: str | Path, views: Sequence[View], split, *, teachers: Mapping[str, str] | None = None):
         self.views, self.paths = tuple(views), split["path"][:]
         check_paths(self.paths)
-        pictures, self._stored, self.identities, self.fingerprints = digest_pictures(split), [], None, {}
+        images, self._stored, self.identities, self.fingerprints = digest_pictures(split), [], None, {}
         for view in self.views:
             target = Path(folder) / view.name
             expected = {"view": view.describe(self.paths if view.region else ())}
@@ -68,14 +69,14 @@ class CachedRepresentations:
             try:
                 rows = stored.rows_of(self.paths)
             except ValueError as error:
-                raise ValueError(
+                raise ReIDError(
                     f"{target} has {error}: it was made of another data set; make one of this data set in another "
                     "folder"
                 ) from None
-            if stored.mark["pictures"] != pictures:
-                raise ValueError(
-                    f"{target} was made of {len(stored.paths)} other pictures (digest {stored.mark['pictures']}) than "
-                    f"these {len(self.paths)} ({pictures}): make one of this data set in another folder"
+            if stored.mark["pictures"] != images:
+                raise ReIDError(
+                    f"{target} was made of {len(stored.paths)} other images (digest {stored.mark['pictures']}) than "
+                    f"these {len(self.paths)} ({images}): make one of this data set in another folder"
                 )
             self._check_identities(view, stored.mark["identities"])
             self.fingerprints[view.name] = stored.mark["teacher"]
@@ -89,7 +90,7 @@ class CachedRepresentations:
         if identities is None:
             return
         if self.identities not in (None, identities):
-            raise ValueError(
+            raise ReIDError(
                 f"the teacher of view {view.name!r} was trained on {len(identities)} identities, another one on "
                 f"{len(self.identities)} or others: train all of them on the same"
             )

@@ -16,12 +16,12 @@ from reid_hub.methods.fd.representations import Representations
 from reid_hub.methods.supervised import SupervisedMethod
 from reid_hub.models import ReIDConfig, ReIDModel
 
-# Of a view's area; of more than this erased, a teacher's word on that view counts no more (arXiv:1811.08073).
+# A teacher is ignored for an image of whose view a larger share than this is erased (arXiv:1811.08073).
 MAX_ERASED = 0.4
 
 
 class FDMethod(SupervisedMethod):
-    """Factorized Distillation (arXiv:1811.08073): a student of the whole picture learns from teachers of its parts.
+    """Factorized Distillation (arXiv:1811.08073): a student of the whole image learns from teachers of its parts.
 
     L = L_cls + alpha / K * sum of L_attr + beta / K * sum of L_metric over the K views; each is
     `representation_loss` of a branch, L_attr's on the feature map (FMFB), L_metric's on the embedding (RFB). L_cls is
@@ -30,15 +30,15 @@ class FDMethod(SupervisedMethod):
     Args:
         model: any model, trained in place; without a feature map (tokens), or with one smaller than its pooling
             window, it can have no FMFB (alpha=0).
-        representations: of the teachers, on the pictures that the student is shown whole; None where alpha and beta
+        representations: of the teachers, on the images that the student is shown whole; None where alpha and beta
             are 0, the control of equal length.
         alpha, beta: weights; at 0 there are no such branches.
         width: channels of the branches.
         losses: options of `SupervisedMethod`.
 
     Raises:
-        ValueError: without representations to learn from, for a negative weight, a map that is too small, or a student
-            that is shown the middle of a picture.
+        ReIDError: without representations to learn from, for a negative weight, a map that is too small, or a student
+            that is shown the middle of an image.
     """
 
     citation = """@article{ren2018factorized,
@@ -61,7 +61,7 @@ class FDMethod(SupervisedMethod):
     ):
         super().__init__(model, num_ids, **losses)
         if min(alpha, beta) < 0:
-            raise ValueError(f"alpha and beta must be at least 0, got {alpha} and {beta}")
+            raise ReIDError(f"alpha and beta must be at least 0, got {alpha} and {beta}")
         if representations is None and (alpha or beta):
             raise ReIDError(
                 "there is nothing to learn from: give `representations`, which `reid-hub distill fd` makes, or alpha=0 "
@@ -120,7 +120,7 @@ class FDMethod(SupervisedMethod):
         return {"loss": loss, **parts}
 
     def _kept(self, erased_boxes: Tensor | None, indices: Tensor) -> list[Tensor | None]:
-        """1 where a view's teacher counts for a picture, 0 where more than 40 % of the view is erased: K of (B,)."""
+        """1 where a view's teacher counts for an image, 0 where too much of the view is erased: K of (B,)."""
         if erased_boxes is None:
             return [None] * len(self.representations.views)
         return list((self._erased(erased_boxes, indices) <= MAX_ERASED).unbind(1))
@@ -137,14 +137,14 @@ def fd_method(model: ReIDModel, num_ids: int, **options: Any) -> FDMethod:
 
 
 def check_sees_all(config: ReIDConfig) -> None:
-    """Refuse a student that is not shown the whole picture, which its teachers' views are parts of.
+    """Refuse a student that is not shown the whole image, which its teachers' views are parts of.
 
     Raises:
-        ValueError: for one that is shown the middle of it.
+        ReIDError: for one that is shown the middle of it.
     """
     if config.resize_shortest is not None:
-        raise ValueError(
-            "the views would not be those of the student's picture, of which it is shown the middle alone: its "
+        raise ReIDError(
+            "the views would not be those of the student's image, of which it is shown the middle alone: its "
             f"resize_shortest must be None, got {config.resize_shortest}"
         )
 
@@ -154,7 +154,7 @@ def map_channels(model: ReIDModel) -> int:
     """C of a student's feature map (B, C, h, w).
 
     Raises:
-        ValueError: if there is none that a window of the pooling fits into.
+        ReIDError: if there is none that a window of the pooling fits into.
     """
     was_training, window = model.training, model.config.pooling_window
     try:
@@ -163,7 +163,7 @@ def map_channels(model: ReIDModel) -> int:
     finally:
         model.train(was_training)
     if len(shape) != 4 or min(shape[2:]) < window:
-        raise ValueError(
+        raise ReIDError(
             f"the attribute loss needs a feature map of at least {window}x{window}, got {tuple(shape[1:])} for images "
             f"of {'x'.join(map(str, model.config.image_size))}: use larger images, or alpha=0"
         )

@@ -1,4 +1,4 @@
-"""KDEP (arXiv:2203.05180): compact trunks pre-trained from a teacher's features, without labels."""
+"""KDEP (arXiv:2203.05180): compact backbones pre-trained from a teacher's features, without labels."""
 
 from reid_hub.methods.kdep.alignment import (
     ALIGNMENTS,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from reid_hub.errors import ReIDError
 from reid_hub.methods.kdep.basis import Basis
 from reid_hub.methods.kdep.tap import Tap
 from reid_hub.registry import lookup
@@ -20,10 +21,10 @@ def power_temperature_scale(features: Tensor, temperature: float = 0.1, power: f
     KDEP, arXiv:2203.05180: sign(z) * (|z| / T) ** (1 / n).
 
     Raises:
-        ValueError: if temperature is not positive or power is not at least 1.
+        ReIDError: if temperature is not positive or power is not at least 1.
     """
     if not temperature > 0 or not power >= 1:
-        raise ValueError(f"temperature must be above 0 and power at least 1, got {temperature} and {power}")
+        raise ReIDError(f"temperature must be above 0 and power at least 1, got {temperature} and {power}")
     return features.sign() * (features.abs() / temperature) ** (1 / power)
 
 
@@ -65,7 +66,7 @@ class Projection(Alignment):
     SM gives them the D_s largest standard deviations of the teacher's own channels, in decreasing order.
 
     Raises:
-        ValueError: if a component that is to be divided by its standard deviation has none.
+        ReIDError: if a component that is to be divided by its standard deviation has none.
     """
 
     needs_basis = True
@@ -79,10 +80,10 @@ class Projection(Alignment):
         if then in ("sn", "sm"):
             stds = basis.stds[:dim]
             if constant := int((stds <= CONSTANT * basis.stds[0]).sum()):
-                raise ValueError(
+                raise ReIDError(
                     f"{constant} of the first {dim} components of this teacher's features are constant, and {then!r} "
                     f"would divide by their standard deviation: give a student of at most {dim - constant} channels, "
-                    "more or other pictures, or another alignment (svd+pts divides by nothing)"
+                    "more or other images, or another alignment (svd+pts divides by nothing)"
                 )
             gain = 1 / stds
             if then == "sm":
@@ -184,11 +185,11 @@ def check_widths(name: str, teacher_dim: int, student_dim: int) -> None:
     """Refuse an unknown alignment, and a student wider than the teacher where it cannot serve one.
 
     Raises:
-        ValueError: naming both widths.
+        ReIDError: naming both widths.
     """
     lookup(ALIGNMENTS, name, "alignment")
     if student_dim > teacher_dim and name not in PARAMETRIC:
-        raise ValueError(
+        raise ReIDError(
             f"the student's feature has {student_dim} channels, the teacher's only {teacher_dim}: {name!r} can only "
             f"shorten. Give a narrower student or a wider teacher, or one of {', '.join(PARAMETRIC)}"
         )
@@ -228,14 +229,14 @@ def make_alignment(
         temperature, power: of "svd+pts".
 
     Raises:
-        ValueError: for an unknown name, a student wider than the teacher, a missing basis or one of another width.
+        ReIDError: for an unknown name, a student wider than the teacher, a missing basis or one of another width.
     """
     check_widths(name, teacher_dim, student_dim)
     if name not in WITHOUT_BASIS:
         if basis is None:
-            raise ValueError(
+            raise ReIDError(
                 f"the alignment {name!r} needs a basis of the teacher: make it with `reid-hub pretrain basis`"
             )
         if basis.dim != teacher_dim:
-            raise ValueError(f"the basis has {basis.dim} dimensions, the teacher's feature {teacher_dim}: make it anew")
+            raise ReIDError(f"the basis has {basis.dim} dimensions, the teacher's feature {teacher_dim}: make it anew")
     return ALIGNMENTS[name](teacher_dim, student_dim, basis, seed, {"temperature": temperature, "power": power})

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from reid_hub.errors import MissingError, ReIDError
 from reid_hub.files import atomic_file
 from reid_hub.methods.kdep.teacher import Crops
 from reid_hub.methods.shards import share_work
@@ -80,7 +81,7 @@ class Basis:
         mean: mu, (D,) float64.
         singular_values: S, (D,) float64.
         count: N, the number of features.
-        about: what they were made of: the teacher's fingerprint, tap, pictures and augmentation, as plain values.
+        about: what they were made of: the teacher's fingerprint, tap, images and augmentation, as plain values.
     """
 
     vectors: Tensor
@@ -114,16 +115,16 @@ class Basis:
         """By the eigenvectors of the scatter, which equal the right singular vectors of the centred features.
 
         Raises:
-            ValueError: if there are no more features than dimensions, or they are not finite.
+            ReIDError: if there are no more features than dimensions, or they are not finite.
         """
         count, dim = moments.count, len(moments.mean)
         if count <= dim:
-            raise ValueError(
+            raise ReIDError(
                 f"a basis of {dim} dimensions needs more features than that, much more to be a good one; got {count}: "
-                "give more pictures, or a larger share of them"
+                "give more images, or a larger share of them"
             )
         if not moments.scatter.isfinite().all():
-            raise ValueError("the teacher's features are not finite, or too large: its weights are broken")
+            raise ReIDError("the teacher's features are not finite, or too large: its weights are broken")
         values, vectors = torch.linalg.eigh(moments.scatter)
         values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
         largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
@@ -144,22 +145,22 @@ class Basis:
             teacher: the fingerprint that it must be of, see `Teacher.fingerprint`.
 
         Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: if it is damaged or no basis, or that of another teacher.
+            MissingError: if there is no such file.
+            ReIDError: if it is damaged or no basis, or that of another teacher.
         """
         if not Path(path).is_file():
-            raise FileNotFoundError(f"no basis {path}: make it with `reid-hub pretrain basis`")
+            raise MissingError(f"no basis {path}: make it with `reid-hub pretrain basis`")
         try:
             with safe_open(path, framework="pt") as file:
                 about = json.loads(file.metadata()[_ABOUT])
             tensors = load_file(path)
             basis = cls(tensors["V"], tensors["mu"], tensors["S"], int(tensors["N"]), about)
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is damaged or no basis ({error}): make it again") from error
+            raise ReIDError(f"{path} is damaged or no basis ({error}): make it again") from error
         other = [key for key in teacher or {} if about.get(key) != teacher[key]]
         if other:
             key = other[0]
-            raise ValueError(
+            raise ReIDError(
                 f"{path} is the basis of another teacher, or of another tap of it: its {key} is {about.get(key)}, this "
                 f"teacher's {teacher[key]}. Give the basis that belongs to the teacher, or make one in another file"
             )
@@ -186,7 +187,7 @@ def fit_basis(
         block_size: rows to a block; by default at most 32 blocks, none below 2048 rows.
 
     Raises:
-        ValueError: if there are no more crops than dimensions, before any is made, or the file is of another teacher.
+        ReIDError: if there are no more crops than dimensions, before any is made, or the file is of another teacher.
     """
     path, dim, mark = Path(path), crops.teacher.dim, crops.mark()
     if path.is_file():

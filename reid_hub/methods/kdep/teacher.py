@@ -12,13 +12,14 @@ from torch import Tensor
 from reid_hub.compat import fingerprint
 from reid_hub.data.augmentation import Augmentation, BatchTransform
 from reid_hub.data.images import ImageDataset
+from reid_hub.errors import ReIDError
 from reid_hub.methods.kdep.tap import Tap
 from reid_hub.methods.shards import SHARD_SIZE, StoredVectors, write_vectors
 from reid_hub.methods.teacher import FrozenTeacher
 from reid_hub.models import ReIDConfig, ReIDModel
 from reid_hub.registry import lookup
 
-# Where a teacher's features are taken: in front of its classifier, so behind an embedding block; or from the trunk.
+# Where a teacher's features are taken: in front of its classifier, so behind an embedding block; or from the backbone.
 TAPS = {"features": True, "map": False}
 
 
@@ -80,12 +81,12 @@ class TappedTeacher(FrozenTeacher):
 
 
 class Crops:
-    """A teacher's features of crops that are a function of seed, picture and round.
+    """A teacher's features of crops that are a function of seed, image and round.
 
     Args:
-        images: the pictures that can be read.
-        augmentation, config: of the training and of the student, whose picture size and normalisation count.
-        found: how many pictures there are, those included that cannot be read.
+        images: the images that can be read.
+        augmentation, config: of the training and of the student, whose image size and normalisation count.
+        found: how many images there are, those included that cannot be read.
 
     Attributes:
         skipped: how many cannot be read.
@@ -112,14 +113,14 @@ class Crops:
         """(B,) rows -> float32 (B, D).
 
         Raises:
-            ValueError: if the model gives NaN or Inf.
+            ReIDError: if the model gives NaN or Inf.
         """
         batch = {name: tensor.to(self.teacher.model.device) for name, tensor in self.images.__getitems__(rows).items()}
         batch = self._transform.augment(batch, seed=self.seed, step=round, by_position=False)
         features = self.teacher(batch["pixel_values"])
         if not features.isfinite().all():
             name = self.teacher.model.name_or_path
-            raise ValueError(f"the teacher {name} gives NaN or Inf: its weights are broken, give another checkpoint")
+            raise ReIDError(f"the teacher {name} gives NaN or Inf: its weights are broken, give another checkpoint")
         return features
 
     def mark(self) -> dict[str, Any]:
@@ -136,10 +137,10 @@ class Crops:
 
 
 def write_features(folder: str | Path, crops: Crops, rounds: int, *, shard_size: int = SHARD_SIZE, **options) -> None:
-    """Store a teacher's features of `rounds` crops of each picture; any number of processes, see `write_vectors`.
+    """Store a teacher's features of `rounds` crops of each image; any number of processes, see `write_vectors`.
 
     Raises:
-        ValueError: if features of something else lie there.
+        ReIDError: if features of something else lie there.
     """
     for number in range(rounds):
         write_vectors(
@@ -157,12 +158,12 @@ class CachedFeatures:
     """Features that `write_features` stored; the teacher is not asked any more. See `Features`.
 
     Args:
-        rounds: crops of each picture; epoch e takes those of round e mod `rounds`.
-        paths: (N,) of the pictures, by the batch's `indices`.
+        rounds: crops of each image; epoch e takes those of round e mod `rounds`.
+        paths: (N,) of the images, by the batch's `indices`.
         mark: of the crops.
 
     Raises:
-        FileNotFoundError, ValueError: see `StoredVectors`.
+        MissingError, ReIDError: see `StoredVectors`.
     """
 
     def __init__(self, folder: str | Path, rounds: int, paths: Sequence[str], mark: Mapping[str, Any]):

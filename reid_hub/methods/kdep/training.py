@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from reid_hub.data.batch import Batch
+from reid_hub.errors import ReIDError
 from reid_hub.methods.base import Method, RunContext
 from reid_hub.methods.kdep.alignment import PARAMETRIC, make_alignment
 from reid_hub.methods.kdep.basis import Basis
@@ -32,8 +33,8 @@ class KDEPMethod(Method):
     """KDEP (arXiv:2203.05180): regress the teacher's pooled features without labels; w * mean((s - c A(t))^2).
 
     The mean is over batch and channels. The student's feature is the average of its last map in front of the final
-    ReLU, which is back in its place wherever else the model is used. Nothing but the trunk is trained: head, neck and
-    an earlier pooling with weights of its own keep their weights and need no gradient any more.
+    ReLU, which is left out nowhere else. Only the backbone is trained: pooling, embedding layer and neck keep their
+    weights and need no gradient.
 
     Args:
         model: the student, any model with a signed feature; trained in place.
@@ -46,7 +47,7 @@ class KDEPMethod(Method):
         seed: of the channels that "cs.rand" draws.
 
     Raises:
-        ValueError: if teacher, basis and student do not fit, see `make_alignment`, or the student's features end in a
+        ReIDError: if teacher, basis and student do not fit, see `make_alignment`, or the student's features end in a
             ReLU that cannot be left out.
     """
 
@@ -76,13 +77,13 @@ class KDEPMethod(Method):
         options = {"basis": basis, "seed": seed, "temperature": temperature, "power": power}
         self.alignment = make_alignment(align, features.dim, tap.dim, **options).float()
         if align in PARAMETRIC and not tap.is_map:
-            raise ValueError(f"the alignment {align!r} needs a student with a feature map, this one has tokens")
+            raise ReIDError(f"the alignment {align!r} needs a student with a feature map, this one has tokens")
         if self.alignment.relu:
             tap = Tap(model, relu=True)
         elif not tap.signed:
-            raise ValueError(
+            raise ReIDError(
                 "the student's features are never negative, and no final ReLU that could be left out was found in its "
-                "trunk: targets have both signs. Give another student, or the alignment 'post-relu'"
+                "backbone: targets have both signs. Give another student, or the alignment 'post-relu'"
             )
         self.features, self.tap = features, tap
         self.crops = features.crops
@@ -119,10 +120,10 @@ def check_weight(weight: float, what: str = "weight of the loss") -> float:
     """The weight of a loss, or another factor, if it can be one.
 
     Raises:
-        ValueError: if it is not above 0, or not finite.
+        ReIDError: if it is not above 0, or not finite.
     """
     if not 0 < weight < math.inf:
-        raise ValueError(f"the {what} must be above 0 and finite, got {weight}")
+        raise ReIDError(f"the {what} must be above 0 and finite, got {weight}")
     return weight
 
 
@@ -139,12 +140,12 @@ def new_pair(targets: Tensor) -> tuple[float, float]:
     whatever the teacher: where its own are of another, a weight of hundreds throws the student off in the first steps.
 
     Args:
-        targets: what an alignment gives for some pictures, (B, D).
+        targets: what an alignment gives for some images, (B, D).
 
     Raises:
-        ValueError: if the targets are all 0.
+        ReIDError: if the targets are all 0.
     """
     size = targets.double().square().mean().item()
     if not size > 0:
-        raise ValueError("the teacher's targets are all 0: give another teacher, other pictures or another alignment")
+        raise ReIDError("the teacher's targets are all 0: give another teacher, other images or another alignment")
     return math.log(1000), size**-0.5

@@ -10,6 +10,7 @@ from sklearn.metrics import pairwise_distances
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from reid_hub.errors import ReIDError
 from reid_hub.models import ReIDModel
 from reid_hub.registry import lookup
 
@@ -54,7 +55,7 @@ def cluster(
     normalises each weight's row before; blocks (attention heads) are clustered separately.
 
     Raises:
-        ValueError: for an unknown clustering or distance, or more clusters than rows; the range is named.
+        ReIDError: for an unknown clustering or distance, or more clusters than rows; the range is named.
     """
     assign, prepare = lookup(CLUSTERINGS, clustering, "clustering"), lookup(DISTANCES, distance, "distance")
     groups, state, rng = teacher.width_groups(), teacher.state_dict(), np.random.default_rng(seed)
@@ -63,7 +64,7 @@ def cluster(
         clusters = sizes[name]
         if not group.blocks <= clusters <= group.size or clusters % group.blocks:
             step = f", in multiples of {group.blocks} heads" if group.blocks > 1 else ""
-            raise ValueError(f"a chain of {name} has 1 to {group.size} rows{step}, the student asks for {clusters}")
+            raise ReIDError(f"a chain of {name} has 1 to {group.size} rows{step}, the student asks for {clusters}")
         matrix = torch.cat([prepare(rows.float().cpu().flatten(1)) for rows in _rows(groups, state, name)], dim=1)
         parts = []
         for b, block in enumerate(matrix.numpy().reshape(group.blocks, group.size // group.blocks, -1)):

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from reid_hub.data.batch import Batch
+from reid_hub.errors import ReIDError
 from reid_hub.methods.base import RunContext
 from reid_hub.methods.supervised import SupervisedMethod
 from reid_hub.models import ReIDModel, WeightChain
@@ -42,7 +43,7 @@ class RefineMethod(SupervisedMethod):
         losses: options of `SupervisedMethod`, for teacher and student alike.
 
     Raises:
-        ValueError: if the chain was made from another teacher.
+        ReIDError: if the chain was made from another teacher.
     """
 
     citation = """@inproceedings{li2025oskt,
@@ -66,12 +67,12 @@ class RefineMethod(SupervisedMethod):
     ):
         super().__init__(model, num_ids, **losses)
         if chain.config.teacher_fingerprint != model.fingerprint():
-            raise ValueError(
+            raise ReIDError(
                 f"the chain was made from the teacher {chain.config.teacher_fingerprint}, this one is "
                 f"{model.fingerprint()}: give that teacher, or cluster this one with WeightChain.from_teacher"
             )
         if alpha_schedule not in ALPHA_SCHEDULES:
-            raise ValueError(f"alpha_schedule must be one of {', '.join(ALPHA_SCHEDULES)}, got {alpha_schedule!r}")
+            raise ReIDError(f"alpha_schedule must be one of {', '.join(ALPHA_SCHEDULES)}, got {alpha_schedule!r}")
         self.alpha, self.alpha_schedule, self.progress = alpha, alpha_schedule, 0.0
         self.normalise, self.teacher_loss = normalise, teacher_loss
         norms = [isinstance(module, BATCH_NORMS) for module in model.backbone.modules()]

@@ -13,7 +13,7 @@ from reid_hub.methods.ptl.training import PTLMethod
 from reid_hub.methods.teacher import FrozenTeacher
 from reid_hub.models import ReIDModel
 
-# What a picture is before it becomes an input: both networks see one and the same batch.
+# What an image is before it becomes an input: both networks see one and the same batch.
 _INPUT = ("image_size", "image_mean", "image_std")
 
 
@@ -31,14 +31,14 @@ class STDMethod(PTLMethod):
         losses: options of `PTLMethod`.
 
     Raises:
-        ValueError: for another weight, or a teacher that is missing, has features of another length, or takes other
-            pictures.
+        ReIDError: for another weight, or a teacher that is missing, has features of another length, or takes other
+            images.
     """
 
     def __init__(self, model: ReIDModel, num_ids: int, *, teacher: ReIDModel | None, lam: float = 0.8, **losses: Any):
         super().__init__(model, num_ids, **losses)
         if not 0 <= lam <= 1:
-            raise ValueError(f"lam must be from 0 (no teacher) to 1 (nothing but the teacher), got {lam}")
+            raise ReIDError(f"lam must be from 0 (no teacher) to 1 (nothing but the teacher), got {lam}")
         if lam and teacher is None:
             raise ReIDError(
                 "`teacher` is required when lam > 0: give a teacher, or lam=0; `reid-hub train --recipe ptl` trains one"
@@ -67,11 +67,11 @@ class STDMethod(PTLMethod):
 
 def _check(student: ReIDModel, teacher: ReIDModel) -> None:
     if student.feature_dim != teacher.feature_dim:
-        raise ValueError(
+        raise ReIDError(
             f"the teacher's features have {teacher.feature_dim} numbers, the student's {student.feature_dim}: they are "
             "compared one by one, so choose a student with as many"
         )
     for name in _INPUT:
         mine, its = (list(getattr(model.config, name)) for model in (student, teacher))
         if mine != its:
-            raise ValueError(f"teacher and student see the same batch, but {name} is {its} and {mine}: make them equal")
+            raise ReIDError(f"teacher and student see the same batch, but {name} is {its} and {mine}: make them equal")

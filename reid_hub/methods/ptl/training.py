@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reid_hub.errors import ReIDError
 from reid_hub.losses import METRIC_LOSSES, identity_loss
 from reid_hub.methods.supervised import SupervisedMethod
 from reid_hub.models import ReIDModel, ReIDOutput
@@ -27,7 +28,7 @@ class PTLMethod(SupervisedMethod):
         label_smoothing, metric, metric_options: see `SupervisedMethod`.
 
     Raises:
-        ValueError: for hidden layers in front of several classifiers, no `metric_parts`, a negative weight, or what
+        ReIDError: for hidden layers in front of several classifiers, no `metric_parts`, a negative weight, or what
             `SupervisedMethod` refuses.
     """
 
@@ -53,14 +54,14 @@ class PTLMethod(SupervisedMethod):
         losses = {"label_smoothing": label_smoothing, "metric": metric, "metric_options": metric_options}
         super().__init__(model, num_ids, **losses, per_part=per_part, classifier_bias=True)
         if hidden and len(model.part_dims) > 1:
-            raise ValueError(
+            raise ReIDError(
                 f"each of {len(model.part_dims)} parts has a classifier of its own, without hidden layers: give "
                 "hidden=() and per_part=True (the recipe ptl-mgn)"
             )
         if metric_parts is not None and metric_parts < 1:
-            raise ValueError(f"metric_parts must be at least 1, or None for all parts, got {metric_parts}")
+            raise ReIDError(f"metric_parts must be at least 1, or None for all parts, got {metric_parts}")
         if identity_weight < 0:
-            raise ValueError(f"identity_weight must be at least 0, got {identity_weight}")
+            raise ReIDError(f"identity_weight must be at least 0, got {identity_weight}")
         self.metric_parts, self.identity_weight = metric_parts, identity_weight
         self.hidden = nn.Sequential()
         for width, following in pairwise([model.embedding_dim, *hidden]):
