@@ -22,9 +22,10 @@ style: install  ## format the code
 	$(BIN)/ruff check --fix reid_hub examples benchmarks tests
 	$(BIN)/ruff format reid_hub examples benchmarks tests
 
-quality: install  ## check formatting and lint
+quality: install  ## check formatting, lint and types
 	$(BIN)/ruff check reid_hub examples benchmarks tests
 	$(BIN)/ruff format --check reid_hub examples benchmarks tests
+	$(BIN)/mypy
 
 test: install  ## the fast tests, one process a core
 	$(BIN)/python -m pytest -n auto

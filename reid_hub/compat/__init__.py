@@ -67,4 +67,4 @@ def register_backbone(config: "type[PreTrainedConfig]", model: type[nn.Module]) 
     """
     from transformers import AutoBackbone
 
-    AutoBackbone._model_mapping.register(config, model, exist_ok=True)
+    AutoBackbone._model_mapping.register(config, model, exist_ok=True)  # type: ignore[arg-type]  # annotated as a pair

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainingArguments
 
@@ -29,7 +29,7 @@ class TrainerHooks(Trainer):
         """Move a batch to the device, before the model sees it."""
         return super()._prepare_inputs(inputs)
 
-    def make_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer) -> LRScheduler:
+    def make_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None) -> LambdaLR:
         """The learning rate's schedule of one call of `train`."""
         raise NotImplementedError
 
@@ -52,7 +52,7 @@ class TrainerHooks(Trainer):
 
     def checkpoint_parent(self) -> Path:
         """The folder in which the folder checkpoint-N is made."""
-        return Path(self.args.output_dir)
+        return Path(self.args.output_dir or ".")
 
     def save_checkpoint(self, save: Callable[[], None]) -> None:
         """Call `save`, which writes checkpoint-N, and do whatever belongs around it."""
@@ -60,7 +60,7 @@ class TrainerHooks(Trainer):
 
     # What the Trainer calls.
 
-    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
         if self.lr_scheduler is None:
             self.lr_scheduler = self.make_scheduler(num_training_steps, optimizer or self.optimizer)
             self._created_lr_scheduler = True  # so that the next call of `train` makes another
@@ -68,7 +68,7 @@ class TrainerHooks(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the model for users, by default to `args.output_dir`."""
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(output_dir or self.args.output_dir or ".")
         if _internal_call and output_dir is not None:
             self.write_checkpoint(folder)
         else:

@@ -39,13 +39,13 @@ class BatchTransform:
         std: Sequence[float],
         size: Sequence[int] | None = None,
     ):
-        mean, std = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
-        if mean.ndim != 1 or mean.shape != std.shape or not (std > 0).all():
-            raise ReIDError(f"mean and std must have one value per channel, std above 0, got {mean} and {std}")
+        means, stds = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
+        if means.ndim != 1 or means.shape != stds.shape or not (stds > 0).all():
+            raise ReIDError(f"mean and std must have one value per channel, std above 0, got {means} and {stds}")
         self.augmentation, self.size = augmentation, size
         # (x / 255 - mean) / std as one multiplication and one addition
-        self._scale = (1 / (255 * std)).float().view(-1, 1, 1)
-        self._shift = (-mean / std).float().view(-1, 1, 1)
+        self._scale = (1 / (255 * stds)).float().view(-1, 1, 1)
+        self._shift = (-means / stds).float().view(-1, 1, 1)
         if augmentation is not None:
             self._aspects = _aspects(augmentation.erasing_aspect, augmentation.erasing_aspect_scale)
             self._crop_aspects = _aspects(augmentation.resized_aspect, "log")

@@ -13,7 +13,7 @@ def scan(data_dir: Path, *, train_per_class: int = 60) -> Scan:
         raise ReIDError(f"train_per_class must be a number, at least 1, got {train_per_class!r}")
     root = find_root(data_dir, ("256_ObjectCategories", "caltech256/256_ObjectCategories"), ["001.ak47"])
     folders = sorted(path.name for path in root.iterdir() if path.is_dir() and path.name[:3].isdigit())
-    splits = {"train": [], "test": []}
+    splits: dict[str, list[Record]] = {"train": [], "test": []}
     for label, folder in enumerate(folders):
         records = [Record(f"{folder}/{name}", label) for name in list_images(root / folder)]
         splits["train"] += records[:train_per_class]

@@ -39,7 +39,7 @@ def scan(data_dir: Path, name: str) -> Scan:
         return scan_folders(root, {"train": "train", "test": "test"})
     root = find_root(root, (), [meta, *files["train"], *files["test"]])
     classes = _entry(root / meta, names)
-    splits = {split: [] for split in files}
+    splits: dict[str, list[Record]] = {split: [] for split in files}
     for split, parts in files.items():
         for part in parts:
             numbers, pixels = _entry(root / part, labels), _entry(root / part, "data")

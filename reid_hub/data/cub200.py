@@ -22,7 +22,7 @@ def scan(data_dir: Path) -> Scan:
     # "001.Black_footed_Albatross"; classes count from 1 there and from 0 here.
     numbers = {number: row for row, number in enumerate(sorted(names, key=int))}
     classes = [names[number].partition(".")[2] or names[number] for number in numbers]
-    splits = {"train": [], "test": []}
+    splits: dict[str, list[Record]] = {"train": [], "test": []}
     for number, path in paths.items():
         record = Record(f"images/{path_below(root / 'images', path)}", numbers[labels[number]])
         splits["train" if trains[number] == "1" else "test"].append(record)

@@ -72,7 +72,7 @@ def turn_upright(image: Image.Image) -> Transpose | None:
     The block is not written anew as `PIL.ImageOps.exif_transpose` does, which fails for a damaged one.
     """
     try:
-        return _TURNS.get(image.getexif().get(0x0112))
+        return _TURNS.get(image.getexif().get(0x0112, 1))
     except Exception:  # of many kinds, whatever the parser stumbles over; the pixels are sound all the same
         return None
 

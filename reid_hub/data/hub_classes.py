@@ -31,7 +31,7 @@ def as_classes(
         return None
     if label is None and len(labels) == 1:
         label = labels[0]
-    if label not in labels:
+    if label is None or label not in labels:
         raise ReIDError(f"{name} has the class columns {', '.join(labels)}: choose one with the option label")
     test = next((split for split in TEST_SPLITS if split in splits and _is_labelled(splits[split], label)), None)
     if test is None or "train" not in splits:
@@ -41,7 +41,7 @@ def as_classes(
         )
     chosen = {"train": splits["train"], "test": splits[test]}
     names = {old: new for old, new in ((images[0], "image"), (label, "label")) if old != new}
-    return type(splits)(
+    return datasets.DatasetDict(
         {split: rows.select_columns([images[0], label]).rename_columns(names) for split, rows in chosen.items()}
     )
 

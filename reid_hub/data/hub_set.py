@@ -28,9 +28,9 @@ def push_reid_dataset(splits: "Mapping[str, datasets.Dataset]", repo_id: str, *,
 
     from reid_hub.data.datasets import DATASETS
 
-    splits = datasets.DatasetDict(splits)
-    _check_columns(splits, "the splits")
-    info = next(iter(splits.values())).info
+    pushed = datasets.DatasetDict(splits)
+    _check_columns(pushed, "the splits")
+    info = next(iter(pushed.values())).info
     spec = DATASETS.get(info.dataset_name or "")
     if not private and spec is not None and not spec.redistributable:
         raise ReIDError(f"{spec.title} must not be published (terms: {spec.licence}); push it with private=True")
@@ -40,8 +40,8 @@ def push_reid_dataset(splits: "Mapping[str, datasets.Dataset]", repo_id: str, *,
         raise ReIDError(f"{url.repo_id} exists and is public: make it private first, or push with private=False")
     # The card goes first, so that the pictures are at no time there without their terms; the library then adds the
     # list of splits to it.
-    DatasetCard(_card(splits, info, url.repo_id)).push_to_hub(url.repo_id, repo_type="dataset")
-    splits.push_to_hub(url.repo_id, private=private)
+    DatasetCard(_card(pushed, info, url.repo_id)).push_to_hub(url.repo_id, repo_type="dataset")
+    pushed.push_to_hub(url.repo_id, private=private)
     return str(url)
 
 

@@ -6,7 +6,7 @@ import shutil
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +83,8 @@ class ImageDataset(torch.utils.data.Dataset):
         self._filter = lookup(FILTERS, interpolation, "interpolation")
         self._skip = lookup({"raise": False, "skip": True}, on_error, "value of on_error")
         self._source = _undecoded(dataset)
-        self._file = self._pixels = None
+        self._file: Path | None = None
+        self._pixels: np.ndarray | None = None
 
         stored = len(dataset) * int(np.prod(self._shape)) <= max_bytes
         errors = {}
@@ -110,17 +111,17 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """A batch: pixel_values uint8 (B, 3, H, W); pids, camids and indices int64 (B,); `sizes` (B, 2) if known."""
-        indices = np.asarray(indices, dtype=np.int64)
-        rows = self.source_rows[indices]
+        items = np.asarray(indices, dtype=np.int64)
+        rows = self.source_rows[items]
         if self._file is None:
             pixels, _ = self._decode(rows)
         else:
             if self._pixels is None:
                 self._pixels = np.load(self._file, mmap_mode="r")
             pixels = np.take(self._pixels, rows, axis=0)
-        sizes = {} if self.sizes is None else {"sizes": self.sizes[indices]}
-        arrays = {**sizes, "pixel_values": pixels, "pids": self.pids[indices], "camids": self.camids[indices]}
-        return {name: torch.from_numpy(np.asarray(array)) for name, array in (arrays | {"indices": indices}).items()}
+        sizes = {} if self.sizes is None else {"sizes": self.sizes[items]}
+        arrays = {**sizes, "pixel_values": pixels, "pids": self.pids[items], "camids": self.camids[items]}
+        return {name: torch.from_numpy(np.asarray(array)) for name, array in (arrays | {"indices": items}).items()}
 
     @staticmethod
     def collate(batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -195,7 +196,7 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def _decode_all(self) -> Iterator[tuple[np.ndarray, dict[int, str]]]:
         """Decode in threads (Pillow works outside of the interpreter lock), in order, a bounded number ahead."""
-        pending = deque()
+        pending: deque[Future] = deque()
         with ThreadPoolExecutor(_WORKERS) as pool:
             for start in range(0, len(self._source), _CHUNK):
                 rows = np.arange(start, min(start + _CHUNK, len(self._source)))

@@ -32,8 +32,8 @@ def _read_list(root: Path, name: str, folder: str) -> list[Record]:
         if not line.strip():
             continue
         try:
-            path, pid = line.rsplit(maxsplit=1)
-            pid, camid = int(pid), int(path.rsplit("/", 1)[-1].split("_")[2]) - 1
+            path, last = line.rsplit(maxsplit=1)
+            pid, camid = int(last), int(path.rsplit("/", 1)[-1].split("_")[2]) - 1
         except (ValueError, IndexError) as error:
             raise ReIDError(
                 f"{root / name}, line {number} must be like '0000/0000_000_01_0303morning_0015_0.jpg 0', got {line!r}; "

@@ -68,7 +68,7 @@ def load_pictures(
     else:
         dataset = _split(load_reid_dataset(name, data_dir, streaming=streaming, **options), split, name)
     dataset, label = _columns(dataset, name)
-    if streaming:
+    if limit is not None and streaming:
         source = [name, split, limit, options] + ([] if "/" in name else [_state(dataset, limit)])
         dataset = _stored(dataset, limit, source)
     elif limit is not None:

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Iterator, Sequence
 from io import BytesIO
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -37,20 +39,18 @@ def scan(data_dir: Path, *, variant: str = "normal") -> Scan:
 
 def read_crops(root: Path, records: Sequence[Record]) -> Iterator[dict]:
     """Yield the crops losslessly encoded; records of one frame are neighbours, so that a frame is decoded once."""
-    frame, image = None, None
-    for record in records:
-        if record.path != frame:
-            frame, image = record.path, decode_image(root / record.path)
-        x, y, width, height = record.box
-        if x >= image.width or y >= image.height:
-            raise ReIDError(
-                f"the box {record.box} lies outside of {record.path} ({image.width} x {image.height}); "
-                "unpack the frames and the annotations of the same release"
-            )
-        crop = image.crop((x, y, min(x + width, image.width), min(y + height, image.height)))
-        buffer = BytesIO()
-        crop.save(buffer, "PNG", compress_level=1)
-        yield {"bytes": buffer.getvalue(), "path": None}
+    for path, boxes in groupby(records, key=attrgetter("path")):
+        image = decode_image(root / path)
+        for x, y, width, height in (record.box for record in boxes if record.box is not None):
+            if x >= image.width or y >= image.height:
+                raise ReIDError(
+                    f"the box {(x, y, width, height)} lies outside of {path} ({image.width} x {image.height}); "
+                    "unpack the frames and the annotations of the same release"
+                )
+            crop = image.crop((x, y, min(x + width, image.width), min(y + height, image.height)))
+            buffer = BytesIO()
+            crop.save(buffer, "PNG", compress_level=1)
+            yield {"bytes": buffer.getvalue(), "path": None}
 
 
 def _mat(path: Path, *names: str) -> np.ndarray:
@@ -97,13 +97,13 @@ def _queries(path: Path) -> list[Record]:
             continue
         fields = line.split()
         try:
-            pid, *box = (float(value) for value in fields[:5])
+            pid, *sides = (float(value) for value in fields[:5])
             frame = fields[5]
         except (ValueError, IndexError) as error:
             raise ReIDError(f"{path}, line {number} must be 'id x y w h frame', got {line!r}") from error
-        box = tuple(np.clip(box, 0, None).astype(int).tolist())
+        x, y, width, height = np.clip(sides, 0, None).astype(int).tolist()
         name = path_below(path.parent / "frames", f"{frame}.jpg")
-        records.append(Record(f"frames/{name}", int(pid), _camid(frame), box))
+        records.append(Record(f"frames/{name}", int(pid), _camid(frame), (x, y, width, height)))
     return records
 
 

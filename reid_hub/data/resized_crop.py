@@ -23,8 +23,9 @@ def draw_crops(
         numbers: of the draws: ten areas, ten aspects, top, left.
     """
     areas, ratios, top, left = numbers
+    shares = options.resized_area or (1.0, 1.0)
     height, width = sizes.unbind(dim=1)
-    area = draws.between(areas, *options.resized_area).double() * (height * width)[:, None]
+    area = draws.between(areas, *shares).double() * (height * width)[:, None]
     aspect = aspects[draws.below(ratios, len(aspects))].double()
     widths, heights = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
     fits = (heights > 0) & (heights <= height[:, None]) & (widths > 0) & (widths <= width[:, None])

@@ -109,12 +109,12 @@ class IdentitySampler(_EpochSampler):
         super().__init__(seed, num_processes)
         if num_ids < 1 or num_instances < 1:
             raise ReIDError(f"num_ids and num_instances must be at least 1, got {num_ids} and {num_instances}")
-        pids = np.asarray(pids, dtype=np.int64)
+        numbers = np.asarray(pids, dtype=np.int64)
         self.num_ids = num_ids
         self.num_instances = num_instances
         self.batch_size = num_ids * num_instances
-        self._images = np.flatnonzero(pids >= 0)
-        _, self._identity, self._sizes = np.unique(pids[self._images], return_inverse=True, return_counts=True)
+        self._images = np.flatnonzero(numbers >= 0)
+        _, self._identity, self._sizes = np.unique(numbers[self._images], return_inverse=True, return_counts=True)
         self._groups = np.ones_like(self._sizes) if once else np.maximum(self._sizes // num_instances, 1)
         self.num_batches = _most_batches(self._groups, num_ids) // num_processes * num_processes
         if not self.num_batches:

@@ -2,6 +2,7 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -31,12 +32,14 @@ def training_images(
     so crops are those of the published code, exact for small pictures and a little smoother for large ones.
     `on_error` is that of an `ImageDataset`.
     """
-    options = {"interpolation": interpolation, "on_error": on_error}
+    options: dict[str, Any] = {"interpolation": interpolation, "on_error": on_error}
     if augmentation.resized_area is None:
         return ImageDataset(split, image_size, resize_shortest=resize_shortest, **options)
     sizes = picture_sizes(split, skip=on_error == "skip")
-    kept = tuple(min(round(side * 8 / 7), int(largest)) for side, largest in zip(image_size, sizes.max(0), strict=True))
-    images = ImageDataset(split, kept, **options)
+    height, width = (
+        min(round(side * 8 / 7), int(largest)) for side, largest in zip(image_size, sizes.max(0), strict=True)
+    )
+    images = ImageDataset(split, (height, width), **options)
     images.sizes = sizes[images.source_rows]
     return images
 

@@ -17,7 +17,7 @@ def scan(data_dir: None, **options) -> Scan:
     return Scan(folder, sources=sorted(folder.glob("*.py")), draw=partial(synthetic.synthetic_splits, **options))
 
 
-scan.__signature__ = inspect.signature(synthetic.synthetic_splits)
+scan.__signature__ = inspect.signature(synthetic.synthetic_splits)  # type: ignore[attr-defined]
 
 SPEC = DatasetSpec(
     name="synthetic",

@@ -65,8 +65,9 @@ class View:
     def covers(self, paths: Sequence[str]) -> bool:
         """Whether there is a region for each of these pictures."""
         try:
-            for path in paths if self.region else ():
-                self.region(path)
+            if self.region is not None:
+                for path in paths:
+                    self.region(path)
         except LookupError:
             return False
         return True
@@ -179,13 +180,14 @@ def choose_views(
     if not views or len({view.name for view in views}) < len(views):
         raise ReIDError(f"give each view once, got {list(names)}")
     sizes = [(image_size if view.whole else view_size) or view.image_size for view in views]
-    return tuple(replace(view, image_size=tuple(size)) for view, size in zip(views, sizes, strict=True))
+    return tuple(replace(view, image_size=(height, width)) for view, (height, width) in zip(views, sizes, strict=True))
 
 
 def _own_band(text: str) -> View:
     name, _, rows = text.partition("=")
     try:
-        return View(name, tuple(Fraction(row) for row in rows.split(":")))
+        top, bottom = (Fraction(row) for row in rows.split(":"))
+        return View(name, (top, bottom))
     except (ValueError, ZeroDivisionError) as error:
         raise ReIDError(f"a band of your own is NAME=TOP:BOTTOM, such as Head=0:1/7; got {text!r}: {error}") from error
 
@@ -226,7 +228,8 @@ class ErasedShares:
     """
 
     def __init__(self, views: Sequence[View], paths: Sequence[str], image_size: tuple[int, int]):
-        self.image_size = tuple(image_size)
+        height, width = image_size
+        self.image_size = (height, width)
         self._tables = [self._table(view, paths) for view in views]
 
     def __call__(self, boxes: Tensor, indices: Tensor) -> Tensor:

@@ -107,7 +107,7 @@ class Method(nn.Module):
             ReIDError: if a part is missing, naming it and the command that makes it.
             ReIDError: if an option or part does not fit.
         """
-        return cls(run.model, run.num_ids, **run.options)
+        return cls(run.model, run.num_ids, **run.options)  # type: ignore[call-arg]  # a subclass takes more
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """A batch of normalised images -> "loss" to minimise and its unweighted parts, all scalars."""

@@ -66,7 +66,8 @@ def check_arguments(args: TrainingArguments, evaluator: Any, publisher: Any) -> 
     """
     if args.eval_strategy != IntervalStrategy.NO and evaluator is None:
         raise ReIDError(
-            f"eval_strategy={args.eval_strategy.value!r} needs an evaluator, a callable (ReIDModel) -> metrics"
+            f"eval_strategy={IntervalStrategy(args.eval_strategy).value!r} needs an evaluator, a callable "
+            "(ReIDModel) -> metrics"
         )
     if args.load_best_model_at_end:
         raise ReIDError(f"load_best_model_at_end is not offered: the best model is exported to output_dir/{BEST}")
@@ -74,6 +75,6 @@ def check_arguments(args: TrainingArguments, evaluator: Any, publisher: Any) -> 
         raise ReIDError("push_to_hub needs a publisher, a callable (ReIDModel) -> commit")
     if args.push_to_hub and args.hub_strategy != HubStrategy.END:
         raise ReIDError(
-            f"hub_strategy must be 'end', got {args.hub_strategy.value!r}: a push in mid-training would leave out the "
-            "model's code"
+            f"hub_strategy must be 'end', got {HubStrategy(args.hub_strategy).value!r}: a push in mid-training would "
+            "leave out the model's code"
         )

@@ -12,7 +12,7 @@ from reid_hub.registry import lookup
 from reid_hub.training.schedules import Schedule
 
 # Both add weight_decay * weight to the gradient (coupled L2), as the recipes' sources do.
-OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 
 
 def build_optimizer(

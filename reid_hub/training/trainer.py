@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Sampler
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
@@ -161,7 +161,7 @@ class ReIDTrainer(TrainerHooks):
             )
         return self.optimizer
 
-    def make_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer) -> LRScheduler:
+    def make_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None) -> LambdaLR:
         rates = {"total_steps": num_training_steps, "lr": self.args.learning_rate}
         return build_scheduler(optimizer, self.recipe.schedule, **rates)
 

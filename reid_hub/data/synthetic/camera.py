@@ -63,8 +63,9 @@ class Camera:
         rng = np.random.default_rng([seed, _CAMERA_STREAM, camid])
         hue = 2 * pi * (camid * (sqrt(5) - 1) / 2 + rng.uniform(0, 0.1))
         strength = rng.uniform(0.12, 0.18)
+        red, green, blue = (1 + strength * cos(hue - 2 * pi * channel / 3) for channel in range(3))
         return cls(
-            cast=tuple(1 + strength * cos(hue - 2 * pi * channel / 3) for channel in range(3)),
+            cast=(red, green, blue),
             gamma=rng.uniform(0.75, 1.35),
             contrast=rng.uniform(0.75, 1.1),
             brightness=rng.uniform(-0.06, 0.06),
@@ -152,7 +153,7 @@ def _occlude(scene: Image.Image, camera: Camera, rng: np.random.Generator, light
     dark = tuple(channel // 2 for channel in colour)
     if kind == 1:  # a pole
         left, wide = rng.uniform(0.1, 0.8) * width, rng.uniform(0.06, 0.14) * width
-        edges = (left, 0, left + wide, height)
+        edges = (left, 0.0, left + wide, float(height))
     else:  # a box, bench or parked thing in front of the legs
         middle, half = (0.5 + side * rng.uniform(0, 0.3)) * width, rng.uniform(0.2, 0.45) * width
         edges = (middle - half, rng.uniform(0.66, 0.85) * height, middle + half, height)

@@ -6,6 +6,7 @@ from far to near.
 """
 
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from math import cos, pi, radians, sin
 
@@ -132,8 +133,8 @@ class _Figure:
             self.limb(shin)
             self.limb((hip, knee, wide, middle, cloth), (knee, below, middle, middle, cloth))
         else:
-            shin = accent if person.lower_pattern == "two-tone" else cloth
-            self.limb((knee, ankle, middle, narrow, shin), (hip, knee, wide, middle, cloth))
+            below_knee = accent if person.lower_pattern == "two-tone" else cloth
+            self.limb((knee, ankle, middle, narrow, below_knee), (hip, knee, wide, middle, cloth))
         end = ankle if covered == "trousers" else knee
         if person.lower_pattern == "checks":
             self.rings(hip, knee, 0.042 * person.build, accent)
@@ -282,7 +283,7 @@ class _Figure:
             for face in (-1, 1):
                 depth = face * 0.7 * build
                 strap = [(-side * 0.6 * build, 0.835, 0.0), (0.0, 0.68, depth), (side * build, 0.53, depth * 0.3)]
-                self.parts.append((self.depth((0, 0, depth)), lambda strap=strap: self.draw_strap(strap)))
+                self.parts.append((self.depth((0, 0, depth)), partial(self.draw_strap, strap)))
         elif self.person.bag == "handbag":
             middle = (hand[0] + side * 0.01, hand[1] - 0.1, hand[2])
             self.parts.append((self.depth(middle) + 0.03, lambda: self.draw_handbag(hand, middle)))

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields
 from math import isfinite
+from typing import Any
 
 import numpy as np
 
@@ -125,7 +126,7 @@ class Person:
     @classmethod
     def sample(cls, rng: np.random.Generator) -> "Person":
         """Draw an identity; the number of draws is fixed, so equal generators give equal people."""
-        traits: dict[str, float | str] = {name: float(rng.uniform(*limits)) for name, limits in RANGES.items()}
+        traits: dict[str, Any] = {name: float(rng.uniform(*limits)) for name, limits in RANGES.items()}
         for name, names in CHOICES.items():
             traits[name] = names[rng.choice(len(names), p=_COMMON.get(name))]
         for garment in ("upper", "lower"):  # a pattern in the garment's own colour would not be seen

@@ -20,13 +20,13 @@ def panorama(place: str, height: int, seed: int) -> Image.Image:
     picture = Image.new("RGB", (wide, tall))
     PLACES[place](_Brush(picture, rng))
     picture = picture.filter(ImageFilter.GaussianBlur(height / 128))
-    grain = sum(
+    fine, coarse = (
         np.asarray(
             Image.fromarray(rng.normal(0, 1, (tall // cell, wide // cell)).astype(np.float32)).resize((wide, tall))
         )
         for cell in (2, 5)
     )
-    pixels = np.asarray(picture, np.float32) * (1 + 0.05 * grain[..., None])
+    pixels = np.asarray(picture, np.float32) * (1 + 0.05 * (fine + coarse)[..., None])
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
@@ -40,7 +40,8 @@ class _Brush:
 
     def tone(self, colour: RGB, spread: float = 0.12) -> RGB:
         factor = self.rng.uniform(1 - spread, 1 + spread) * self.rng.uniform(1 - spread / 3, 1 + spread / 3, 3)
-        return tuple(int(min(255, channel * f)) for channel, f in zip(colour, factor, strict=True))
+        red, green, blue = (int(min(255, channel * f)) for channel, f in zip(colour, factor, strict=True))
+        return red, green, blue
 
     def box(self, left: float, top: float, right: float, low: float, colour: RGB) -> None:
         self.draw.rectangle([value * self.unit for value in (left, top, right, low)], colour)

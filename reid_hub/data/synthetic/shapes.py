@@ -13,11 +13,13 @@ Point = tuple[float, float, float]
 
 @lru_cache(maxsize=4096)
 def shade(colour: RGB, factor: float) -> RGB:
-    return tuple(min(255, round(channel * factor)) for channel in colour)
+    red, green, blue = (min(255, round(channel * factor)) for channel in colour)
+    return red, green, blue
 
 
 def between(start: Point, end: Point, share: float) -> Point:
-    return tuple(a + (b - a) * share for a, b in zip(start, end, strict=True))
+    x, y, z = (a + (b - a) * share for a, b in zip(start, end, strict=True))
+    return x, y, z
 
 
 class Pencil:
