@@ -104,8 +104,7 @@ class Method(nn.Module):
         """Build the method for a run. A method that needs more than model and data documents its `run.parts` here.
 
         Raises:
-            ReIDError: if a part is missing, naming it and the command that makes it.
-            ReIDError: if an option or part does not fit.
+            ReIDError: if a part is missing, naming it and the command that makes it, or something does not fit.
         """
         return cls(run.model, run.num_ids, **run.options)  # type: ignore[call-arg]  # a subclass takes more
 

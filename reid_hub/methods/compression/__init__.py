@@ -1,6 +1,6 @@
 """Embedding Compression (arXiv:2405.14730): shorter vectors, in fewer bits."""
 
-from reid_hub.methods.compression.heads import (
+from reid_hub.methods.compression.models import (
     compress_model,
     fit_quantizer,
     importance,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from reid_hub.errors import ReIDError
 from reid_hub.losses import METRIC_LOSSES, identity_loss
 from reid_hub.methods.base import RunContext
-from reid_hub.methods.compression.heads import footnote_map, principal_directions
+from reid_hub.methods.compression.models import footnote_map, principal_directions
 from reid_hub.methods.state import read_state
 from reid_hub.methods.supervised import SupervisedMethod, build_classifier
 from reid_hub.models import ReIDModel, ReIDOutput
@@ -123,26 +123,28 @@ class CompressionMethod(SupervisedMethod):
         self.expand.weight.copy_(self.model.compression.weight.T)
 
     @torch.no_grad()
-    def start_classifier(self, heads: dict[str, Tensor], base: ReIDModel) -> list[str]:
-        """Start norm and classifier where the base model's were, on the coordinates that are left; what was used.
+    def start_classifier(self, source: dict[str, Tensor], base: ReIDModel) -> list[str]:
+        """Start norm and classifier from those of the base model, on the coordinates that are left.
+
+        Returns the names of what was used.
 
         Right after this the logits are those of the base with the lost coordinates zeroed: a base that retrieves by its
         features gives its neck, and behind a neck the norm starts as the identity, whose statistics the neck knows.
 
         Args:
-            heads: `training_state` of the run that trained the base: its "classifier.weight", and for a base that was
+            source: `training_state` of the run that trained the base: its "classifier.weight", and for a base that was
                 compressed itself its "norm.*".
         """
         kept = kept_coordinates(self.model, base).to(self.norm.weight.device)
-        state = _norm_state(base, heads)
+        state = _norm_state(base, source)
         self.norm.load_state_dict({k: (v if v.ndim == 0 else v[kept]) for k, v in state.items()})
         used = ["norm"]
-        weight = heads.get("classifier.weight")
+        weight = source.get("classifier.weight")
         if weight is not None and weight.shape == (len(self.classifier.weight), base.embedding_dim):
             self.classifier.weight.copy_(weight[:, kept])
             used.append("classifier.weight")
-            if self.classifier.bias is not None and "classifier.bias" in heads:
-                self.classifier.bias.copy_(heads["classifier.bias"])
+            if self.classifier.bias is not None and "classifier.bias" in source:
+                self.classifier.bias.copy_(source["classifier.bias"])
         return used
 
 
@@ -169,9 +171,9 @@ def _source_state(run: RunContext) -> dict[str, Tensor]:
         return {}
 
 
-def _norm_state(base: ReIDModel, heads: dict[str, Tensor]) -> dict[str, Tensor]:
-    if "norm.weight" in heads:
-        return {name.removeprefix("norm."): tensor for name, tensor in heads.items() if name.startswith("norm.")}
+def _norm_state(base: ReIDModel, source: dict[str, Tensor]) -> dict[str, Tensor]:
+    if "norm.weight" in source:
+        return {name.removeprefix("norm."): tensor for name, tensor in source.items() if name.startswith("norm.")}
     state = BNNeck(base.embedding_dim).state_dict()
     if not isinstance(base.neck, BNNeck):
         return state

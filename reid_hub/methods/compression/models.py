@@ -1,4 +1,4 @@
-"""A model with a shorter embedding: heads for training, and those that need none."""
+"""Models with a shorter embedding: layers to be trained, and layers that are fitted instead."""
 
 import copy
 

@@ -25,7 +25,7 @@ from reid_hub.methods.compression import (
     project_model,
     random_directions,
 )
-from reid_hub.methods.compression.heads import footnote_map
+from reid_hub.methods.compression.models import footnote_map
 from reid_hub.training import RECIPES
 
 TINY = {
