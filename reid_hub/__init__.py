@@ -23,8 +23,7 @@ from reid_hub.models import (
     list_variants,
     register,
 )
-
-__version__ = "0.1.0"
+from reid_hub.version import __version__
 
 _LAZY = {
     "GalleryIndex": "reid_hub.index",

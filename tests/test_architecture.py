@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "reid_hub"
 STAGES = [
     "data", "models", "index", "losses", "methods", "training", "evaluation", "hub", "runs", "app", "cli",
 ]  # fmt: skip
-BELOW_ALL = {"registry", "files", "errors", "logging", "records", "compat"}
+BELOW_ALL = {"version", "registry", "files", "errors", "logging", "records", "compat"}
 MODEL_FILES = sorted(path for path in (PACKAGE / "models").glob("*.py") if path.name != "__init__.py")
 
 
@@ -43,8 +43,53 @@ def test_imports_point_down_the_pipeline(path):
     allowed = BELOW_ALL if stage in BELOW_ALL else BELOW_ALL | set(STAGES[: STAGES.index(stage) + 1])
     if stage == "models":
         allowed = allowed - {"data"}
-    # The version number is the package's own.
-    assert imported_stages(path) - allowed - {"__version__"} == set()
+    assert imported_stages(path) - allowed == set()
+
+
+# Groups of modules that import each other, to be taken apart: this list only shrinks.
+KNOWN_CYCLES: list[list[str]] = [
+    ["reid_hub.runs.models", "reid_hub.runs.provenance", "reid_hub.runs.train"],
+]
+
+
+def module_imports() -> dict[str, set[str]]:
+    """Which modules of the package each of them imports: anywhere in it, inside functions and for the checker too."""
+    files = {path.with_suffix("").relative_to(PACKAGE.parent).parts: path for path in PACKAGE.rglob("*.py")}
+    files = {parts[:-1] if parts[-1] == "__init__" else parts: path for parts, path in files.items()}
+    graph: dict[str, set[str]] = {}
+    for parts, path in files.items():
+        package, found = parts if path.name == "__init__.py" else parts[:-1], set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {tuple(alias.name.split(".")) for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                start = package[: len(package) - node.level + 1] if node.level else ()
+                base = (*start, *(node.module.split(".") if node.module else ()))
+                found |= {(*base, alias.name) if (*base, alias.name) in files else base for alias in node.names}
+        graph[".".join(parts)] = {".".join(name) for name in found if name in files and name != parts}
+    return graph
+
+
+def cycles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of nodes that reach each other."""
+    reached = {}
+    for start in graph:
+        seen, waiting = set(), [start]
+        while waiting:
+            new = graph[waiting.pop()] - seen
+            seen |= new
+            waiting += new
+        reached[start] = seen
+    groups = {tuple(sorted(b for b in reached[a] if a in reached[b])) for a in graph if a in reached[a]}
+    return sorted(map(list, groups))
+
+
+def test_modules_do_not_import_each_other():
+    assert cycles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"d", "a"}}) == [["b", "c"], ["d"]]
+    graph = module_imports()
+    assert graph["reid_hub.data.images"] > {"reid_hub.compat", "reid_hub.data.decoding"}
+    assert "reid_hub.models.modeling_reid" in graph["reid_hub.models.classification_reid"]
+    assert [group for group in cycles(graph) if not any(set(group) <= set(known) for known in KNOWN_CYCLES)] == []
 
 
 @pytest.mark.parametrize("path", MODEL_FILES, ids=lambda path: path.name)
@@ -121,11 +166,15 @@ def lines_of_code(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     return function.body[0].lineno - function.lineno + function.end_lineno - first.lineno + 1
 
 
+# To be split: this list only shrinks.
+KNOWN_LONG = {"hub/card.py:render_card"}
+
+
 def test_functions_stay_readable():
     long = {
-        f"{path.name}:{node.name}": lines_of_code(node)
+        f"{path.relative_to(PACKAGE)}:{node.name}"
         for path in PACKAGE.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and lines_of_code(node) > 65
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and lines_of_code(node) > 60
     }
-    assert long == {}
+    assert long <= KNOWN_LONG

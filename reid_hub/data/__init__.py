@@ -1,9 +1,10 @@
 """Data sets as Hugging Face `datasets`, and the pipeline from their pictures to training batches."""
 
-from reid_hub.data.datasets import DATASETS, load_reid_dataset
+from reid_hub.data.datasets import DATASETS
 from reid_hub.data.decoding import check_images, decode_image
 from reid_hub.data.describe import camera_note, describe_splits
 from reid_hub.data.hub_set import push_reid_dataset
+from reid_hub.data.loading import load_reid_dataset
 from reid_hub.data.records import DatasetSpec
 
 __all__ = [

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reid_hub.data.datasets import DATASETS, check_options
 from reid_hub.errors import MissingError, ReIDError
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ def push_reid_dataset(splits: "Mapping[str, datasets.Dataset]", repo_id: str, *,
     """
     import datasets
     from huggingface_hub import DatasetCard, HfApi
-
-    from reid_hub.data.datasets import DATASETS
 
     pushed = datasets.DatasetDict(splits)
     _check_columns(pushed, "the splits")
@@ -58,7 +57,6 @@ def load_from_hub(
     from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub.errors import HfHubHTTPError
 
-    from reid_hub.data.datasets import DATASETS, check_options
     from reid_hub.data.hub_classes import as_classes
 
     if Path(name).exists() or not REPO_ID.fullmatch(name):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reid_hub.compat import resolve_features
-from reid_hub.data.datasets import load_reid_dataset
+from reid_hub.data.loading import load_reid_dataset
 from reid_hub.errors import ReIDError
 
 if TYPE_CHECKING:

@@ -46,7 +46,7 @@ def _this_command() -> str:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that the numbers depend on."""
-    from reid_hub import __version__
+    from reid_hub.version import __version__
 
     return {
         "python": platform.python_version(),

@@ -5,8 +5,8 @@ import pickle
 import numpy as np
 import pytest
 
-from reid_hub.data.datasets import load_reid_dataset
 from reid_hub.data.hub_classes import as_classes
+from reid_hub.data.loading import load_reid_dataset
 
 from .pictures import colour, write_all
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from reid_hub.data.datasets import load_reid_dataset
+from reid_hub.data.loading import load_reid_dataset
 
 from .pictures import colour, rows, write_all, write_market, write_picture
 

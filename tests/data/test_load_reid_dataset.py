@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from reid_hub.data.datasets import DATASETS, load_reid_dataset
+from reid_hub.data.datasets import DATASETS
+from reid_hub.data.loading import load_reid_dataset
 from reid_hub.data.records import Counts
 
 from .pictures import colour, rows, write_all, write_market, write_picture
@@ -133,7 +134,7 @@ def test_official_counts_follow_the_options():
 
 
 def test_pid_zero_of_msmt17_is_a_person(tmp_path):
-    from reid_hub.data.datasets import count
+    from reid_hub.data.loading import count
     from reid_hub.data.records import Record, Scan
 
     gallery = [Record("a", 0, 0), Record("b", 1, 0), Record("c", -1, 0)]

@@ -6,9 +6,9 @@ import sys
 import numpy as np
 import pytest
 
-from reid_hub.data.datasets import load_reid_dataset
 from reid_hub.data.decoding import decode_image
 from reid_hub.data.describe import describe_splits
+from reid_hub.data.loading import load_reid_dataset
 
 
 def unpack(real_data, name, out):

@@ -1,0 +1,106 @@
+"""The one call that loads a data set."""
+
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reid_hub.data.datasets import DATASETS, check_options
+from reid_hub.data.hub_set import load_from_hub
+from reid_hub.data.records import DISTRACTOR, JUNK, Counts, DatasetSpec, Record, Scan
+from reid_hub.errors import ReIDError
+from reid_hub.registry import lookup
+
+if TYPE_CHECKING:
+    import datasets
+
+
+def load_reid_dataset(
+    name: str,
+    data_dir: str | Path | None = None,
+    *,
+    streaming: bool = False,
+    cache_dir: str | Path | None = None,
+    **options: Any,
+) -> "datasets.DatasetDict | datasets.IterableDatasetDict":
+    """Load a data set as the splits it has of train, query and gallery.
+
+    A classification set has the splits train and test with the columns image and label instead.
+
+    Columns: image (`datasets.Image`), pid and camid (int64), path (str, below the data set's root). Training pids are
+    0..C-1; query and gallery keep the data set's own. Junk (pid -1) is left out of query and gallery, as it is never
+    scored; distractors (pid 0) stay in the gallery. Cameras count from 0; -1 is "no camera known". The rows are
+    cached as Arrow and built again when a file changes.
+
+    Args:
+        name: a key of `DATASETS`, or "namespace/name" of a data set on the Hub: one written by `push_reid_dataset`, or
+            any of pictures with classes.
+        data_dir: where the data set was unpacked; see `DATASETS[name].layout`.
+        streaming: read while iterating instead of through the cache.
+        cache_dir: the folder of the cache; that of `datasets` by default.
+        options: those of the data set, see `DATASETS[name].options`; for a data set on the Hub `revision`, `token`, and
+            `label`, the column of the classes where there are several.
+
+    Raises:
+        FileNotFoundError: if `data_dir` has not the data set's layout, or the Hub has no such data set.
+        ValueError: for an unknown name or option, or files that break the data set's rules.
+    """
+    if "/" in name:  # no data set of ours has a slash in its name, every one on the Hub has
+        return load_from_hub(name, data_dir, streaming=streaming, cache_dir=cache_dir, **options)
+    spec = lookup(DATASETS, name, "data set")
+    check_options(name, options, spec.options)
+    if data_dir is None and spec.layout:
+        raise ReIDError(f"the data set {name!r} needs data_dir, where there is: {spec.layout}. See {spec.homepage}")
+    scan = spec.scan(data_dir, **options)
+    _check_training_ids(spec, scan)
+    if spec.notice:
+        warnings.warn(spec.notice, UserWarning, stacklevel=2)
+    mismatch = count_mismatch(spec, scan, options)
+    if mismatch:
+        warnings.warn(mismatch, UserWarning, stacklevel=2)
+
+    from reid_hub.data.builder import build  # imports `datasets`
+
+    return build(spec, scan, {**spec.options, **options}, cache_dir, streaming)
+
+
+def count_mismatch(spec: DatasetSpec, scan: Scan, options: dict[str, Any]) -> str | None:
+    """Say where pictures or identities differ from the official numbers, naming both; None where all agree."""
+    differences = []
+    for split, official in spec.official_counts(options).items():
+        # Compare, and name, only what was published.
+        found = Counts(*(None if n is None else m for n, m in zip(official, count(scan, split), strict=True)))
+        if found != official:
+            who = "identities" if scan.classes is None else "classes"
+            differences.append(f"{split} has {_size(found, who)} instead of {_size(official, who)}")
+    if not differences:
+        return None
+    return (
+        f"{spec.title} in {scan.root} is not the official data set: {'; '.join(differences)}. "
+        "Figures measured on it cannot be compared with published ones."
+    )
+
+
+def _size(counts: Counts, who: str) -> str:
+    parts = [f"{n:,} {what}" for n, what in zip(counts, ("pictures", who), strict=True) if n is not None]
+    return " of ".join(parts)
+
+
+def count(scan: Scan, split: str) -> Counts:
+    """Pictures of a split as they lie in its folder, and its identities: neither junk nor distractors count as one."""
+    pids = {record.pid for record in scan.splits.get(split, ())} - {JUNK}
+    if split == "gallery" and DISTRACTOR not in _pids(scan.splits.get("query", ())):
+        pids -= {DISTRACTOR}
+    return Counts(len(scan.splits.get(split, ())), len(pids))
+
+
+def _pids(records: Iterable[Record]) -> set[int]:
+    return {record.pid for record in records}
+
+
+def _check_training_ids(spec: DatasetSpec, scan: Scan) -> None:
+    if len(_pids(scan.splits.get("train", ())) - {JUNK}) == 1:
+        who = "identity" if scan.classes is None else "class"
+        raise ReIDError(
+            f"{spec.title} in {scan.root} has one training {who}; training needs at least two: add pictures of others"
+        )
