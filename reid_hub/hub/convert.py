@@ -162,8 +162,8 @@ def convert_checkpoint(path: str | Path, variant: str, out: str | Path, **overri
 def load_weights(model: ReIDModel, source: str) -> Conversion:
     """Initialise `model` by name: a file, "torchvision/NAME", "timm/NAME", or one of our checkpoints (folder or repo).
 
-    From one of our checkpoints everything of the same name and shape is taken, and the whole trunk must be; so is its
-    lineage.
+    From one of our checkpoints everything of the same name and shape is taken, with its lineage; the whole backbone
+    must be.
 
     Raises:
         ValueError: if the weights do not fit.
@@ -179,13 +179,13 @@ def load_weights(model: ReIDModel, source: str) -> Conversion:
         import timm
 
         return load_foreign(model, timm.create_model(name, pretrained=True, num_classes=0).state_dict())
-    # A classifier of general pictures has a trunk like any other; what is on top of it stays behind.
+    # A classifier of general images has a backbone like any other; what is on top of it stays behind.
     start = ReIDModel.from_pretrained(source)
     other, ours = start.state_dict(), model.state_dict()
     used = {key: value for key, value in other.items() if key in ours and value.shape == ours[key].shape}
     missing = [key for key in ours if key.startswith("backbone.") and key not in used]
     if missing:
-        raise ReIDError(f"{source} has another trunk: {_some(missing)} of this model's tensors are not in it")
+        raise ReIDError(f"{source} has another backbone: {_some(missing)} of this model's tensors are not in it")
     model.load_state_dict({**ours, **used})
     model.config.lineage = start.config.lineage
     return Conversion(sorted(used), sorted(set(other) - set(used)), sorted(set(ours) - set(used)))

@@ -18,7 +18,7 @@ from .backbone_part_vit import PartViT as PartViT
 from .backbone_resnet import ResNet as ResNet
 from .backbone_squeezenet import SqueezeNet as SqueezeNet
 from .backbone_timm import TimmBackbone as TimmBackbone
-from .families import FAMILIES, Family, is_foreign_file, portable_code
+from .families import FAMILIES, Family, is_outside, portable_code
 
 
 def family_of(config: PreTrainedConfig) -> Family:
@@ -118,7 +118,7 @@ def carry_family(folder: Path, config: PreTrainedConfig) -> None:
         ValueError: if the file would replace one of ours.
     """
     family, ours = family_of(config), folder / Path(__file__).name
-    if not is_foreign_file(family) or not ours.is_file():
+    if not is_outside(family) or not ours.is_file():
         return
     target = folder / family.file.name
     if target.exists():

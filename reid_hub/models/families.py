@@ -154,38 +154,47 @@ def register(family: Family) -> Family:
         shared = sorted(set(family.variants) & set(other.variants))
         if shared and name != family.name:
             raise ValueError(f"family {name!r} already has the variants {', '.join(shared)}: choose other names")
-    portable_code(family)
+    if is_outside(family):
+        portable_code(family)
     FAMILIES[family.name] = family
     return family
 
 
-def is_foreign_file(family: Family) -> bool:
-    """Whether a family is defined outside the folder of this file."""
+def is_outside(family: Family) -> bool:
+    """Whether the file of a family is not in the folder of this file."""
     return family.file.parent != Path(__file__).parent
 
 
 def portable_code(family: Family) -> str:
-    """The code of a family's file as it travels: what it imports from this package it imports from its siblings.
+    """The code of a family from outside as it travels: what it imports from our folder it imports from its siblings.
 
     Raises:
-        ValueError: if it imports anything else of the package, or siblings that the package does not have.
+        ValueError: if it imports anything else of the package.
     """
-    code = family.file.read_text(encoding="utf-8")
-    if not is_foreign_file(family):
-        return code
-    package = re.escape(__package__)
-    code = re.sub(rf"^(\s*from ){package}(\.\w+ import )", r"\1\2", code, flags=re.MULTILINE)
-    imported = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Import | ast.ImportFrom)]
-    for node in imported:
-        relative = isinstance(node, ast.ImportFrom) and node.level
-        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
-        siblings = all((Path(__file__).parent / f"{name}.py").is_file() for name in names)
-        if (relative and not siblings) or any(name.split(".")[0] == __package__.split(".")[0] for name in names):
+    package, code = __package__ or "", family.file.read_text(encoding="utf-8")
+    code = re.sub(rf"^(\s*from ){re.escape(package)}(\.\w+ import )", r"\1\2", code, flags=re.MULTILINE)
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom):
+            names, travels = [node.module or ""], not node.level or _is_below(node.module)
+        elif isinstance(node, ast.Import):
+            names, travels = [alias.name for alias in node.names], True
+        else:
+            continue
+        if not travels or any(name.partition(".")[0] == package.partition(".")[0] for name in names):
             raise ValueError(
                 f"line {node.lineno} of {family.file}: the file travels with checkpoints, so all it may import of this "
-                f"package is `from {__package__}.NAME import ...`, where NAME.py is a file of that folder"
+                f"package is `from {package}.NAME import ...`, where NAME is families, width_groups, variant_fields or "
+                "a backbone"
             )
     return code
+
+
+def _is_below(name: str | None) -> bool:
+    """Whether a file of our folder can be imported by a family: it does not itself import the list of the families."""
+    file = Path(__file__).with_name(f"{name}.py")
+    if name == "backbones" or not file.is_file():
+        return False
+    return all(map(_is_below, re.findall(r"^\s*from \.(\w+) import", file.read_text(encoding="utf-8"), re.MULTILINE)))
 
 
 def scale_channels(channels: Sequence[int], old: int, new: int) -> list[int]:

@@ -105,10 +105,10 @@ class WidthGroups:
 def match_widths(teacher: WidthGroups, student: WidthGroups) -> dict[str, int]:
     """The student's width of each of the teacher's groups.
 
-    What lies behind the trunk may differ; channels that the student does not have keep the teacher's width.
+    What lies behind the backbone may differ; channels that the student does not have keep the teacher's width.
 
     Raises:
-        ValueError: unless both trunks declare the same channels, tensor for tensor.
+        ValueError: unless both backbones declare the same channels, tensor for tensor.
     """
     ours, theirs = (
         {name: axes for name, axes in groups.axes.items() if name.startswith("backbone.")}

@@ -347,7 +347,7 @@ def test_weights_of_one_of_our_checkpoints_start_another(tmp_path):
     assert all(
         torch.equal(p, q) for p, q in zip(model.backbone.parameters(), source.backbone.parameters(), strict=True)
     )
-    with pytest.raises(ValueError, match="another trunk"):
+    with pytest.raises(ValueError, match="another backbone"):
         load_weights(ReIDModel(ReIDConfig.from_variant("res50-s2")), str(tmp_path / "source"))
 
 

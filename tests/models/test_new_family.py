@@ -245,6 +245,9 @@ def renamed(code: str) -> str:
         (f"import reid_hub\n{renamed(FAMILY)}", r"line 1 of .*broken.py: the file travels with checkpoints"),
         (f"\nfrom reid_hub.models import ReIDConfig\n{renamed(FAMILY)}", "line 2 of .*reid_hub.models.NAME import"),
         (f"from reid_hub.hub.convert import load_foreign\n{renamed(FAMILY)}", "line 1 of .*the file travels"),
+        # These read the list of families, which would then read itself.
+        (f"from reid_hub.models.backbones import FAMILIES\n{renamed(FAMILY)}", "line 1 of .*the file travels"),
+        (f"from reid_hub.models.width_scale import at_width\n{renamed(FAMILY)}", "line 1 of .*the file travels"),
     ],
 )
 def test_a_family_that_takes_a_name_or_could_not_travel_is_refused(plain, tmp_path, monkeypatch, code, message):
