@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reid_hub.evaluation import Results, TrainingInfo
-from reid_hub.hub.card import datasets_of
+from reid_hub.hub.terms import datasets_of
 from reid_hub.models import ReIDConfig
 from reid_hub.runs.models import is_checkpoint
 from reid_hub.training import RECIPES, Recipe, ReIDTrainer, override

@@ -9,7 +9,8 @@ import pytest
 from huggingface_hub import ModelCard
 
 from reid_hub.data import DATASETS
-from reid_hub.hub.card import render_card, write_card
+from reid_hub.evaluation.results import Results
+from reid_hub.hub.card import read_config, render_card, write_card
 from reid_hub.hub.citations import CITATIONS, cite
 from reid_hub.models import ReIDConfig
 from reid_hub.models.families import FAMILIES
@@ -47,6 +48,12 @@ def results(**changes) -> dict:
     return changed
 
 
+def card_of(config: dict, content: dict | list[dict] | None = None, **options) -> str:
+    """The card of what config.json and results.json hold."""
+    parts = content if isinstance(content, list) else [] if content is None else [content]
+    return render_card(read_config(config), [Results.from_dict(part) for part in parts], **options)
+
+
 def body(card: str) -> str:
     return card.split("---\n", 2)[2]
 
@@ -59,7 +66,7 @@ def row(card: str, *cells: str) -> str:
 
 
 def test_percent_in_print_fractions_in_metadata(config):
-    card = render_card(config, RESULTS)
+    card = card_of(config, RESULTS)
     assert row(card, "Market-1501", "81.2", "91.3", "96.1", "98.8", "50.4", "cosine, flip-averaged")
     data = ModelCard(card).data
     assert {entry.metric_type: entry.metric_value for entry in data.eval_results} == RESULTS["metrics"]
@@ -68,7 +75,7 @@ def test_percent_in_print_fractions_in_metadata(config):
 
 
 def test_what_was_recorded_is_shown(config):
-    card = render_card(config, RESULTS)
+    card = card_of(config, RESULTS)
     for cells in (
         ("MACs per picture", "0.123 G"),
         ("Bytes per vector", "1,024"),
@@ -93,11 +100,11 @@ def test_what_was_recorded_is_shown(config):
 
 def test_the_parameters_are_the_models_own(config):
     # specs of the paper: 374,152 in the trunk; the BNNeck scales 256 values
-    assert row(render_card(config), "Parameters", f"{374_152 + 256:,}")
+    assert row(card_of(config), "Parameters", f"{374_152 + 256:,}")
 
 
 def test_metadata_describes_the_model(config):
-    data = ModelCard(render_card(config, results(training={"base_model": "timm/resnet50.a1_in1k"}))).data
+    data = ModelCard(card_of(config, results(training={"base_model": "timm/resnet50.a1_in1k"}))).data
     assert (data.pipeline_tag, data.library_name) == ("image-feature-extraction", "transformers")
     assert data.datasets == ["market1501"]
     assert data.base_model == "timm/resnet50.a1_in1k"
@@ -105,7 +112,7 @@ def test_metadata_describes_the_model(config):
 
 
 def test_a_model_without_results_says_so(config):
-    card = render_card(config)
+    card = card_of(config)
     assert "**This model has not been evaluated.**" in card
     assert ModelCard(card).data.eval_results is None
     assert not re.search(r"\d\s*%", card)
@@ -116,7 +123,7 @@ def test_a_model_without_results_says_so(config):
 def test_several_evaluations_stay_apart(config):
     reranked = results(protocol={"rerank": {"method": "k-reciprocal", "k1": 20}}, metrics={"mAP": 0.9})
     foreign = results(dataset={"name": "my-own-set"}, metrics={"mAP": 0.1})
-    card = render_card(config, [RESULTS, reranked, foreign])
+    card = card_of(config, [RESULTS, reranked, foreign])
     assert row(card, "Market-1501", "90.0", "cosine, flip-averaged, re-ranked")
     assert row(card, "my-own-set", "10.0")
     assert "method k-reciprocal, k1 20" in card
@@ -128,13 +135,13 @@ def test_several_evaluations_stay_apart(config):
 
 def test_missing_cameras_are_told(config):
     note = "No test picture has a camera id: the figures are higher than those of a cross-camera protocol."
-    assert f"> {note}" in render_card(config, results(dataset={"camera_note": note}))
-    assert "> " not in body(render_card(config, RESULTS))
+    assert f"> {note}" in card_of(config, results(dataset={"camera_note": note}))
+    assert "> " not in body(card_of(config, RESULTS))
 
 
 @pytest.mark.parametrize("name", DATASETS)
 def test_every_data_set_brings_its_terms(config, name):
-    card = render_card(config, results(training={"dataset": name}, dataset={"name": name}))
+    card = card_of(config, results(training={"dataset": name}, dataset={"name": name}))
     spec = DATASETS[name]
     assert f"| training | {spec.licence} |" in card
     assert spec.notice in card
@@ -148,7 +155,7 @@ def test_every_data_set_brings_its_terms(config, name):
 def test_a_trunk_that_nothing_was_measured_with_is_no_person_re_identification_model(config):
     about = {"method": "kdep", "recipe": "kdep", "dataset": "pictures"}
     trunk = results(training=about, dataset={"name": "pictures"}, metrics={}) | {"metrics": {}, "protocol": {}}
-    card = render_card(config, trunk | {"task": "pretraining"}, repo_id="alice/trunk")
+    card = card_of(config, trunk | {"task": "pretraining"}, repo_id="alice/trunk")
     assert "person" not in body(card).partition("## How to use")[0]
     assert "reid-hub classify --model alice/trunk" in card
     assert "gallery" not in card
@@ -168,7 +175,7 @@ def test_what_start_and_teachers_learned_from_counts_as_well(config):
         {"method": "supervised", "recipe": "bot", "epochs": 2, "dataset": "synthetic", "init": "trunk"},
     ]  # fmt: skip
     drawn = results(training={"dataset": "synthetic"}, dataset={"name": "synthetic"})
-    alone, card = render_card(config, drawn), render_card({**config, "lineage": steps}, drawn)
+    alone, card = card_of(config, drawn), card_of({**config, "lineage": steps}, drawn)
     assert (ModelCard(alone).data.license, ModelCard(card).data.license) == ("apache-2.0", "other")
     assert ModelCard(card).data.datasets == ["synthetic", "market1501"]
     assert f"| training | {DATASETS['market1501'].licence} |" in card
@@ -180,25 +187,25 @@ def test_what_start_and_teachers_learned_from_counts_as_well(config):
         "market1501\n2. method supervised, recipe bot, epochs 2, dataset synthetic, init trunk\n"
     ) in card
     assert "oldest first" not in alone
-    unmeasured = render_card({**config, "lineage": steps[:1]})
+    unmeasured = card_of({**config, "lineage": steps[:1]})
     assert "1. method kdep" in unmeasured
     assert "not recorded here" not in unmeasured
     assert card_errors(card) == []
 
 
 def test_the_licence_can_be_chosen(config):
-    card = render_card(config, RESULTS, license="cc-by-nc-4.0")
+    card = card_of(config, RESULTS, license="cc-by-nc-4.0")
     assert ModelCard(card).data.license == "cc-by-nc-4.0"
     assert "The weights are under cc-by-nc-4.0." in card
 
 
 @pytest.mark.parametrize("content", [None, RESULTS, [RESULTS, RESULTS]], ids=["none", "one", "two"])
 def test_the_hub_accepts_the_metadata(config, content):
-    assert card_errors(render_card(config, content)) == []
+    assert card_errors(card_of(config, content)) == []
 
 
 def test_limits_are_stated_plainly(config):
-    for card in (render_card(config), render_card(config, RESULTS)):
+    for card in (card_of(config), card_of(config, RESULTS)):
         for phrase in (
             "Not to be used",
             "legal basis",
@@ -207,12 +214,12 @@ def test_limits_are_stated_plainly(config):
             "DukeMTMC was withdrawn",
         ):
             assert phrase in card.replace("\n", " ")
-    drawn = render_card(config, results(training={"dataset": "synthetic"}))
+    drawn = card_of(config, results(training={"dataset": "synthetic"}))
     assert "must not be expected to recognise one" in drawn
 
 
 def test_examples_are_python_and_name_the_repository(config):
-    card = render_card(config, repo_id="alice/reid")
+    card = card_of(config, repo_id="alice/reid")
     blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     assert len(blocks) == 2
     for block in blocks:
@@ -221,13 +228,13 @@ def test_examples_are_python_and_name_the_repository(config):
 
 
 def test_citations_of_what_was_used(config):
-    card = render_card(config, RESULTS)
+    card = card_of(config, RESULTS)
     for key in ("luo2019bag", "he2016deep", "zheng2015scalable"):
         assert card.count(f"{{{key},") == 1
     assert "zhong2017rerank" not in card
-    assert "zhong2017rerank" in render_card(config, results(protocol={"rerank": {"k1": 20}}))
-    assert "zhou2019osnet" in render_card(ReIDConfig.from_variant("osnet-x0.25").to_dict())
-    assert "li2025oskt" in render_card(config, results(training={"method": "oskt.refine"}))
+    assert "zhong2017rerank" in card_of(config, results(protocol={"rerank": {"k1": 20}}))
+    assert "zhou2019osnet" in card_of(ReIDConfig.from_variant("osnet-x0.25").to_dict())
+    assert "li2025oskt" in card_of(config, results(training={"method": "oskt.refine"}))
 
 
 @pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.variants])
@@ -255,7 +262,30 @@ def test_citations_are_whole_entries():
 )
 def test_results_that_cannot_be_are_refused(config, change, message):
     with pytest.raises(ValueError, match=message):
-        render_card(config, results(**change))
+        card_of(config, results(**change))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "index.add(model.encode(gallery), gallery)"),
+        ({"quantization": "int8"}, 'codec="int8")'),
+        ({"quantization": "int8", "quantization_granularity": "dimension"}, "scale=model.int8_scale(None))"),
+        ({"architectures": ["ReIDForImageClassification"], "num_labels": 3}, 'pipeline("image-classification"'),
+    ],
+)
+def test_examples_are_those_of_the_kind_of_model(changes, words):
+    compressed = {"compression": "low_rank", "compressed_dim": 16} if "quantization" in changes else {}
+    card = card_of(ReIDConfig.from_variant("res50-s1", **compressed, **changes).to_dict())
+    first = re.findall(r"```python\n(.*?)```", card, re.DOTALL)[0]
+    ast.parse(first)
+    assert words in first
+    assert card_errors(card) == []
+
+
+def test_results_of_another_kind_of_model_are_refused(config):
+    with pytest.raises(ValueError, match="of another kind of model"):
+        card_of({**config, "architectures": ["ReIDForImageClassification"]}, RESULTS)
 
 
 def test_write_card_reads_the_folder(config, tmp_path):
@@ -263,10 +293,10 @@ def test_write_card_reads_the_folder(config, tmp_path):
         write_card(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config))
     write_card(tmp_path)
-    assert (tmp_path / "README.md").read_text() == render_card(config)
+    assert (tmp_path / "README.md").read_text() == card_of(config)
     (tmp_path / "results.json").write_text(json.dumps(RESULTS))
     card = write_card(tmp_path, repo_id="alice/reid")
-    assert card.read_text() == render_card(config, RESULTS, repo_id="alice/reid")
+    assert card.read_text() == card_of(config, RESULTS, repo_id="alice/reid")
 
 
 def test_a_card_that_cannot_be_written_leaves_the_old_one(config, tmp_path):
@@ -284,4 +314,4 @@ def test_a_card_is_replaced_not_overwritten(config, tmp_path):
     with write_card(tmp_path).open() as old:
         (tmp_path / "results.json").write_text(json.dumps(RESULTS))
         new = write_card(tmp_path).read_text()
-        assert old.read() == render_card(config) != new
+        assert old.read() == card_of(config) != new

@@ -1,0 +1,43 @@
+"""Values as a model card prints them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+LABELS = {
+    "macs": "MACs per picture", "attention_macs": "MACs of attention", "latency_ms": "Latency, one picture",
+    "data_dir_counts": "Data found", "rerank": "Re-ranked", "flip": "Flip-averaged",
+}  # fmt: skip
+STEP = ("method", "recipe", "epochs", "dataset", "init", "teachers", "teachers_saw")  # of a lineage, in this order
+
+
+def table(values: Mapping[str, Any]) -> dict[str, str]:
+    """Rows of a table, without what is not known (None) or empty."""
+    known = {name: value for name, value in values.items() if value not in (None, {}, [])}
+    return {LABELS.get(name, name.replace("_", " ").capitalize()): text(name, value) for name, value in known.items()}
+
+
+def step_text(step: Mapping[str, Any]) -> str:
+    """One step of a lineage, in a line."""
+    rows = table({name: step[name] for name in STEP if name in step})
+    return ", ".join(f"{name.lower()} {value}" for name, value in rows.items())
+
+
+def text(name: str, value: Any) -> str:
+    """A value as text; `name` decides its unit."""
+    if isinstance(value, Mapping):
+        nested = any(isinstance(item, Mapping) for item in value.values())
+        rows = [(key.replace("_", " "), text(key, item)) for key, item in value.items() if item is not None]
+        return "; ".join(f"{key}: {row}" for key, row in rows) if nested else ", ".join(f"{k} {row}" for k, row in rows)
+    if isinstance(value, (list, tuple)):
+        return ", ".join(text(name, item) for item in value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if name.endswith("macs"):
+        return f"{value / 1e9:.3f} G"
+    if name == "latency_ms":
+        return f"{value:.2f} ms"
+    if isinstance(value, int) and name != "seed":
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value).replace("|", "\\|").replace("\n", " ")
