@@ -37,10 +37,10 @@ demo: install  ## train, evaluate, save, load back, index and search on syntheti
 	$(BIN)/reid-hub demo
 
 bench: install  ## measure speed and memory: input pipeline, evaluation, refinement, search
-	$(BIN)/python benchmarks/input_pipeline.py
-	$(BIN)/python benchmarks/evaluation.py
-	$(BIN)/python benchmarks/oskt_speed.py
-	$(BIN)/python benchmarks/index_search.py
+	$(BIN)/python benchmarks/run.py input_pipeline
+	$(BIN)/python benchmarks/run.py evaluation
+	$(BIN)/python benchmarks/run.py oskt_speed
+	$(BIN)/python benchmarks/run.py index_search
 
 constraints:  ## pin every version anew (needs uv)
 	$(UV) export --quiet --no-hashes --no-emit-project --no-header --no-annotate --all-extras --all-groups -o constraints.txt

@@ -1,6 +1,6 @@
 """Retrieval metrics and re-ranking at the size of MSMT17: CPU seconds beyond the matrix product, and extra memory.
 
-    python benchmarks/evaluation.py
+    python benchmarks/run.py evaluation
 
 Seeded 512-d embeddings of 3,060 people from 15 cameras, 11,659 queries and 82,161 gallery images: once clustered by
 person as those of a trained model, once pure noise. Beside `evaluate_retrieval` runs a plain reference that argsorts
@@ -9,68 +9,30 @@ part runs in a process of its own, and memory is the peak above what the process
 """
 
 import argparse
-import json
-import os
-import platform
-import subprocess
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from render import Block, Table
+from speed import Speed, memory
 from threadpoolctl import threadpool_limits
+from words import command
 
 from reid_hub.evaluation.metrics import evaluate_retrieval
-from reid_hub.evaluation.results import public_command, versions
 from reid_hub.evaluation.similarity import block_rows, each_block
-from reid_hub.files import atomic_file
 
 QUERIES, GALLERY, PEOPLE, CAMERAS, DIM = 11_659, 82_161, 3_060, 15, 512
 NOISE = {"clustered": 2.0, "noise": np.inf}
 SUBSET = 8  # the reference takes every 8th query
-FOLDER = Path(__file__).with_suffix("")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", type=float, default=1.0, help="of all sizes: 0.1 gives a quick look")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=FOLDER)
-    parser.add_argument("--part", choices=[*NOISE, "rerank"], help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.part:
-        measure = measure_rerank if arguments.part == "rerank" else measure_metrics
-        print(json.dumps(measure(arguments)))
-        return
-
-    figures = {}
-    for part in (*NOISE, "rerank"):
-        print(f"measuring {part} ...", flush=True)
-        command = [sys.executable, __file__, f"--scale={arguments.scale}", f"--rounds={arguments.rounds}"]
-        child = subprocess.run([*command, f"--part={part}"], check=True, stdout=subprocess.PIPE, text=True)
-        figures[part] = json.loads(child.stdout)
-    results = {
-        "figures": figures,
-        "setting": {
-            **{
-                name: len(values) for name, values in zip(("queries", "gallery"), labels(arguments.scale), strict=False)
-            },
-            **{"people": people(arguments.scale), "cameras": CAMERAS, "dimensions": DIM, "rounds": arguments.rounds},
-        },
-        "machine": {"cores": os.cpu_count(), "system": platform.system(), "architecture": platform.machine()},
-        "command": public_command(sys.argv),
-        "versions": versions(),
-    }
-    for name, text in (("results.json", json.dumps(results, indent=2) + "\n"), ("README.md", render(results))):
-        with atomic_file(arguments.out / name) as temporary:
-            temporary.write_text(text)
-    print(render(results))
-
-
-def measure_metrics(arguments: argparse.Namespace) -> dict[str, float]:
-    query, gallery = embeddings(arguments.part, arguments.scale)
-    ids = labels(arguments.scale)
+def measure_metrics(kind: str, options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Matrix product, evaluation and the reference, in turns."""
+    query, gallery = embeddings(kind, options.scale)
+    ids = labels(options.scale)
     rows = block_rows(len(gallery))
 
     def product() -> None:
@@ -88,7 +50,7 @@ def measure_metrics(arguments: argparse.Namespace) -> dict[str, float]:
             )
 
     costs = {"product": [], "evaluate": [], "reference": []}
-    for _ in range(arguments.rounds):
+    for _ in range(options.rounds):
         for name, run in (("product", product), ("evaluate", lambda: evaluate_retrieval(query, gallery, *ids))):
             costs[name].append(cost_of(run))
         costs["reference"].append(cost_of(plain))
@@ -98,7 +60,7 @@ def measure_metrics(arguments: argparse.Namespace) -> dict[str, float]:
         raise RuntimeError(f"the reference finds mAP {expected} on its subset: the comparison would mean nothing")
     product_seconds, evaluate_seconds = (min(seconds for seconds, _ in costs[name]) for name in ("product", "evaluate"))
     reference_seconds = SUBSET * min(seconds for seconds, _ in costs["reference"])
-    return {
+    figures = {
         "mAP": results.mAP,
         "product_cpu_seconds": product_seconds,
         "evaluate_cpu_seconds": evaluate_seconds,
@@ -106,14 +68,16 @@ def measure_metrics(arguments: argparse.Namespace) -> dict[str, float]:
         "reference_beyond_product_cpu_seconds": reference_seconds - product_seconds,
         "evaluate_extra_bytes": max(extra for _, extra in costs["evaluate"]),
     }
+    return {kind: figures}
 
 
-def measure_rerank(arguments: argparse.Namespace) -> dict[str, float]:
-    query, gallery = embeddings("clustered", arguments.scale)
-    ids = labels(arguments.scale)
+def measure_rerank(options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """The clustered embeddings, re-ranked."""
+    query, gallery = embeddings("clustered", options.scale)
+    ids = labels(options.scale)
     found = {}
     seconds, extra = cost_of(lambda: found.update(results=evaluate_retrieval(query, gallery, *ids, rerank=True)))
-    return {"mAP": found["results"].mAP, "rerank_cpu_seconds": seconds, "rerank_extra_bytes": extra}
+    return {"rerank": {"mAP": found["results"].mAP, "rerank_cpu_seconds": seconds, "rerank_extra_bytes": extra}}
 
 
 def plain_reference(query, gallery, query_pids, gallery_pids, query_camids, gallery_camids) -> float:
@@ -161,44 +125,54 @@ def people(scale: float) -> int:
 def cost_of(run: Callable[[], object]) -> tuple[float, int]:
     """CPU seconds of all threads, and bytes of peak resident memory above the present (Linux)."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
-    before, start = resident("VmRSS"), time.process_time()
+    before, start = memory("VmRSS"), time.process_time()
     run()
-    return time.process_time() - start, resident("VmHWM") - before
+    return time.process_time() - start, memory("VmHWM") - before
 
 
-def resident(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(f"{name}:")))
+def settings(options: argparse.Namespace) -> dict[str, int]:
+    """What results.json keeps."""
+    queries, gallery, *_ = labels(options.scale)
+    sizes = {"queries": len(queries), "gallery": len(gallery), "people": people(options.scale)}
+    return {**sizes, "cameras": CAMERAS, "dimensions": DIM, "rounds": options.rounds}
 
 
-def render(results: dict) -> str:
+def page(results: dict[str, Any]) -> Iterator[Block]:
+    """Metrics of both kinds of embeddings, then re-ranking."""
     setting, figures = results["setting"], results["figures"]
-    rows = [
-        f"| {part} | {figures[part]['mAP']:.4f} | {figures[part]['product_cpu_seconds']:.1f} s "
-        f"| **{figures[part]['beyond_product_cpu_seconds']:.1f} s** "
-        f"| {figures[part]['reference_beyond_product_cpu_seconds']:.1f} s "
-        f"| {figures[part]['evaluate_extra_bytes'] / 1e9:.2f} GB |"
-        for part in NOISE
-    ]
-    rerank = figures["rerank"]
-    factor = rerank["rerank_cpu_seconds"] / figures["clustered"]["product_cpu_seconds"]
-    return f"""# Evaluation: time and memory
+    seconds = {
+        "product_cpu_seconds": "matrix product",
+        "beyond_product_cpu_seconds": "`evaluate_retrieval` beyond it",
+        "reference_beyond_product_cpu_seconds": "argsort per query beyond it",
+    }
 
-{setting["queries"]:,} queries x {setting["gallery"]:,} gallery images, {setting["dimensions"]}-d float32, \
-{setting["people"]:,} people, {setting["cameras"]} cameras; CPU seconds of all threads on a machine of \
-{results["machine"]["cores"]} cores.
+    def cell(part: str, column: str) -> str:
+        value = figures[part][column]
+        if column not in seconds:
+            return f"{value:.4f}" if column == "mAP" else f"{value / 1e9:.2f} GB"
+        return f"**{value:.1f} s**" if column == "beyond_product_cpu_seconds" else f"{value:.1f} s"
 
-| embeddings | mAP | matrix product | `evaluate_retrieval` beyond it | argsort per query beyond it | extra memory |
-|---|---|---|---|---|---|
-{chr(10).join(rows)}
+    yield "# Evaluation: time and memory"
+    yield (
+        f"{setting['queries']:,} queries x {setting['gallery']:,} gallery images, {setting['dimensions']}-d float32, "
+        f"{setting['people']:,} people, {setting['cameras']} cameras; CPU seconds of all threads on a machine of "
+        f"{results['machine']['cores']} cores."
+    )
+    columns = {"mAP": "mAP", **seconds, "evaluate_extra_bytes": "extra memory"}
+    yield Table(columns, {part: part for part in NOISE}, cell, "embeddings", right=False)
+    rerank, clustered = figures["rerank"], figures["clustered"]
+    factor = rerank["rerank_cpu_seconds"] / clustered["product_cpu_seconds"]
+    yield (
+        "k-reciprocal re-ranking of the clustered embeddings, evaluation included: "
+        f"{rerank['rerank_cpu_seconds']:.0f} CPU s ({factor:.1f} times the product of query and gallery), "
+        f"{rerank['rerank_extra_bytes'] / 1e9:.2f} GB extra memory, mAP {clustered['mAP']:.3f} to {rerank['mAP']:.3f}."
+    )
+    yield f"Rendered from [results.json](results.json), which `{command(results)}` writes."
 
-k-reciprocal re-ranking of the clustered embeddings, evaluation included: {rerank["rerank_cpu_seconds"]:.0f} CPU s \
-({factor:.1f} times the product of query and gallery), {rerank["rerank_extra_bytes"] / 1e9:.2f} GB extra memory, \
-mAP {figures["clustered"]["mAP"]:.3f} to {rerank["mAP"]:.3f}.
 
-Rendered from [results.json](results.json), which `{results["command"]}` writes.
-"""
-
-
-if __name__ == "__main__":
-    main()
+OPTIONS = {
+    "--scale": {"type": float, "default": 1.0, "help": "of all sizes: 0.1 gives a quick look"},
+    "--rounds": {"type": int, "default": 3},
+}
+PARTS = {**{kind: partial(measure_metrics, kind) for kind in NOISE}, "rerank": measure_rerank}
+BENCHMARK = Speed("evaluation", __doc__, lambda options: PARTS, page, OPTIONS, settings)

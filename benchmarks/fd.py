@@ -1,23 +1,26 @@
-"""Proof of Factorized Distillation on real people: students taught by seven teachers, by some of them, and by none.
+"""Factorized Distillation on real people: students taught by seven teachers, by some of them, and by none.
 
-    python benchmarks/fd.py --data-dir DIR                # everything that is not measured yet; stop it any time
-    python benchmarks/fd.py --data-dir DIR --scale full   # the published networks, sizes and epochs, for a GPU
-    python benchmarks/fd.py --render                      # table and plot from what is measured
+    python benchmarks/run.py fd --data-dir DIR                # everything that is not measured yet; stop it any time
+    python benchmarks/run.py fd --data-dir DIR --scale full   # the published networks, sizes and epochs, for a GPU
+    python benchmarks/run.py fd --render                      # only page and plot
 
-DIR holds a data set in Market-1501's layout. Every run is a process of its own and resumes from its checkpoints; a run
-whose results.json lies in benchmarks/fd is not repeated. The test identities are met once, at the end of a run.
+DIR holds a data set in Market-1501's layout. The test identities are met once, at the end of a run.
 
 All of a student's arms start from the same initial student and train for the same epochs by the same recipe; "control"
-is that without any teacher. The teacher of the whole picture is the initial student of the teachers' own kind, as
+is that without any teacher. The teacher of the whole image is the initial student of the teachers' own kind, as
 published; a student of that kind is among the students. At the small scale everything starts from random weights, so
 Adam takes the place of the published SGD, whose rate is for pre-trained weights.
 """
 
-import argparse
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from proofs import is_measured, keep, parse, proof_parser, run_all
+import stages
+from experiment import Experiment, Options, Row, seeded
+from render import Block, Panel, Plot, Series, Table
+from words import Runs, by_arm, data_set, how, how_run, retrieval, score, size
 
 # What is distilled in each arm: the views, and what is changed in the recipe.
 ARMS = {
@@ -28,11 +31,21 @@ ARMS = {
     "attribute": ("all", {"options.beta": 0.0}),
     "metric": ("all", {"options.alpha": 0.0}),
 }
+LABELS = {
+    "initial": "initial student",
+    "control": "control: continued without teachers",
+    "all": "FD, all seven teachers",
+    "hol": "FD, Hol alone",
+    "hol-g1": "FD, Hol+G1",
+    "attribute": "FD, attribute loss alone",
+    "metric": "FD, metric loss alone",
+}
+VIEWS = ("Hol", "Up1", "Mid1", "Dn1", "Up2", "Mid2", "Dn2")
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What is trained and for how long; `students` and the teacher with what is changed in their configuration."""
+    """What is trained and for how long; `students` with what is changed in their configuration."""
 
     students: dict[str, dict]
     teacher: str
@@ -45,14 +58,15 @@ class Scale:
     init: dict[str, str]
     arguments: dict
 
+    def teacher_of(self, view: str) -> str:
+        """The row of a view's teacher; that of the whole image is an initial student."""
+        return f"{self.teacher}.{'initial' if view == 'Hol' else view}"
 
-_HEAD = {
-    "config.pooling": "stabilised_max",
-    "config.head": "linear",
-    "config.embedding_dim": 512,
-    "config.neck": "none",
-}
+
+_POOLED = {"config.pooling": "stabilised_max", "config.head": "linear", "config.embedding_dim": 512}
+_HEAD = {**_POOLED, "config.neck": "none"}
 _ADAM = {"optimizer": "adam", "optimizer_options": {}, "learning_rate": 1e-3}
+_IMAGENET = {"res18a": "resnet18", "squeezenet": "squeezenet1_0", "res101a": "resnet101"}
 SCALES = {
     # SqueezeNet's map is 7x3 at this size, so its windows are 3x3.
     "small": Scale(
@@ -61,96 +75,117 @@ SCALES = {
     ),
     "full": Scale(
         {"res18a": {}, "squeezenet": {}}, "res101a", (256, 128), None, 80, 80, 50, {},
-        {name: f"torchvision/{source}" for name, source in
-         {"res18a": "resnet18", "squeezenet": "squeezenet1_0", "res101a": "resnet101"}.items()}, {"bf16": True},
+        {name: f"torchvision/{source}" for name, source in _IMAGENET.items()}, {"bf16": True},
     ),
 }  # fmt: skip
 
 
-def main() -> None:
-    parser = proof_parser("fd", __doc__, SCALES, seeds=(0, 1))
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
-    parser.add_argument("--students", nargs="+", help="variants; by default all of the scale")
-    options = parse(parser)
-    if options.one:
-        return execute(options.one, options)
-    if not options.render:
-        run_all(plan(options), options)
-    from fd_table import render
-
-    render(options.results, SCALES[options.scale].teacher)
-
-
-def plan(options: argparse.Namespace) -> dict[str, list[str]]:
-    """The runs that are left, most wanted first, each with those that it starts from."""
-    from reid_hub.data.views import choose_views
-
+def rows(options: Options) -> Iterator[Row]:
+    """Students by arm, and what they start from: initial students, and teachers of the views."""
     scale = SCALES[options.scale]
-    wanted = {}
+    seen = {views: stages.view_names(views) for views, _ in ARMS.values()}
+
+    def folder(name: str, below: str = "initial") -> Path:
+        view = name.rpartition(".")[2]
+        return options.work / name / (f"teachers/{view}" if view in VIEWS else below)
+
+    def run(kind: str, name: str, **fields) -> partial:
+        variant = name.rpartition(".")[0]
+        sizes = {"image_size": scale.image_size, "view_size": scale.view_size, "arguments": scale.arguments}
+        start = {"recipe": "fd-student", "model": variant, "init": scale.init.get(variant)}
+        return partial(stages.run, f"fd_{kind}", **options.settings(name, **sizes, **start, **fields))
+
     for seed in options.seeds:
-        for student in options.students or scale.students:
-            for arm in options.arms:
-                views = [] if arm == "control" else [view.name for view in choose_views(ARMS[arm][0])]
-                needs = [f"{student}.initial", *(teacher_of(scale, view) for view in views)]
-                wanted[f"{student}.{arm}" + (f"-seed{seed}" if seed else "")] = needs
-    left = {name: needs for name, needs in wanted.items() if not is_measured(name, options)}
-    # What they start from must lie in the work folder, also where its figures are known from an earlier session.
-    needed = dict.fromkeys(need for needs in left.values() for need in needs)
-    missing = {name: [] for name in needed if not (folder_of(name, options) / "results.json").is_file()}
-    left = {**missing, **left}
-    return {name: [need for need in needs if need in left] for name, needs in left.items()}
+        for student in scale.students:
+            for arm, (views, changes) in ARMS.items():
+                name, initial = seeded(f"{student}.{arm}", seed), f"{student}.initial"
+                teachers = {view: scale.teacher_of(view) for view in seen[views]}
+                fields = {
+                    "views": views, "changes": {**scale.changes, **changes}, "epochs": scale.student_epochs,
+                    "initial": str(folder(initial)), "cache": str(options.work / "cache"), "origin": arm,
+                    "teachers": {view: str(folder(teacher)) for view, teacher in teachers.items()},
+                }  # fmt: skip
+                calls = [run(kind, name, **fields) for kind in ("cache", "student")[arm == "control" :]]
+                needs = dict.fromkeys([initial, *(teachers.values() if arm != "control" else ())])
+                yield options.row(name, *calls, needs=list(needs), folder=folder(name, "student"))
+    for variant in dict.fromkeys([*scale.students, scale.teacher]):
+        name, changes = f"{variant}.initial", {**scale.changes, **scale.students.get(variant, {})}
+        call = run("initial", name, teacher_epochs=scale.initial_epochs, teacher_changes=changes)
+        yield options.row(name, call, folder=folder(name), wanted=False)
+    for view in VIEWS[1:]:
+        name, init = scale.teacher_of(view), scale.init.get(scale.teacher)
+        fields = {"teacher_epochs": scale.teacher_epochs, "teacher_changes": scale.changes, "views": [view]}
+        call = run("teachers", name, **fields, backbone=scale.teacher, teacher_init=init)
+        yield options.row(name, call, folder=folder(name), wanted=False)
 
 
-def teacher_of(scale: Scale, view: str) -> str:
-    """The run of a view's teacher; that of the whole picture is an initial student."""
-    return f"{scale.teacher}.initial" if view == "Hol" else f"{scale.teacher}.{view}"
+def page(runs: Runs, scale: Scale) -> Iterator[Block]:
+    """Students by arm, verdicts, teachers, and how each was run."""
+    arms, students, teacher = by_arm(runs), students_of(runs, scale), scale.teacher
+    initial = next(results[0] for (_, arm), results in arms.items() if arm == "initial")
+    start = "random initial weights" if initial["training"].get("init") == "random" else "pre-trained weights"
+    yield data_set(initial, f"{teacher} as teachers, {start}, fewer epochs")
+    columns = {student: f"{student} ({parameters:,})" for student, parameters in students.items()}
+    yield Table(columns, LABELS, lambda arm, student: retrieval(arms.get((student, arm), [])))
+    for student in students:
+        yield verdict(runs, student, teacher)
+    found = {view: runs[scale.teacher_of(view)] for view in VIEWS if scale.teacher_of(view) in runs}
+    yield Table(
+        {"size": "seen at", "figures": "mAP / rank-1"},
+        {view: view for view in found},
+        lambda view, column: size(found[view][0]) if column == "size" else retrieval(found[view]),
+        "teacher",
+    )
+    taught = next((results[0] for (_, arm), results in arms.items() if arm in ("all", "hol", "hol-g1")), initial)
+    yield (
+        f"Initial students: {how(initial)}. Every arm goes on from them with {how(taught)}; the control is what the "
+        "paper lacks: as many epochs as distillation, without teachers. Whole-picture teacher: the initial "
+        f"{teacher}."
+    )
+    yield "![mAP of every arm](accuracy.png)"
+    call = "python benchmarks/run.py fd --data-dir DIR"
+    yield from how_run(runs, initial, f"All of it: `{call}`; full size: `{call} --scale full`. One by one:")
 
 
-def folder_of(name: str, options: argparse.Namespace) -> Path:
-    """Where a run leaves its model."""
-    arm = name.rpartition(".")[2].partition("-seed")[0]
-    stage = "initial" if arm == "initial" else "student" if arm in ARMS else f"teachers/{arm}"
-    return options.work / name / stage
-
-
-def execute(name: str, options: argparse.Namespace) -> None:
-    """One run, resumed where it was; its results.json is copied to benchmarks/fd."""
-    from reid_hub.runs.fd import FDSettings, make_cache, train_initial, train_student, train_teachers
-
-    scale, (variant, _, arm) = SCALES[options.scale], name.rpartition(".")
-    arm, _, seed = arm.partition("-seed")
-    head = scale.students.get(variant, {})
-    views, changes = ARMS.get(arm, (arm, {}))
-    common = {
-        "data": "market_layout", "data_dir": options.data_dir, "dataset_name": options.dataset_name,
-        "image_size": scale.image_size, "view_size": scale.view_size, "validation": 0, "channels_last": True,
-        "resume": True, "output_dir": options.work / name, "recipe": "fd-student", "model": variant,
-        "init": scale.init.get(variant), "arguments": scale.arguments,
-    }  # fmt: skip
-    if arm == "initial":
-        epochs = {"teacher_epochs": scale.initial_epochs, "teacher_changes": {**scale.changes, **head}}
-        train_initial(FDSettings(**common, **epochs))
-    elif arm in ARMS:
-        settings = FDSettings(
-            **common,
-            views=views,
-            changes={**scale.changes, **changes},
-            epochs=scale.student_epochs,
-            seed=int(seed or 0),
-            initial=str(folder_of(f"{variant}.initial", options)),
-            cache=str(options.work / "cache"),
-            origin=arm,
+def verdict(runs: Runs, student: str, teacher: str) -> str | None:
+    """What distillation gave over the same epochs without teachers, in words."""
+    scores = {arm: score(runs[f"{student}.{arm}"]) for arm in LABELS if f"{student}.{arm}" in runs}
+    control = scores.get("control")
+    taught = {arm: found for arm, found in scores.items() if arm not in ("initial", "control")}
+    if control is None or not taught:
+        return None
+    gains = ", ".join(f"{LABELS[arm].removeprefix('FD, ')} {found - control:+.1f}" for arm, found in taught.items())
+    said = f"**{student}**, points of mAP over the same epochs without teachers: {gains}."
+    if max(taught.values()) <= control:
+        said += " **Distillation does not help here.**"
+    if student == teacher and min(taught.values()) <= control:
+        said += (
+            " The teachers are no stronger than this student: that of the whole picture is the initial student "
+            "itself, whose vectors it is drawn back to, while the control goes on learning."
         )
-        teachers = {view.name: str(folder_of(teacher_of(scale, view.name), options)) for view in settings.chosen}
-        settings.teachers = teachers
-        if arm != "control":
-            make_cache(settings)
-        train_student(settings)
-    else:
-        epochs = {"teacher_epochs": scale.teacher_epochs, "teacher_changes": scale.changes}
-        train_teachers(FDSettings(**common, **epochs, backbone=variant, teacher_init=common["init"], views=[arm]))
-    keep(name, folder_of(name, options) / "results.json", options)
+    alone = [arm for arm in ("attribute", "metric") if arm in taught]
+    if "all" in taught and alone and (best := max(alone, key=taught.get)) and taught[best] > taught["all"]:
+        said += f" Unlike published (table 7), the {best} loss alone is better than both together."
+    return said
 
 
-if __name__ == "__main__":
-    main()
+def plot(runs: Runs, scale: Scale) -> Plot:
+    """mAP of every arm, a group of bars for each student."""
+    students, arms, bars = list(students_of(runs, scale)), by_arm(runs), []
+    for arm, label in LABELS.items():
+        heights = [(x, score(arms[name, arm])) for x, name in enumerate(students) if (name, arm) in arms]
+        bars += [Series(heights, label, bars=True)] if heights else []
+    axes = {"ylabel": "mAP, %", "title": "One student, the same epochs, different teachers"}
+    beside = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
+    return Plot([Panel(bars, axes, dict(enumerate(students)), legend=beside)], (8, 4.5))
+
+
+def students_of(runs: Runs, scale: Scale) -> dict[str, int]:
+    """The students that anything was measured of, with their parameters, the smallest first."""
+    arms = by_arm(runs)
+    found = {name for name, arm in arms if arm == "control" or (arm == "initial" and name != scale.teacher)}
+    parameters = {v: results[0]["cost"]["parameters"] for (v, arm), results in arms.items() if arm in LABELS}
+    return {name: parameters[name] for name in sorted(found, key=parameters.get)}
+
+
+BENCHMARK = Experiment("fd", __doc__, "Factorized Distillation on real people", rows, page, plot, SCALES)

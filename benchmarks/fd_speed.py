@@ -1,11 +1,11 @@
 """Cost of Factorized Distillation against plain training: a step with a cache of representations, and reading it.
 
-    python benchmarks/fd_speed.py
+    python benchmarks/run.py fd_speed
 
 A step is forward, backward and SGD on one batch: of the student alone, and with seven teachers' representations read
-for random pictures and all fourteen branches, in turns in one process, the least of several rounds. The cache has as
-many rows as Market-1501 has training pictures and the published lengths; "cold" is read after the system was told to
-forget the files.
+for random images and all fourteen branches, in turns in one process, the least of several rounds. The cache has as many
+rows as Market-1501 has training images and the published lengths; "cold" is read after the system was told to forget
+the files.
 """
 
 import argparse
@@ -14,14 +14,23 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from io import BytesIO
 from pathlib import Path
+from typing import Any
 
-import datasets
 import torch
-from PIL import Image
-from tables import wrapped
-from timing import least_seconds, setting, step_parser, training_step, write
+from render import Block, Table
+from speed import (
+    IDS,
+    Speed,
+    how_timed,
+    least_seconds,
+    one_image,
+    step_options,
+    step_settings,
+    tiny_resnet,
+    training_step,
+    written_by,
+)
 
 from reid_hub import ReIDConfig, ReIDModel
 from reid_hub.data.views import choose_views
@@ -30,55 +39,35 @@ from reid_hub.methods import FDMethod, SupervisedMethod
 from reid_hub.methods.fd import CachedRepresentations, Teacher, write_representations
 from reid_hub.training import RECIPES
 
-FOLDER = Path(__file__).parent / "fd_speed"
 STUDENTS = ("squeezenet", "res18a", "res50a")
-PICTURES, IDS = 12_936, 751
+IMAGES = 12_936
 RECIPE = RECIPES["fd-student"]
 LOSSES = {name: value for name, value in RECIPE.options.items() if name not in ("alpha", "beta")}
+TARGET = 1.25
 
 
-def main() -> None:
-    options = step_parser(__doc__, FOLDER, batch=32).parse_args()
-    with cache() as (folder, split):
-        stored = CachedRepresentations(folder, choose_views("all"), split)
-        figures = {
-            "pictures": PICTURES,
-            "cache_mib": sum(path.stat().st_size for path in folder.rglob("*.safe*")) / 2**20,
-        }
-        figures["steps"] = {student: steps(student, stored, options) for student in STUDENTS}
-        figures["read_s"], figures["cold_read_s"] = reading(stored, folder, options)
-    write(options, figures, render)
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Steps of every student, and reading the cache."""
+    with cache() as (folder, stored):
+        size = sum(path.stat().st_size for path in folder.rglob("*.safe*")) / 2**20
+        steps = {}
+        for student in STUDENTS:
+            runs = {kind: step(student, given, options) for kind, given in (("plain", None), ("fd", stored))}
+            steps[student] = least_seconds(runs, options.rounds)
+        warm, cold = reading(stored, folder, options)
+    return {"pictures": IMAGES, "cache_mib": size, "steps": steps, "read_s": warm, "cold_read_s": cold}
 
 
 @contextmanager
-def cache() -> Iterator[tuple[Path, datasets.Dataset]]:
-    """Representations of all views by teachers of no use, of one small picture under many names."""
+def cache() -> Iterator[tuple[Path, CachedRepresentations]]:
+    """Representations of all views by teachers of no use."""
+    split, views = one_image(IMAGES, (8, 16), pid=0, camid=0), choose_views("all")
     with tempfile.TemporaryDirectory() as folder:
-        picture = BytesIO()
-        Image.new("RGB", (8, 16), (90, 120, 60)).save(picture, "PNG")
-        rows = [
-            {"image": {"bytes": picture.getvalue()}, "pid": 0, "camid": 0, "path": f"{row}.png"}
-            for row in range(PICTURES)
-        ]
-        split = datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())
-        backbone = {
-            "model_type": "resnet",
-            "embedding_size": 4,
-            "hidden_sizes": [4],
-            "depths": [1],
-            "layer_type": "basic",
-        }
-        for view in choose_views("all"):
+        for view in views:
             head = {"head": "linear", "embedding_dim": view.dim, "neck": "none"}
-            teacher = ReIDModel(ReIDConfig(backbone_config=backbone, image_size=(16, 16), **head))
+            teacher = ReIDModel(ReIDConfig(backbone_config=tiny_resnet(4), image_size=(16, 16), **head))
             write_representations(Path(folder), Teacher(teacher, view, split))
-        yield Path(folder), split
-
-
-def steps(student: str, stored: CachedRepresentations, options: argparse.Namespace) -> dict[str, float]:
-    """Seconds of a step of the student alone and with the teachers' words."""
-    runs = {name: step(student, stored if name == "fd" else None, options) for name in ("plain", "fd")}
-    return least_seconds(runs, options.rounds)
+        yield Path(folder), CachedRepresentations(folder, views, split)
 
 
 def step(student: str, stored: CachedRepresentations | None, options: argparse.Namespace) -> Callable[[], None]:
@@ -88,17 +77,16 @@ def step(student: str, stored: CachedRepresentations | None, options: argparse.N
     if stored is None:
         return training_step(SupervisedMethod(model, IDS, **LOSSES), RECIPE, pixels, pids)
     erased = torch.tensor([[20, 10, 90, 60]]).repeat(options.batch, 1)
-    rows = torch.randint(PICTURES, (options.batch,))
-    return training_step(
-        FDMethod(model, IDS, representations=stored, **LOSSES), RECIPE, pixels, pids, None, rows, erased
-    )
+    rows = torch.randint(IMAGES, (options.batch,))
+    method = FDMethod(model, IDS, representations=stored, **LOSSES)
+    return training_step(method, RECIPE, pixels, pids, None, rows, erased)
 
 
 def reading(stored: CachedRepresentations, folder: Path, options: argparse.Namespace) -> tuple[float, float]:
-    """Seconds to read a batch of random pictures: the least with the files in memory, and the most without."""
+    """Seconds to read a batch of random images: the least with the files in memory, and the most without."""
 
     def read() -> float:
-        indices = torch.randint(PICTURES, (options.batch,))
+        indices = torch.randint(IMAGES, (options.batch,))
         start = time.perf_counter()
         stored[indices]
         return time.perf_counter() - start
@@ -112,47 +100,41 @@ def reading(stored: CachedRepresentations, folder: Path, options: argparse.Names
     return warm, cold
 
 
-def render(results: dict) -> str:
+def page(results: dict[str, Any]) -> Iterator[Block]:
+    """Steps, reading, and where the target is missed."""
     f = results["figures"]
-    rows = [
-        f"| {name} | {took['plain']:.3f} s | {took['fd']:.3f} s | {took['fd'] / took['plain']:.2f} | at most 1.25 |"
-        for name, took in f["steps"].items()
-    ]
-    fastest = min(found["fd"] for found in f["steps"].values())
-    return "\n".join(
-        [
-            "# Cost of Factorized Distillation",
-            "",
-            f"Rendered from results.json by `{results['command']}`: {setting(results)}.",
-            "",
-            "| student | plain step | distillation step | ratio | target |",
-            "|---|---:|---:|---:|---:|",
-            *rows,
-            "",
-            *wrapped(
-                f"A batch's representations are read in {1e3 * f['read_s']:.1f} ms from a cache of {f['pictures']:,} "
-                f"pictures ({f['cache_mib']:.0f} MiB), in {1e3 * f['cold_read_s']:.1f} ms where the system has "
-                f"forgotten the files: {100 * f['cold_read_s'] / fastest:.1f} % of the fastest of these steps."
-            ),
-            *missed(f["steps"]),
-            "",
-        ]
+    steps = f["steps"]
+
+    def cell(student: str, column: str) -> str:
+        took = steps[student]
+        if column in took:
+            return f"{took[column]:.3f} s"
+        return f"{took['fd'] / took['plain']:.2f}" if column == "ratio" else f"at most {TARGET}"
+
+    yield "# Cost of Factorized Distillation"
+    yield f"{written_by(results)}: {how_timed(results)}."
+    columns = {"plain": "plain step", "fd": "distillation step", "ratio": "ratio", "target": "target"}
+    yield Table(columns, {student: student for student in steps}, cell, "student")
+    fastest = min(took["fd"] for took in steps.values())
+    yield (
+        f"A batch's representations are read in {1e3 * f['read_s']:.1f} ms from a cache of {f['pictures']:,} pictures "
+        f"({f['cache_mib']:.0f} MiB), in {1e3 * f['cold_read_s']:.1f} ms where the system has forgotten the files: "
+        f"{100 * f['cold_read_s'] / fastest:.1f} % of the fastest of these steps."
     )
+    for student, took in steps.items():
+        if took["fd"] > TARGET * took["plain"]:
+            yield (
+                f"**{student} misses the target**: the 1x1 convolutions of the seven branches on the feature map alone "
+                f"have {branches(student):.2f} of its multiply-adds."
+            )
 
 
-def missed(steps: dict) -> list[str]:
-    """Which students cost more than wanted, and how many multiply-adds of theirs the branches on the map have."""
-    lines = []
-    for name, took in steps.items():
-        if took["fd"] > 1.25 * took["plain"]:
-            model = ReIDModel(ReIDConfig.from_variant(name))
-            with torch.no_grad():
-                feature_map = model.eval()(torch.zeros(1, 3, *model.config.image_size)).feature_map
-            share = 7 * 512 * feature_map[0].numel() / measure_cost(model, repeats=1).macs
-            said = "the 1x1 convolutions of the seven branches on the feature map alone have"
-            lines += ["", *wrapped(f"**{name} misses the target**: {said} {share:.2f} of its multiply-adds.")]
-    return lines
+def branches(student: str) -> float:
+    """Multiply-adds of the branches on the feature map, as a share of the student's own."""
+    model = ReIDModel(ReIDConfig.from_variant(student)).eval()
+    with torch.no_grad():
+        feature_map = model(torch.zeros(1, 3, *model.config.image_size)).feature_map
+    return 7 * 512 * feature_map[0].numel() / measure_cost(model, repeats=1).macs
 
 
-if __name__ == "__main__":
-    main()
+BENCHMARK = Speed("fd_speed", __doc__, lambda options: {"steps": measure}, page, step_options(), step_settings)

@@ -1,7 +1,7 @@
 """Search time of int8 and binary galleries against faiss' float32 flat index, on the same vectors in one run.
 
-    python benchmarks/index_search.py --model DIR --data-dir DIR   # what is not measured yet; stop it any time
-    python benchmarks/index_search.py --render                     # table from what is measured
+    python benchmarks/run.py index_search --model DIR --data-dir DIR   # what is not measured yet; stop it any time
+    python benchmarks/run.py index_search --render                     # only the page
 
 Queries are searched one at a time, and all in one call. The ways of searching take turns and the median over the rounds
 is taken, so that other work on the machine disturbs all alike; on one thread CPU time is counted, on more the time that
@@ -9,27 +9,25 @@ passes. Every size and number of threads is a process of its own. Without --mode
 """
 
 import argparse
-import json
 import os
-import platform
-import subprocess
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import faiss
 import numpy as np
 import torch
-from index_search_table import render
-from index_search_vectors import REAL, base_vectors, enlarged
+from index_search_vectors import REAL, Vectors, base_vectors, enlarged
+from render import Block, Table
+from speed import Speed, take_turns, written_by
+from threadpoolctl import threadpool_limits
 
 from reid_hub import GalleryIndex
-from reid_hub.evaluation.results import public_command, versions
-from reid_hub.files import atomic_file
 
-FOLDER = Path(__file__).with_suffix("")
 TOP, SINGLE, FACTORS, ENOUGH = 10, 24, (5, 10, 15, 20, 30, 40, 60, 80, 120, 160), 0.99
 FORMS = {
     "int8": {"codec": "int8"},
@@ -38,58 +36,38 @@ FORMS = {
     "binary + int8": {"codec": "binary", "rescore": "int8"},
     "rotated, binary + float32": {"codec": "binary", "rescore": "float32"},
 }
+WANTED = {"int8": 1.0, "binary + float32": 10.0, "rotated, binary + float32": 10.0}
+MODES = {"one_ms": "one query a call", "all_ms": "all in one call"}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="checkpoint whose embeddings are searched")
-    parser.add_argument("--data-dir", help="pictures in Market-1501's layout, for --model")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[REAL, 1_000_000])
-    parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, os.cpu_count()}))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--work", type=Path, default=Path("runs/index_search"), help="vectors and indexes are kept here"
-    )
-    parser.add_argument("--out", type=Path, default=FOLDER)
-    parser.add_argument("--again", action="store_true", help="measure what is measured already")
-    parser.add_argument("--render", action="store_true", help="only write the table")
-    parser.add_argument("--one", nargs=2, type=int, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+def parts(options: argparse.Namespace) -> dict[str, Callable]:
+    """One for each size and number of threads.
+
+    Raises:
+        SystemExit: for a model without images, or images without a model.
+    """
     if bool(options.model) != bool(options.data_dir):
-        parser.error("--model and --data-dir go together")
-    if options.one:
-        print(json.dumps(measure(*options.one, options)))
-        return
-    path = options.out / "results.json"
-    results = json.loads(path.read_text()) if path.is_file() else {"runs": {}}
-    for size in options.sizes if not options.render else ():
-        for threads in options.threads:
-            key = f"{size} vectors, {threads} threads"
-            if key in results["runs"] and not options.again:
-                continue
-            print(f"measuring {key} ...", flush=True)
-            command = [sys.executable, *sys.argv, "--one", str(size), str(threads)]
-            environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-            ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-            results["runs"][key] = json.loads(ran.stdout.splitlines()[-1])
-            results |= {
-                "machine": {"cores": os.cpu_count(), "processor": processor(), "architecture": platform.machine()},
-                "command": public_command(sys.argv),
-                "versions": {**versions(), "faiss": faiss.__version__},
-            }
-            with atomic_file(path) as temporary:
-                temporary.write_text(json.dumps(results, indent=2) + "\n")
-    with atomic_file(options.out / "README.md") as temporary:
-        temporary.write_text(render(results))
-    print(render(results))
+        raise SystemExit("--model and --data-dir go together")
+    pairs = [(size, threads) for size in options.sizes for threads in options.threads]
+    return {key(*pair): partial(measure, *pair) for pair in pairs}
 
 
-def measure(size: int, threads: int, options: argparse.Namespace) -> dict:
-    faiss.omp_set_num_threads(threads)
-    torch.set_num_threads(threads)
+def key(size: int, threads: int) -> str:
+    """The name of a part."""
+    return f"{size} vectors, {threads} threads"
+
+
+def measure(size: int, threads: int, options: argparse.Namespace) -> dict[str, Any]:
+    """All ways of searching a gallery of a size."""
+    with threadpool_limits(threads):
+        faiss.omp_set_num_threads(threads)
+        torch.set_num_threads(threads)
+        return {key(size, threads): searched(size, threads, options)}
+
+
+def searched(size: int, threads: int, options: argparse.Namespace) -> dict[str, Any]:
     base = base_vectors(options.model, options.data_dir, options.work)
-    gallery = base.gallery[:size] if size <= len(base.gallery) else enlarged(base, size)
-    queries, figures = base.queries, {}
+    gallery, queries = enlarged(base, size), base.queries
     ids = [f"camera/{number:08d}.jpg" for number in range(size)]
 
     flat = faiss.IndexFlatIP(gallery.shape[1])
@@ -101,60 +79,69 @@ def measure(size: int, threads: int, options: argparse.Namespace) -> dict:
         "as they are": needed(gallery, queries, true),
         "rotated at random": needed(gallery @ rotation, queries @ rotation, true),
     }
-    if size > len(base.gallery):
-        del gallery
+    del gallery
+    figures: dict[str, dict] = {}
     searches: dict[str, Callable[[np.ndarray], object]] = {"float32 flat": lambda some: flat.search(some, TOP)}
-    for name, form in FORMS.items():
-        folder = options.work / f"{size}-{name.replace(' ', '')}"
-        if not folder.is_dir():
-            vectors = base.gallery[:size] if size <= len(base.gallery) else enlarged(base, size)
-            built = GalleryIndex(vectors.shape[1], backend="faiss", **form)
-            built.add(vectors @ rotation if name.startswith("rotated") else vectors, ids)
-            built.save(folder)
-            del built, vectors
-        asked = queries @ rotation if name.startswith("rotated") else queries
-        start = time.perf_counter()
-        index = GalleryIndex.load(folder, backend="faiss")
-        opened = time.perf_counter() - start
-        index.search(asked[:1], TOP)
-        touched = sum(segment.file.bytes_read for segment in index._stored.segments)
-        index = GalleryIndex.load(folder, backend="faiss", verify=True)
-        figures[name] = {"open_ms": 1000 * opened, "bytes": index.bytes_per_vector, "first_query_bytes": touched}
-        figures[name] |= {"folder_bytes": sum(file.stat().st_size for file in folder.iterdir())}
-        if index.rescore is not None:
-            figures[name]["curve"] = curve(index, asked, true, ids)
-        searches[name] = lambda some, index=index: index.search(some, TOP)
-        if name.startswith("rotated"):
-            searches[name] = lambda some, index=index: index.search(some @ rotation, TOP)
-        figures[name]["overlap"] = overlap(index.search(asked, TOP)[1], true, ids)
+    for name in FORMS:
+        turn = rotation if name.startswith("rotated") else None
+        figures[name], searches[name] = opened(name, base, size, turn, true, ids, options.work)
     figures["float32 flat"] = {}
     clock = time.process_time if threads == 1 else time.perf_counter  # other work takes nothing of CPU time
-    for mode, seconds in take_turns(searches, queries, options.rounds, clock).items():
-        for name, value in seconds.items():
-            figures[name][mode] = value
+    for name, found in milliseconds(searches, queries, options.rounds, clock).items():
+        figures[name] |= found
     return {
         "size": size, "threads": threads, "dim": queries.shape[1], "queries": len(queries), "source": base.source,
         "rounds": options.rounds, "bandwidth_gb_s": bandwidth / 1e9, "candidates": candidates, "searches": figures,
     }  # fmt: skip
 
 
-def take_turns(
-    searches: dict, queries: np.ndarray, rounds: int, clock: Callable[[], float]
+def opened(
+    name: str, base: Vectors, size: int, rotation: np.ndarray | None, true: np.ndarray, ids: list[str], work: Path
+) -> tuple[dict[str, Any], Callable[[np.ndarray], object]]:
+    """What an index of a form takes and finds, and how it is searched; it is built where it is missing."""
+
+    def turned(rows: np.ndarray) -> np.ndarray:
+        return rows if rotation is None else rows @ rotation
+
+    folder = work / f"{size}-{name.replace(' ', '')}"
+    if not folder.is_dir():
+        vectors = enlarged(base, size)
+        built = GalleryIndex(vectors.shape[1], backend="faiss", **FORMS[name])
+        built.add(turned(vectors), ids)
+        built.save(folder)
+        del built, vectors
+    asked = turned(base.queries)
+    start = time.perf_counter()
+    index = GalleryIndex.load(folder, backend="faiss")
+    figures = {"open_ms": 1000 * (time.perf_counter() - start)}
+    index.search(asked[:1], TOP)
+    figures["first_query_bytes"] = sum(segment.file.bytes_read for segment in index._stored.segments)
+    index = GalleryIndex.load(folder, backend="faiss", verify=True)
+    figures["bytes"] = index.bytes_per_vector
+    figures["folder_bytes"] = sum(file.stat().st_size for file in folder.iterdir())
+    if index.rescore is not None:
+        figures["curve"] = curve(index, asked, true, ids)
+    figures["overlap"] = overlap(index.search(asked, TOP)[1], true, ids)
+    return figures, lambda some: index.search(turned(some), TOP)
+
+
+def milliseconds(
+    searches: Mapping[str, Callable], queries: np.ndarray, rounds: int, clock: Callable[[], float]
 ) -> dict[str, dict[str, float]]:
     """Median milliseconds a query: one query a call, and all in one call."""
-    found = {"one_ms": {name: [] for name in searches}, "all_ms": {name: [] for name in searches}}
-    for number in range(rounds + 1):
-        for name, search in searches.items():
-            some = queries[np.arange(SINGLE) * len(queries) // SINGLE]
-            start = clock()
-            for query in some:
-                search(query[None])
-            middle = clock()
-            search(queries)
-            if number:  # the first fills caches
-                found["one_ms"][name].append(1000 * (middle - start) / len(some))
-                found["all_ms"][name].append(1000 * (clock() - middle) / len(queries))
-    return {mode: {name: median(values) for name, values in times.items()} for mode, times in found.items()}
+    some = queries[np.arange(SINGLE) * len(queries) // SINGLE]
+
+    def one_by_one(search: Callable) -> None:
+        for query in some:
+            search(query[None])
+
+    runs = {}
+    for name, search in searches.items():
+        runs[name, "one_ms"], runs[name, "all_ms"] = partial(one_by_one, search), partial(search, queries)
+    counts, found = {"one_ms": len(some), "all_ms": len(queries)}, {name: {} for name in searches}
+    for (name, mode), seconds in take_turns(runs, rounds, clock).items():
+        found[name][mode] = 1000 * median(seconds) / counts[mode]
+    return found
 
 
 def curve(index: GalleryIndex, queries: np.ndarray, true: np.ndarray, ids: list[str]) -> dict[int, float]:
@@ -201,10 +188,118 @@ def read_bandwidth(array: np.ndarray) -> float:
     return array.nbytes / min(seconds)
 
 
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+def page(results: dict[str, Any]) -> Iterator[Block]:
+    """A table for each size and number of threads, where targets are missed, and how many candidates bits must give."""
+    runs = sorted(results["figures"].values(), key=lambda run: (run["size"], run["threads"]))
+    bandwidth = max(run["bandwidth_gb_s"] for run in runs)  # other work on the machine only takes from it
+    libraries = results["versions"]
+    yield "# Search time of compressed galleries"
+    yield (
+        f"{written_by(results)}: {runs[0]['dim']} dimensions, top 10 of {runs[0]['queries']} queries, "
+        f"{results['machine']['processor']} with {results['machine']['cores']} cores that other work shared, faiss "
+        f"{libraries.get('faiss') or results['setting']['faiss']}, backend faiss."
+    )
+    yield (
+        f"Gallery: {runs[0]['source']}. Above 80,000 vectors: these, and mixtures of two pictures of one person plus "
+        "half the difference of two crops of one picture, which makes it denser than a real one of that size."
+    )
+    yield (
+        "Milliseconds a query, medians of searches that took turns; CPU time on one thread, else the time that passes. "
+        "*One*: one query a call. *All*: all in one call, where float32 and int8 read a block of the gallery once for "
+        "hundreds of queries, so that arithmetic and not memory is their limit. Ratios are to faiss' float32 flat "
+        "index in the same run. Limit: milliseconds in which the memory of this machine delivers what a single query "
+        f"must read, at {bandwidth:.1f} GB/s, the most that any run measured. Where threads wait for one another, "
+        "other work on the machine slows single queries of the flat index most: compare one thread."
+    )
+    for run in runs:
+        yield f"## {run['size']:,} vectors, {run['threads']} thread{'s' * (run['threads'] > 1)}"
+        yield table(run, bandwidth)
+    if missed := misses(runs):
+        flat = [run["searches"]["float32 flat"]["all_ms"] / run["searches"]["binary"]["all_ms"] for run in runs]
+        yield "## Where a target is missed"
+        yield missed
+        yield (
+            f"In one call, comparing the bits alone is {min(flat):.1f} to {max(flat):.1f} times as fast as the float32 "
+            "product, which such a call spares from reading memory: no way of ranking again can make it ten times."
+        )
+    yield "## How many candidates the bits must give"
+    yield (
+        "Share of the true top 10 among the nearest by Hamming distance. A random rotation of all embeddings, of the "
+        "gallery and of the queries, leaves their distances as they are: it needs nothing of the index."
+    )
+    for run in runs:
+        if run["threads"] == runs[0]["threads"]:
+            found = run["candidates"]
+            counts = {count: f"first {int(count):,}" for count in next(iter(found.values()))}
+            rows = {name: name for name in found}
+            share = lambda name, count, found=found: f"{found[name][count]:.4f}"  # noqa: E731
+            yield Table(counts, rows, share, f"{run['size']:,} vectors")
 
 
-if __name__ == "__main__":
-    main()
+COLUMNS = {
+    "bytes": "bytes a vector, read + kept", "one": "one", "one ratio": "ratio", "limit": "limit", "all": "all",
+    "all ratio": "ratio", "overlap": "overlap", "open": "opens in", "first": "read by the first query",
+}  # fmt: skip
+
+
+def table(run: Mapping[str, Any], bandwidth: float) -> Table:
+    """Time, memory and overlap of every way of searching."""
+    searches = run["searches"]
+    flat = searches["float32 flat"]
+
+    def cell(name: str, column: str) -> str:
+        found = searches[name]
+        kept = found.get("bytes", {"memory": 4 * run["dim"], "disk": 0})
+        opens = "open_ms" in found
+        return {
+            "bytes": f"{kept['memory']:,} + {kept['disk']:,}",
+            "one": f"{found['one_ms']:.2f}",
+            "one ratio": f"{flat['one_ms'] / found['one_ms']:.1f}",
+            "limit": f"{1000 * run['size'] * kept['memory'] / bandwidth / 1e9:.2f}",
+            "all": f"{found['all_ms']:.3f}",
+            "all ratio": f"{flat['all_ms'] / found['all_ms']:.1f}",
+            "overlap": f"{found['overlap']:.4f}" if opens else "1",
+            "open": f"{found['open_ms']:.1f} ms" if opens else "-",
+            "first": f"{found['first_query_bytes'] / 1e6:,.0f} MB" if opens else "-",
+        }[column]
+
+    labels = {
+        name: name + (f" (first {10 * max(map(int, found['curve']))})" if "curve" in found else "")
+        for name, found in searches.items()
+    }
+    return Table(COLUMNS, labels, cell, "search")
+
+
+def misses(runs: list[dict]) -> list[str]:
+    """Where a target is not met: int8 no slower than flat, binary with rescoring ten times faster at overlap 0.99."""
+    items = []
+    for run in runs:
+        flat, vectors = run["searches"]["float32 flat"], f"{run['size']:,} vectors"
+        for name, wanted in WANTED.items():
+            found = run["searches"][name]
+            for mode, what in MODES.items():
+                if (ratio := flat[mode] / found[mode]) < wanted:
+                    where = f"{vectors}, threads: {run['threads']}"
+                    items.append(f"{name}, {where}, {what}: {ratio:.1f} times as fast as flat, wanted {wanted:.0f}.")
+            if name != "int8" and found["overlap"] < ENOUGH:
+                items.append(f"{name}, {vectors}: overlap {found['overlap']:.4f}, wanted {ENOUGH}.")
+    return items
+
+
+OPTIONS = {
+    "--model": {"help": "checkpoint whose embeddings are searched"},
+    "--data-dir": {"help": "images in Market-1501's layout, for --model"},
+    "--sizes": {"type": int, "nargs": "+", "default": [REAL, 1_000_000]},
+    "--threads": {"type": int, "nargs": "+", "default": sorted({1, os.cpu_count()})},
+    "--rounds": {"type": int, "default": 5},
+    "--work": {"type": Path, "default": Path("runs/index_search"), "help": "vectors and indexes are kept here"},
+}
+BENCHMARK = Speed(
+    "index_search",
+    __doc__,
+    parts,
+    page,
+    OPTIONS,
+    lambda options: {"rounds": options.rounds, "faiss": version("faiss-cpu")},
+    resumes=True,
+)

@@ -83,6 +83,8 @@ def enlarged(base: Vectors, count: int) -> np.ndarray:
     The first are those of `base`. Each other is a convex mixture of two of a person's vectors, plus half of the
     difference of two crops of one picture (of anybody), so that the noise has the measured size and directions.
     """
+    if count <= len(base.gallery):
+        return base.gallery[:count]
     random = np.random.default_rng(1)
     out = np.empty((count, base.gallery.shape[1]), np.float32)
     out[: len(base.gallery)] = base.gallery[:count]

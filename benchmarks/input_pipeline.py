@@ -1,84 +1,63 @@
 """Images per second and core: this package's input pipeline and torchvision's transforms on Pillow images, in one run.
 
-    python benchmarks/input_pipeline.py --dataset market1501 --data-dir DIR
+    python benchmarks/run.py input_pipeline --data market1501 --data-dir DIR
 
 Every pipeline makes float32 training images of 256x128 (resize, flip, pad and random crop, normalise, random erasing)
 on one thread; the rounds of the pipelines alternate and the median over the rounds is taken, in seconds of CPU time, so
 that other work on the machine disturbs all alike. Collating the images of the Pillow pipelines into batches is not
 counted, which is in their favour; reading a batch from the memory map is counted for ours, and decoding once is given
-apart.
-The identity sampler is timed on 2 million images of 86,000 identities.
+apart. The identity sampler is timed on 2 million images of 86,000 identities.
 """
 
 import argparse
 import io
-import json
-import os
-import platform
-import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
 from datasets import Image as ImageFeature
 from PIL import Image
+from render import Block, Table
+from speed import Speed, take_turns, written_by
 from torchvision import transforms
 
 from reid_hub.data import load_reid_dataset
 from reid_hub.data.augmentation import Augmentation, BatchTransform
 from reid_hub.data.images import ImageDataset
 from reid_hub.data.samplers import IdentitySampler, ShuffleSampler
-from reid_hub.evaluation.results import public_command, versions
-from reid_hub.files import atomic_file
 
 SIZE, BATCH = (256, 128), 64
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FILL = (0.4914, 0.4822, 0.4465)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", default="synthetic")
-    parser.add_argument("--data-dir")
-    parser.add_argument("--images", type=int, default=1024, help="of the training split")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix("") / "results.json")
-    arguments = parser.parse_args()
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Images per CPU second of each pipeline, and by how much ours is faster."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-
-    rows = load_reid_dataset(arguments.dataset, arguments.data_dir)["train"]
-    rows = rows.select(range(min(arguments.images, len(rows))))
+    rows = load_reid_dataset(options.data, options.data_dir)["train"]
+    rows = rows.select(range(min(options.images, len(rows))))
     with tempfile.TemporaryDirectory() as cache:
         start = time.process_time()
         images = ImageDataset(rows, SIZE, cache_dir=cache)
         decoding = len(rows) / (time.process_time() - start)
-        speeds = measure(pipelines(rows, images), len(rows), arguments.rounds)
-    figures = {
-        "images_per_cpu_second": {name: round(median(rounds)) for name, rounds in speeds.items()},
+        seconds = take_turns(pipelines(rows, images), options.rounds, time.process_time)
+    ours = seconds["reid_hub"]
+    return {
+        "images_per_cpu_second": {name: round(median(len(rows) / s for s in took)) for name, took in seconds.items()},
         "speed_up": {
-            name: round(median(a / b for a, b in zip(speeds["reid_hub"], speeds[name], strict=True)), 1)
-            for name in speeds
+            name: round(median(theirs / mine for mine, theirs in zip(ours, took, strict=True)), 1)
+            for name, took in seconds.items()
             if name.startswith("pillow")
         },
         "decode_once_images_per_cpu_second": round(decoding),
-        "identity_sampler": time_sampler(),
+        "images": len(rows),
     }
-    report(figures)
-    results = {
-        "figures": figures,
-        "setting": {"dataset": arguments.dataset, "images": len(rows), "size": SIZE, "batch": BATCH, "threads": 1},
-        "machine": {"processor": processor(), "cores": os.cpu_count(), "system": platform.system()},
-        "command": public_command(sys.argv),
-        "versions": versions(),
-    }
-    with atomic_file(arguments.out) as temporary:
-        temporary.write_text(json.dumps(results, indent=2) + "\n")
-    print(f"written to {arguments.out}")
 
 
 def pipelines(rows, images: ImageDataset) -> dict[str, Callable[[], None]]:
@@ -124,20 +103,7 @@ def pipelines(rows, images: ImageDataset) -> dict[str, Callable[[], None]]:
     }
 
 
-def measure(runs: dict[str, Callable[[], None]], count: int, rounds: int) -> dict[str, list[float]]:
-    """Images per CPU second of each pipeline in each round, after one round to warm up."""
-    speeds = {name: [] for name in runs}
-    for number in range(rounds + 1):
-        for name, run in runs.items():
-            start = time.process_time()
-            run()
-            if number:
-                speeds[name].append(count / (time.process_time() - start))
-        print(f"round {number} of {rounds}", end="\r", flush=True)
-    return speeds
-
-
-def time_sampler(num_images: int = 2_000_000, num_ids: int = 86_000) -> dict[str, float]:
+def time_sampler(options: argparse.Namespace, num_images: int = 2_000_000, num_ids: int = 86_000) -> dict[str, Any]:
     """CPU seconds to build the sampler and to draw one whole epoch of 16 x 4 batches; a long-tailed histogram."""
     random = np.random.default_rng(0)
     weights = random.lognormal(0, 1, num_ids)
@@ -147,39 +113,56 @@ def time_sampler(num_images: int = 2_000_000, num_ids: int = 86_000) -> dict[str
     sampler = IdentitySampler(pids, 16, 4, seed=0)
     built = time.process_time()
     drawn = sum(1 for _ in sampler)
-    return {
+    figures = {
         "images": num_images,
         "identities": num_ids,
         "indices_drawn": drawn,
         "build_cpu_seconds": round(built - start, 2),
         "epoch_cpu_seconds": round(time.process_time() - built, 2),
     }
-
-
-def report(figures: dict) -> None:
-    print(f"{'pipeline, one thread':28}{'images / CPU s':>16}{'reid_hub is faster by':>24}")
-    for name, speed in figures["images_per_cpu_second"].items():
-        factor = figures["speed_up"].get(name)
-        print(f"{name:28}{speed:16,}{f'{factor} x' if factor else '':>24}")
-    print(f"{'decoding once':28}{figures['decode_once_images_per_cpu_second']:16,}")
-    sampler = figures["identity_sampler"]
-    print(
-        f"identity sampler: {sampler['images']:,} images of {sampler['identities']:,} identities, "
-        f"built in {sampler['build_cpu_seconds']} s, an epoch drawn in {sampler['epoch_cpu_seconds']} s"
-    )
+    return {"identity_sampler": figures}
 
 
 def encoded_bytes(image: dict) -> bytes:
     return image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
 
 
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+def settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What results.json keeps."""
+    return {"dataset": options.data, "size": SIZE, "batch": BATCH, "threads": 1}
 
 
-if __name__ == "__main__":
-    main()
+def page(results: dict[str, Any]) -> Iterator[Block]:
+    """Pipelines, decoding once, and the sampler."""
+    f, setting = results["figures"], results["setting"]
+    images = f.get("images", setting.get("images"))
+    speeds, sampler = f["images_per_cpu_second"], f["identity_sampler"]
+
+    def cell(name: str, column: str) -> str:
+        if column == "speed":
+            return f"{speeds[name]:,}"
+        return f"{f['speed_up'][name]} x" if name in f["speed_up"] else "-"
+
+    yield "# Speed of the input pipeline"
+    yield (
+        f"{written_by(results)}: {images:,} images as float32 tensors of "
+        f"{'x'.join(map(str, setting['size']))}, batches of {setting['batch']}, one thread of "
+        f"{results['machine']['processor']}."
+    )
+    columns = {"speed": "images per CPU second", "factor": "reid_hub is faster by"}
+    yield Table(columns, {name: name for name in speeds}, cell, "pipeline")
+    yield f"Decoding once: {f['decode_once_images_per_cpu_second']:,} images per CPU second."
+    yield (
+        f"The identity sampler of {sampler['images']:,} images of {sampler['identities']:,} identities is built in "
+        f"{sampler['build_cpu_seconds']} CPU seconds and draws an epoch in {sampler['epoch_cpu_seconds']}."
+    )
+
+
+OPTIONS = {
+    "--data --dataset": {"default": "synthetic", "help": "data set, see load_reid_dataset"},
+    "--data-dir": {"help": "its folder"},
+    "--images": {"type": int, "default": 1024, "help": "of the training split, at most"},
+    "--rounds": {"type": int, "default": 9},
+}
+PARTS = {"pipelines": measure, "identity sampler": time_sampler}
+BENCHMARK = Speed("input_pipeline", __doc__, lambda options: PARTS, page, OPTIONS, settings)

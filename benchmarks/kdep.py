@@ -1,41 +1,60 @@
-"""Proof of KDEP: students pre-trained without labels, then fine-tuned with few, on people and on CIFAR-10.
+"""KDEP: students pre-trained without labels, then fine-tuned with few, on people and on CIFAR-10.
 
-    python benchmarks/kdep.py --data-dir DIR --cifar-dir DIR   # everything that is not measured yet; stop it any time
-    python benchmarks/kdep.py --data-dir DIR --scale full      # a ResNet-50 as teacher and full budgets, for a GPU
-    python benchmarks/kdep.py --render                         # tables and plot from what is measured
+    python benchmarks/run.py kdep --data-dir DIR --cifar-dir DIR   # what is not measured yet; stop it any time
+    python benchmarks/run.py kdep --data-dir DIR --scale full      # a ResNet-50 as teacher, full budgets, for a GPU
+    python benchmarks/run.py kdep --render                         # only page and plot
 
-The first folder holds a data set in Market-1501's layout; the second CIFAR-10, and may be left out. Every run is a
-process of its own and resumes from its checkpoints; a run whose results.json lies in benchmarks/kdep is not repeated.
-The test identities are met once, at the end of a run.
+The first folder holds a data set in Market-1501's layout; the second CIFAR-10, and may be left out. The test
+identities are met once, at the end of a run.
 
-The teacher is trained on the labels of all training pictures (or given by --people-teacher, --cifar10-teacher).
-Students see the same pictures without labels, then the labels of some of the identities, or of some pictures of each
-class, the fewer the more epochs. They are compared with random initial weights, and with a trunk that was trained on
-all labels for the same epochs. Where labels are fewest the alignments are compared, and fine-tuning at a tenth of the
-rate ("-slow").
+The teacher is trained on the labels of all training images (or given by --people-teacher, --cifar10-teacher). Students
+see the same images without labels, then the labels of some of the identities, or of some images of each class, the
+fewer the more epochs. They are compared with random initial weights, and with a backbone that was trained on all labels
+for the same epochs. Where labels are fewest the alignments are compared, and fine-tuning at a tenth of the rate
+("-slow").
 """
 
-import argparse
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from kdep_table import parts, render
-from proofs import is_measured, keep, missing, parse, proof_parser, run_all
+import stages
+from experiment import CIFAR, Experiment, Options, Row, seeded
+from render import Block, Panel, Plot, Series, Table
+from words import Result, Runs, cell, counts, how, how_run, score, size
 
-ALIGNMENTS = ("svd+pts", "svd", "sn", "sm", "cs.var", "cs.rand", "interp", "pre-relu", "post-relu", "overhaul")
-STARTS = ("scratch", "svd+pts", "supervised")  # those that meet every share of the labels
-SHARES = {"people": (10, 30, 100), "cifar10": (1, 10, 100)}  # percent of the identities, or of each class' pictures
-# Pictures that are not cut at the edges, and a classifier that reads the average itself.
+ALIGNMENTS = {
+    "svd+pts": "SVD+PTS",
+    "svd": "SVD",
+    "sn": "SVD, unit variances (SN)",
+    "sm": "SVD, the teacher's variances (SM)",
+    "cs.var": "channels of the largest variance",
+    "cs.rand": "random channels",
+    "interp": "nearest interpolation",
+    "pre-relu": "1x1 convolution, in front of the ReLU",
+    "post-relu": "1x1 convolution, behind the ReLU",
+    "overhaul": "overhaul",
+}
+STARTS = {  # those that meet every share of the labels
+    "scratch": "random initial weights",
+    "svd+pts": "**KDEP** (SVD+PTS), without labels",
+    "supervised": "trained on all labels for the same epochs",
+}
+KINDS = {"people": "people", "cifar10": "CIFAR-10"}
+SHARES = {"people": (10, 30, 100), "cifar10": (1, 10, 100)}  # percent of the identities, or of each class' images
+METRICS = {"people": ("mAP", "rank1"), "cifar10": ("top1",)}
+# Images that are not cut at the edges, and a classifier that reads the average itself.
 WHOLE = {"config.neck": "none", "config.resize_shortest": None}
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What is trained and for how long, of people and of CIFAR-10; `crops` of each picture, see `KDEPSettings`.
+    """What is trained and for how long, of people and of CIFAR-10; `crops` of each image, see `KDEPSettings`.
 
     `tuning_epochs` are of each share of the labels: with few of them as many epochs as with all would end before even
     random weights have learnt what there is to learn. `networks` are what all runs have in common, whatever recipe each
-    is of: else random weights would be those of another network, on other parts of the pictures.
+    is of: else random weights would be those of another network, on other parts of the images.
     """
 
     teacher: str
@@ -62,132 +81,182 @@ SCALES = {
         {"people": {}, "cifar10": {**WHOLE, "config.last_stride": None}}, {"bf16": True},
     ),
 }  # fmt: skip
+GIVEN = "folder of a trained teacher, instead of training one"
+OPTIONS = {**CIFAR, "--people-teacher": {"help": GIVEN}, "--cifar10-teacher": {"help": GIVEN}}
 
 
-def main() -> None:
-    parser = proof_parser("kdep", __doc__, SCALES, seeds=(0, 1))
-    parser.add_argument("--cifar-dir", help="CIFAR-10 as it is distributed, or one folder of pictures for each class")
-    for kind in SHARES:
-        parser.add_argument(f"--{kind}-teacher", help="folder of a trained one, in place of training it")
-    options = parse(parser, "--cifar-dir", "--people-teacher", "--cifar10-teacher")
-    if options.one:
-        return execute(options.one, options)
-    if not options.render:
-        run_all(plan(options), options)
-    render(options.results)
-
-
-def plan(options: argparse.Namespace) -> dict[str, list[str]]:
-    """The runs that are left, most wanted first, each behind those that it starts from."""
-    wanted = {}
+def rows(options: Options) -> Iterator[Row]:
+    """Fine-tuning, which is what counts, then what it starts from: pre-training and its teacher."""
+    kinds = KINDS if options.own["cifar_dir"] else ("people",)
     for seed in options.seeds:
-        for kind in ("people", "cifar10") if options.cifar_dir else ("people",):
-            shares = SHARES[kind]
-            pairs = [(start, share) for start in STARTS for share in shares]
-            pairs += [(align, shares[0]) for align in ALIGNMENTS if align not in STARTS]
-            pairs += [(f"{start}-slow", shares[0]) for start in STARTS if start != "scratch"]
-            for start, share in pairs:
-                name = f"{kind}.{start}-{share}" + (f"-seed{seed}" if seed else "")
-                wanted[name] = [] if start == "scratch" else [f"{kind}.pre-{start.removesuffix('-slow')}"]
-    left = {name: needs for name, needs in wanted.items() if not is_measured(name, options)}
-    # What they start from must lie in the work folder, also where its figures are known from an earlier session.
-    trunks = missing((need for needs in left.values() for need in needs), options)
-    taught = {}
-    for trunk in trunks:
-        kind, _, start = trunk.partition(".pre-")
-        given = start == "supervised" or getattr(options, f"{kind}_teacher")
-        taught[trunk] = [] if given else [f"{kind}.teacher"]
-    teachers = missing((need for needs in taught.values() for need in needs), options)
-    needs = {**left, **taught, **{name: [] for name in teachers}}
-    ordered = {}
-
-    def put(name: str) -> None:
-        ready = [need for need in needs[name] if need in needs]
-        for need in ready:
-            put(need)
-        ordered.setdefault(name, ready)
-
-    for name in left:
-        put(name)
-    return ordered
+        for kind in kinds:
+            yield from (fine_tuning(options, kind, start, share, seed) for start, share in compared(kind))
+    for kind in kinds:
+        yield from sources(options, kind)
 
 
-def execute(name: str, options: argparse.Namespace) -> None:
-    """One run, resumed where it was; its results.json is copied to benchmarks/kdep."""
-    kind, start, share, seed = parts(name)
-    scale = SCALES[options.scale]
-    data = {"data": "market_layout", "data_dir": options.data_dir, "dataset_name": options.dataset_name}
-    if kind == "cifar10":
-        data = {"data": "cifar10", "data_dir": options.cifar_dir, "dataset_name": "CIFAR-10"}
-    common = {
-        **data, "output_dir": options.work / name, "image_size": scale.sizes[kind], "validation": 0,
-        "seed": seed, "channels_last": True, "resume": True, "arguments": scale.arguments,
-        "changes": scale.networks[kind],
-    }  # fmt: skip
-    if start == "teacher":
-        supervise(kind, {**common, "model": scale.teacher, "epochs": scale.teacher_epochs[kind]})
-    elif share is None and start == "pre-supervised":
-        recipe = {"recipe": "kdep-people-supervised" if kind == "people" else "kdep-supervised"}
-        budget = {"model": scale.student, "epochs": scale.epochs[kind]}
-        budget["changes"] = {**common["changes"], **scale.pretraining}
-        supervise(kind, {**common, **budget, **recipe})
-        if kind == "cifar10":
-            save_trunk(options.work / name, trunk_of(kind, "supervised", options))
-    elif share is None:
-        pretrain_from_teacher(kind, start.removeprefix("pre-"), common, options)
-    else:
-        trunk = start.removesuffix("-slow")
-        model = scale.student if trunk == "scratch" else str(trunk_of(kind, trunk, options))
-        few = {"keep_ids" if kind == "people" else "keep": share / 100, "origin": start}
-        few["epochs"] = scale.tuning_epochs[kind][SHARES[kind].index(share)]
-        supervise(kind, {**common, **few, "model": model}, slowly=trunk != start)
-    keep(name, options.work / name / "results.json", options)
+def compared(kind: str) -> list[tuple[str, int]]:
+    """What is fine-tuned on which share of the labels, most wanted first."""
+    least = SHARES[kind][0]
+    pairs = [(start, share) for start in STARTS for share in SHARES[kind]]
+    pairs += [(align, least) for align in ALIGNMENTS if align not in STARTS]
+    return pairs + [(f"{start}-slow", least) for start in STARTS if start != "scratch"]
 
 
-def trunk_of(kind: str, start: str, options: argparse.Namespace) -> Path:
-    """What a last step starts from."""
+def run(call: str, options: Options, name: str, changes: dict | None = None, **fields) -> partial:
+    """A stage; `changes` come on top of those of the network."""
+    scale, kind = SCALES[options.scale], name.partition(".")[0]
+    common = {"image_size": scale.sizes[kind], "arguments": scale.arguments}
+    common["changes"] = {**scale.networks[kind], **(changes or {})}
+    return partial(stages.run, call, **options.settings(name, **common, **fields))
+
+
+def supervised(options: Options, name: str, epochs: float, slowly: bool = False, **fields) -> partial:
+    """Training with labels: a teacher, a baseline, or fine-tuning; by a demo's recipe unless another one is named."""
+    people = name.startswith("people")
+    fields = {"recipe": "demo" if people else "classify-demo", "epochs": epochs, **fields}
+    fields |= {} if people else {"evaluate_every": max(1, round(epochs))}
+    fields |= {"changes": {"learning_rate": stages.recipe(fields["recipe"]).learning_rate / 10}} if slowly else {}
+    return run("train" if people else "classify", options, name, **fields)
+
+
+def fine_tuning(options: Options, kind: str, start: str, share: int, seed: int) -> Row:
+    """A student's last step, from random weights or from what was pre-trained."""
+    scale, name, before = SCALES[options.scale], seeded(f"{kind}.{start}-{share}", seed), start.removesuffix("-slow")
+    fields = {"keep_ids" if kind == "people" else "keep": share / 100, "origin": start}
+    fields["model"] = scale.student if before == "scratch" else str(backbone_of(options, kind, before))
+    epochs = scale.tuning_epochs[kind][SHARES[kind].index(share)]
+    needs = [] if before == "scratch" else [f"{kind}.pre-{before}"]
+    return options.row(name, supervised(options, name, epochs, slowly=before != start, **fields), needs=needs)
+
+
+def backbone_of(options: Options, kind: str, start: str) -> Path:
+    """What fine-tuning starts from."""
     folder = options.work / f"{kind}.pre-{start}"
     return folder / "trunk" if (kind, start) == ("cifar10", "supervised") else folder
 
 
-def save_trunk(classifier: Path, folder: Path) -> None:
-    """A classifier of general pictures without its classes: every last step begins some of its own."""
-    from reid_hub import ReIDModel
-
-    ReIDModel.from_pretrained(classifier).save_pretrained(folder)
-
-
-def supervise(kind: str, fields: dict, slowly: bool = False) -> None:
-    """Train with labels: a teacher, a baseline, or a student's last step; by a demo's recipe unless they name one."""
-    from reid_hub.runs.classify import ClassifySettings, classify
-    from reid_hub.runs.train import TrainSettings, train
-    from reid_hub.training import RECIPES
-
-    fields = {"recipe": "demo" if kind == "people" else "classify-demo", **fields}
-    if slowly:
-        fields["changes"] = {**fields["changes"], "learning_rate": RECIPES[fields["recipe"]].learning_rate / 10}
-    if kind == "people":
-        train(TrainSettings(**fields))
-    else:
-        classify(ClassifySettings(**fields, evaluate_every=max(1, round(fields["epochs"]))))
+def sources(options: Options, kind: str) -> Iterator[Row]:
+    """The teacher, and every pre-training; basis and stored features are shared by the alignments."""
+    scale, name, shared = SCALES[options.scale], f"{kind}.pre-supervised", options.work / f"{kind}.shared"
+    teacher, given = f"{kind}.teacher", options.own[f"{kind}_teacher"]
+    fields = {"model": scale.student, "epochs": scale.epochs[kind], "changes": scale.pretraining}
+    recipe = "kdep-people-supervised" if kind == "people" else "kdep-supervised"
+    strip = partial(stages.strip_classifier, options.work / name, backbone_of(options, kind, "supervised"))
+    calls = [supervised(options, name, **fields, recipe=recipe), *([strip] if kind == "cifar10" else [])]
+    yield options.row(name, *calls, wanted=False)
+    fields |= {"recipe": "kdep-people" if kind == "people" else "kdep", "crops": scale.crops}
+    fields |= {"teacher": str(given or options.work / teacher)}
+    fields |= {"basis": str(shared / "basis.safetensors"), "cache": str(shared / "features")}
+    for align in ALIGNMENTS:
+        name = f"{kind}.pre-{align}"
+        call = run("pretrain", options, name, **fields, align=align)
+        yield options.row(name, call, needs=[] if given else [teacher], wanted=False)
+    call = supervised(options, teacher, scale.teacher_epochs[kind], model=scale.teacher)
+    yield options.row(teacher, call, wanted=False)
 
 
-def pretrain_from_teacher(kind: str, align: str, common: dict, options: argparse.Namespace) -> None:
-    """KDEP's pre-training; basis and stored features are shared by the alignments."""
-    from reid_hub.runs.kdep import KDEPSettings, pretrain
+def page(runs: Runs, scale: Scale) -> Iterator[Block]:
+    """People, CIFAR-10, and how each was run."""
+    for kind in KINDS:
+        names = {pair: f"{kind}.{pair[0]}-{pair[1]}" for pair in compared(kind)}
+        tuned = {pair: runs[name] for pair, name in names.items() if name in runs}
+        if tuned:
+            yield from section(kind, runs, tuned)
+    yield "![accuracy against the share of labels](accuracy.png)"
+    said = (
+        "All of it: `python benchmarks/run.py kdep --data-dir DIR --cifar-dir DIR`, one seed: `--seeds 0`; full size "
+        "with `--scale full`. One alone: with `--one NAME`, its folder's name; each results.json has its command."
+    )
+    yield from how_run({}, next(iter(runs.values()))[0], said)
 
-    scale, shared = SCALES[options.scale], options.work / f"{kind}.shared"
-    fields = {**common, "changes": {**common["changes"], **scale.pretraining}}
-    pretrain(
-        KDEPSettings(
-            **fields, model=scale.student, recipe="kdep-people" if kind == "people" else "kdep", align=align,
-            epochs=scale.epochs[kind], crops=scale.crops,
-            teacher=str(getattr(options, f"{kind}_teacher") or options.work / f"{kind}.teacher"),
-            basis=str(shared / "basis.safetensors"),
-            cache=str(shared / "features"),
+
+def section(kind: str, runs: Runs, tuned: dict[tuple[str, int], list[Result]]) -> Iterator[Block]:
+    """What was found on one kind of images, fine-tuned on shares of the labels."""
+    bare = kind == "people"  # who has no labels at all can compare people, but not name classes
+    what = "identities" if bare else "pictures of each class"
+    least, shares = SHARES[kind][0], sorted({share for _, share in tuned})
+    before = {start: runs.get(f"{kind}.pre-{start}", []) if bare else [] for start in (*STARTS, *ALIGNMENTS)}
+    scores = {pair: score(results, METRICS[kind][0]) for pair, results in tuned.items()}
+
+    def figures(start: str, share: int) -> str:
+        return cell(tuned.get((start, share), []) if share else before[start], *METRICS[kind])
+
+    columns = {**({0: "as it starts"} if bare else {}), **{share: f"{share} % of {what}" for share in shares}}
+    yield f"## {KINDS[kind][0].upper() + KINDS[kind][1:]}"
+    yield what_was_run(kind, runs, tuned, shares)
+    yield Table(columns, STARTS, figures, "start")
+    if teacher := runs.get(f"{kind}.teacher"):
+        yield f"The teacher, trained on all labels: {cell(teacher, *METRICS[kind])}."
+    both = [share for share in shares if {("svd+pts", share), ("scratch", share)} <= scores.keys()]
+    if both:
+        gains = {share: scores["svd+pts", share] - scores["scratch", share] for share in both}
+        said = ", ".join(f"{gain:+.1f} with {share} %" for share, gain in gains.items())
+        yield f"**KDEP without labels against random initial weights, in points: {said} of the labels.**"
+    yield slower(least, scores, before["svd+pts"])
+    aligned = {align: label for align, label in ALIGNMENTS.items() if (align, least) in tuned}
+    if len(aligned) > 1:
+        yield Table({share: columns[share] for share in (0, least) if share in columns}, aligned, figures, "alignment")
+        best = max(aligned, key=lambda align: scores[align, least])
+        if "svd+pts" in aligned and best != "svd+pts":
+            ahead = scores[best, least] - scores["svd+pts", least]
+            seeds = min(len(tuned[align, least]) for align in (best, "svd+pts"))
+            yield (
+                f"Unlike published, {ALIGNMENTS[best]} is ahead of SVD+PTS, by {ahead:.1f} points over {seeds} "
+                f"seed{'s' * (seeds > 1)}."
+            )
+
+
+def what_was_run(kind: str, runs: Runs, tuned: dict[tuple[str, int], list[Result]], shares: list[int]) -> str:
+    """Data, students, pre-training and fine-tuning, in words."""
+    result, names = next(iter(tuned.values()))[0], [f"{kind}.pre-{align}" for align in ALIGNMENTS]
+    taught = next((runs[name][0] for name in names if name in runs), result)
+    by = taught["training"].get("teacher")
+    lengths = {share: found[0]["training"]["epochs"] for (_, share), found in tuned.items()}
+    return (
+        f"Data set: {result['dataset']['name']} ({counts(result)}), pictures of {size(result)}. **Not comparable with "
+        f"published figures.** Students of {result['cost']['parameters']:,} parameters; pre-training: {how(taught)}, "
+        f"{taught['training'].get('crops', 0)} stored crops of each picture"
+        + (f", taught by {by}, which was trained on all labels" if by else "")
+        + f". Then the recipe `{result['training']['recipe']}` on a share of the labels, "
+        + f"{', '.join(f'{lengths[share]:g} epochs of {share} %' for share in shares)}."
+    )
+
+
+def slower(least: int, scores: dict[tuple[str, int], float], starts: list[Result]) -> str | None:
+    """What a tenth of the fine-tuning's rate does, and whether the recipe's own forgets what was learned before."""
+    backbones = {"svd+pts": "KDEP's trunk", "supervised": "the supervised trunk"}
+    slow = {name: scores.get((f"{start}-slow", least)) for start, name in backbones.items()}
+    found = " and ".join(f"{name} {value:.1f}" for name, value in slow.items() if value is not None)
+    if not found:
+        return None
+    said = f"Fine-tuned with {least} % of the labels at a tenth of the rate: {found}."
+    tuned = scores.get(("svd+pts", least))
+    if starts and tuned is not None and score(starts) > tuned:
+        said += (
+            f" At the recipe's rate KDEP's student is worse behind the few labels ({tuned:.1f}) than in front of them "
+            f"({score(starts):.1f}): what the teacher knows of all people is then forgotten for a few."
         )
-    )  # fmt: skip
+    return said
 
 
-if __name__ == "__main__":
-    main()
+def plot(runs: Runs, scale: Scale) -> Plot:
+    """Accuracy against the share of the labels, one line a start."""
+    panels = []
+    for kind, title in KINDS.items():
+        metric, lines = METRICS[kind][0], []
+        for start, label in STARTS.items():
+            found = {share: runs.get(f"{kind}.{start}-{share}") for share in SHARES[kind]}
+            line = [(share, score(results, metric)) for share, results in found.items() if results]
+            lines += [Series(line, label.replace("*", ""), {"marker": "o"})] if line else []
+        axes = {"xscale": "log", "xlabel": "share of the labels, %", "title": title}
+        axes["ylabel"] = "mAP, %" if kind == "people" else "top-1, %"
+        panels += [Panel(lines, axes, {share: str(share) for share in SHARES[kind]})] if lines else []
+    return Plot(panels, (5.5 * len(panels), 4))
+
+
+BENCHMARK = Experiment(
+    "kdep", __doc__, "KDEP on real pictures", rows, page, plot, SCALES, options=OPTIONS,
+    figures=", in percent, mean over seeds, with the standard deviation where there are several: of people mAP / "
+    "rank-1, of CIFAR-10 the top-1 of the last epoch.",
+)  # fmt: skip

@@ -1,6 +1,6 @@
 """Cost of KDEP against plain training: a pre-training step with the teacher and with its cached features; a basis.
 
-    OMP_NUM_THREADS=2 python benchmarks/kdep_speed.py
+    OMP_NUM_THREADS=2 python benchmarks/run.py kdep_speed
 
 A step is forward, backward and SGD on one batch: of the student alone with a classifier of 1,000 classes, with a
 ResNet-50 teacher asked in the step (SVD+PTS), and with stored features in its place; the teacher's forward pass by
@@ -12,16 +12,24 @@ channels, which are there already: moments in float64, then eigenvectors.
 import argparse
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from statistics import median
+from typing import Any
 
-import datasets
 import torch
-from PIL import Image
-from timing import seconds_in_turns, setting, step_parser, training_step, write
+from render import Block, Table
+from speed import (
+    Speed,
+    how_timed,
+    one_image,
+    step_options,
+    step_settings,
+    take_turns,
+    training_step,
+    written_by,
+)
 
 from reid_hub import ReIDConfig, ReIDModel
 from reid_hub.data.images import ImageDataset
@@ -29,105 +37,100 @@ from reid_hub.methods import KDEPMethod, SupervisedMethod
 from reid_hub.methods.kdep import Basis, CachedFeatures, Crops, Moments, Teacher, write_features
 from reid_hub.training import RECIPES
 
-FOLDER = Path(__file__).parent / "kdep_speed"
 STUDENTS = ("res18", "mobilenetv2", "res50-s3")
 RECIPE = RECIPES["kdep"]
-PARTS = ("plain", "teacher", "kdep", "cached")
-PICTURES, CLASSES, FEATURES = 1024, 1000, 128_000
+TIMED = {
+    "plain": "plain step",
+    "teacher": "teacher's forward",
+    "kdep": "KDEP step",
+    "cached": "with cached features",
+}
+IMAGES, CLASSES = 1024, 1000
 
 
-def main() -> None:
-    parser = step_parser(__doc__, FOLDER, batch=32, image_size=(224, 224), rounds=9)
-    parser.add_argument("--features", type=int, default=FEATURES, help="of the basis")
-    options = parser.parse_args()
-    options.image_size = tuple(options.image_size)
-    figures = {"features": options.features, "basis_s": basis_seconds(options.features)}
+def basis(options: argparse.Namespace, dim: int = 2048, batch: int = 64) -> dict[str, float]:
+    """Seconds from features in batches to a basis; the same thousand again and again, which changes no operation."""
+    drawn = torch.randn(1024, dim) @ torch.randn(dim, dim)
+    start = time.perf_counter()
+    batches = (drawn[row % 1024 : row % 1024 + batch] for row in range(0, options.features, batch))
+    Basis.from_moments(Moments.of(batches, dim))
+    return {"features": options.features, "basis_s": time.perf_counter() - start}
+
+
+def steps(options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of all rounds, of every student."""
     torch.manual_seed(0)
     teacher = Teacher(model("res50", options).to(memory_format=torch.channels_last))
+    found = {}
     with tempfile.TemporaryDirectory() as folder:
-        stored = cached(Path(folder), teacher.dim)
-        figures["steps"] = {student: steps(student, teacher, stored, options) for student in STUDENTS}
-    write(options, figures, render)
+        given = {"plain": None, "kdep": teacher, "cached": cached(Path(folder), teacher.dim)}
+        for student in STUDENTS:
+            pixels = torch.randn(options.batch, 3, *options.image_size).to(memory_format=torch.channels_last)
+            runs: dict[str, Callable] = {"teacher": partial(teacher, pixels)}
+            runs |= {name: step(student, features, pixels, options) for name, features in given.items()}
+            found[student] = take_turns(runs, options.rounds)
+    return {"steps": found}
 
 
 def model(name: str, options: argparse.Namespace) -> ReIDModel:
     """As the recipe has it: with the strides of the library."""
-    return ReIDModel(ReIDConfig.from_variant(name, image_size=options.image_size, last_stride=None))
-
-
-def basis_seconds(count: int, dim: int = 2048, batch: int = 64) -> float:
-    """Seconds from features in batches to a basis; the same thousand again and again, which changes no operation."""
-    drawn = torch.randn(1024, dim) @ torch.randn(dim, dim)
-    start = time.perf_counter()
-    batches = (drawn[row % 1024 : row % 1024 + batch] for row in range(0, count, batch))
-    Basis.from_moments(Moments.of(batches, dim))
-    return time.perf_counter() - start
+    return ReIDModel(ReIDConfig.from_variant(name, image_size=tuple(options.image_size), last_stride=None))
 
 
 def cached(folder: Path, dim: int) -> CachedFeatures:
-    """Features of the length of the teacher's, of one small picture under many names."""
-    picture = BytesIO()
-    Image.new("RGB", (8, 8), (90, 120, 60)).save(picture, "PNG")
-    row = {"image": {"bytes": picture.getvalue()}, "pid": -1, "camid": -1}
-    split = datasets.Dataset.from_list([{**row, "path": f"{number}"} for number in range(PICTURES)])
-    images = ImageDataset(split.cast_column("image", datasets.Image()), (8, 8), cache_dir=folder / "decoded")
-    trunk = {"model_type": "resnet", "embedding_size": 4, "hidden_sizes": [dim], "depths": [1], "layer_type": "basic"}
-    small = ReIDModel(ReIDConfig(backbone_config=trunk, image_size=(8, 8)))
+    """Features of the length of the teacher's."""
+    split = one_image(IMAGES, (8, 8), pid=-1, camid=-1)
+    images = ImageDataset(split, (8, 8), cache_dir=folder / "decoded")
+    backbone = {
+        "model_type": "resnet",
+        "embedding_size": 4,
+        "hidden_sizes": [dim],
+        "depths": [1],
+        "layer_type": "basic",
+    }
+    small = ReIDModel(ReIDConfig(backbone_config=backbone, image_size=(8, 8)))
     crops = Crops(Teacher(small), images, None, small.config, seed=0)
     write_features(folder / "features", crops, 1)
     return CachedFeatures(folder / "features", 1, split["path"][:], crops.mark())
 
 
-def steps(
-    student: str, teacher: Teacher, stored: CachedFeatures, options: argparse.Namespace
-) -> dict[str, list[float]]:
-    """Seconds of a step of the student alone, with the teacher, and with its features; and of the teacher's forward."""
-    pixels = torch.randn(options.batch, 3, *options.image_size).to(memory_format=torch.channels_last)
-    runs: dict[str, Callable] = {"teacher": partial(teacher, pixels)}
-    for name, features in (("plain", None), ("kdep", teacher), ("cached", stored)):
-        runs[name] = step(student, features, pixels, options)
-    return seconds_in_turns(runs, options.rounds)
-
-
 def step(student: str, features: Teacher | CachedFeatures | None, pixels: torch.Tensor, options) -> Callable[[], None]:
     torch.manual_seed(0)
-    labels, rows = torch.randint(CLASSES, (len(pixels),)), torch.randint(PICTURES, (len(pixels),))
+    labels, rows = torch.randint(CLASSES, (len(pixels),)), torch.randint(IMAGES, (len(pixels),))
     if features is None:
         losses = {"label_smoothing": 0.0, "metric": None, "classifier_bias": True}
         return training_step(SupervisedMethod(model(student, options), CLASSES, **losses), RECIPE, pixels, labels)
-    basis = Basis(
-        torch.eye(features.dim, dtype=torch.float64), *torch.ones(2, features.dim, dtype=torch.float64), 10**4
-    )
-    method = KDEPMethod(model(student, options), features=features, basis=basis, **RECIPE.options)
+    ones = torch.ones(2, features.dim, dtype=torch.float64)
+    unit = Basis(torch.eye(features.dim, dtype=torch.float64), *ones, 10**4)
+    method = KDEPMethod(model(student, options), features=features, basis=unit, **RECIPE.options)
     return training_step(method, RECIPE, pixels, labels, None, rows)
 
 
-def render(results: dict) -> str:
+def page(results: dict[str, Any]) -> Iterator[Block]:
+    """Steps with their ratios, and the basis."""
     f = results["figures"]
-    rows = []
-    for name, took in f["steps"].items():
-        rounds = list(zip(*(took[part] for part in PARTS), strict=True))
-        asked = median((kdep - teacher) / plain for plain, teacher, kdep, _ in rounds)
-        cached = median(cached / plain for plain, _, _, cached in rounds)
-        times = " | ".join(f"{median(took[part]):.2f} s" for part in PARTS)
-        rows.append(f"| {name} | {times} | {asked:.2f} | {cached:.2f} |")
-    return "\n".join(
-        [
-            "# Cost of KDEP",
-            "",
-            f"Rendered from results.json by `{results['command']}`: ResNet-50 teacher,",
-            f"{setting(results)}. Medians of {results['setting']['rounds']} rounds.",
-            "",
-            "| student | plain step | teacher's forward | KDEP step | with cached features | (KDEP - teacher) / plain,"
-            " at most 1.1 | cached / plain, at most 1.1 |",
-            "|---|---:|---:|---:|---:|---:|---:|",
-            *rows,
-            "",
-            f"A basis of {f['features']:,} features of 2,048 channels: {f['basis_s']:.1f} s (under 60 s on two cores).",
-            "",
-        ]
+
+    def cell(student: str, column: str) -> str:
+        took = f["steps"][student]
+        if column in TIMED:
+            return f"{median(took[column]):.2f} s"
+        rounds = zip(*(took[part] for part in TIMED), strict=True)
+        asked = column == "asked"
+        return f"{median((kdep - teacher if asked else cached) / plain for plain, teacher, kdep, cached in rounds):.2f}"
+
+    yield "# Cost of KDEP"
+    yield (
+        f"{written_by(results)}: ResNet-50 teacher, {how_timed(results)}. Medians of {results['setting']['rounds']} "
+        "rounds."
     )
+    ratios = {"asked": "(KDEP - teacher) / plain, at most 1.1", "stored": "cached / plain, at most 1.1"}
+    yield Table({**TIMED, **ratios}, {student: student for student in f["steps"]}, cell, "student")
+    yield f"A basis of {f['features']:,} features of 2,048 channels: {f['basis_s']:.1f} s (under 60 s on two cores)."
 
 
-if __name__ == "__main__":
-    main()
+OPTIONS = {
+    **step_options(image_size=(224, 224), rounds=9),
+    "--features": {"type": int, "default": 128_000, "help": "of the basis"},
+}
+PARTS = {"basis": basis, "steps": steps}
+BENCHMARK = Speed("kdep_speed", __doc__, lambda options: PARTS, page, OPTIONS, step_settings)

@@ -1,11 +1,10 @@
-"""Proof of OSKT on real people: teacher, chains, and students of several widths against baselines, under one recipe.
+"""OSKT on real people: a teacher, chains, and students of several widths against baselines, under one recipe.
 
-    python benchmarks/oskt.py --data-dir DIR               # everything that is not measured yet; stop it any time
-    python benchmarks/oskt.py --data-dir DIR --scale full  # ResNet-50 at 256x128 and the published epochs, for a GPU
-    python benchmarks/oskt.py --render                     # table and plot from what is measured
+    python benchmarks/run.py oskt --data-dir DIR               # everything that is not measured yet; stop it any time
+    python benchmarks/run.py oskt --data-dir DIR --scale full  # ResNet-50 at 256x128, published epochs, for a GPU
+    python benchmarks/run.py oskt --render                     # only page and plot
 
-DIR holds a data set in Market-1501's layout. Every run is a process of its own and resumes from its checkpoints; a run
-whose results.json lies in benchmarks/oskt is not repeated. The test identities are met once, at the end of a run.
+DIR holds a data set in Market-1501's layout. The test identities are met once, at the end of a run.
 
 Every student is trained by the published recipe, but on identity classification alone: from random weights the
 recipe's triplet with hard factor 0.2 draws all features together (see model_cards/res50-s1.bot-market1501_tr751), and
@@ -14,156 +13,165 @@ control for the in-between students: expanded from a chain that was refined at t
 that share a row of the chain have moved apart during a student's training is kept in its results.json as "copies".
 """
 
-import argparse
-import json
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
-from proofs import is_measured, keep, parse, proof_parser, run_all
+import stages
+from experiment import Experiment, Options, Row, seeded
+from render import Block, Panel, Plot, Series, Table
+from words import Runs, by_arm, data_set, how, how_run, retrieval, score
 
 CLASSIFICATION = {"options.metric": None, "options.center_weight": 0.0}
-SCRATCH_RATE = 2e-3
+OWN_RATE = {**CLASSIFICATION, "learning_rate": 2e-3}
+ARMS = {
+    "oskt": "OSKT",
+    "wtsel": "weight selection",
+    "depgraph": "DepGraph",
+    "scratch": "scratch",
+    "scratch-lr": "scratch, its own rate",
+    "oskt-own": "OSKT, chain of its own width",
+}
+WANTED = ("oskt", "scratch", "wtsel", "depgraph", "scratch-lr", "oskt-own")
+STARTS = {"oskt": "chain{width}", "oskt-own": "chain-{student}", "wtsel": "teacher", "depgraph": "sparse"}
+IN_BETWEEN = ("res50-s2", "res50-s4")  # whose stages are not as wide as those of a chain's narrowest student
+BEFORE = {"teacher": "the teacher", "sparse": "the teacher after sparsity learning (for DepGraph)"}
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What is trained and for how long; `chains` are widths of the stem."""
+    """What is trained and for how long; `students` have the width of the chain that each is expanded from."""
 
     teacher: str
     image_size: tuple[int, int]
-    chains: tuple[int, ...]
-    students: dict[str, int]  # variant: the chain it is expanded from
+    students: dict[str, int]
     teacher_epochs: int
     refine_epochs: int
     student_epochs: int
     arguments: dict
 
 
+SMALL = {"res50-s1": 8, "res50-s3": 16, "res50-s2": 8, "res50-s4": 16}
+FULL = {"res50-s1": 8, "res50-s3": 16, "res50-s5": 32, "res50-s2": 8, "res50-s4": 16}
 SCALES = {
-    "small": Scale(
-        "res50-s5", (128, 64), (8, 16), {"res50-s1": 8, "res50-s3": 16, "res50-s2": 8, "res50-s4": 16}, 20, 6, 12, {}
-    ),
-    "full": Scale(
-        "res50", (256, 128), (8, 16, 32),
-        {"res50-s1": 8, "res50-s3": 16, "res50-s5": 32, "res50-s2": 8, "res50-s4": 16}, 200, 100, 100, {"bf16": True},
-    ),
-}  # fmt: skip
-ARMS = ("oskt", "scratch", "wtsel", "depgraph", "scratch-lr", "oskt-own")
-IN_BETWEEN = ("res50-s2", "res50-s4")  # whose stages are not as wide as those of a chain's narrowest student
+    "small": Scale("res50-s5", (128, 64), SMALL, 20, 6, 12, {}),
+    "full": Scale("res50", (256, 128), FULL, 200, 100, 100, {"bf16": True}),
+}
 
 
-def main() -> None:
-    parser = proof_parser("oskt", __doc__, SCALES, seeds=(0, 1))
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
-    parser.add_argument("--students", nargs="+", help="variants; by default all of the scale")
-    options = parse(parser)
-    if options.one:
-        return execute(options.one, options)
-    if not options.render:
-        run_all(plan(options), options)
-    from oskt_table import render
+def rows(options: Options) -> Iterator[Row]:
+    """Students, and what they start from: the teacher, itself after sparsity learning, and chains."""
+    scale, work = SCALES[options.scale], options.work
+    teacher = f"{scale.teacher}.teacher"
 
-    render(options.results, SCALES[options.scale].teacher)
+    def run(kind: str, name: str, **fields) -> partial:
+        common = {"image_size": scale.image_size, "arguments": scale.arguments, "changes": CLASSIFICATION}
+        return partial(stages.run, kind, **options.settings(name, **{**common, "recipe": "bot", **fields}))
 
+    for seed in options.seeds:
+        for student, width in scale.students.items():
+            for arm in WANTED[: None if student in IN_BETWEEN else -1]:
+                name, start = seeded(f"{student}.{arm}", seed), student
+                before, after, needs = [], [], []
+                if arm in STARTS:
+                    needs = [f"{scale.teacher}.{STARTS[arm].format(width=width, student=student)}"]
+                    start = work / name / "start"
+                    before = [partial(stages.start_student, work / needs[0], student, arm, start)]
+                if arm == "oskt":
+                    after = [partial(stages.compare_copies, work / name, work / needs[0], student)]
+                fields = {"model": str(start), "epochs": scale.student_epochs, "origin": arm}
+                train = run("train", name, **fields, changes=OWN_RATE if arm == "scratch-lr" else CLASSIFICATION)
+                yield options.row(name, *before, train, *after, needs=needs)
 
-def plan(options: argparse.Namespace) -> dict[str, list[str]]:
-    """The runs that are left, most wanted first, each with those that it starts from."""
-    scale = SCALES[options.scale]
-    teacher, sparse = f"{scale.teacher}.teacher", f"{scale.teacher}.sparse"
-    wanted = {
-        f"{student}.{arm}" + (f"-seed{seed}" if seed else ""): {
-            "oskt": [chain_of(scale, student, arm)], "oskt-own": [chain_of(scale, student, arm)],
-            "wtsel": [teacher], "depgraph": [sparse],
-        }.get(arm, [])
-        for seed in options.seeds
-        for student in options.students or scale.students
-        for arm in options.arms
-        if arm != "oskt-own" or student in IN_BETWEEN
-    }  # fmt: skip
-    left = {name: needs for name, needs in wanted.items() if not is_measured(name, options)}
-    # What they start from must lie in the work folder, also where its figures are known from an earlier session.
-    needed = dict.fromkeys(need for needs in left.values() for need in needs)
-    sources = {name: [teacher] if name != teacher else [] for name in [teacher, *needed]}
-    missing = {name: needs for name, needs in sources.items() if not (options.work / name / "results.json").is_file()}
-    left = {**missing, **left}
-    return {name: [need for need in needs if need in left] for name, needs in left.items()}
-
-
-def chain_of(scale: Scale, student: str, arm: str) -> str:
-    """The run of the chain that a student is expanded from."""
-    return f"{scale.teacher}.chain{'-' + student if arm == 'oskt-own' else scale.students[student]}"
+    fields = {"epochs": scale.teacher_epochs, "changes": OWN_RATE, "origin": "teacher"}
+    yield options.row(teacher, run("train", teacher, model=scale.teacher, **fields), wanted=False)
+    source = partial(options.row, needs=[teacher], wanted=False)
+    fields = {"model": str(work / teacher), "epochs": scale.refine_epochs}
+    sparse = f"{scale.teacher}.sparse"
+    yield source(sparse, run("train_sparse", sparse, **fields, origin="sparse"))
+    for width in dict.fromkeys(scale.students.values()):
+        name = f"{scale.teacher}.chain{width}"
+        yield source(name, run("refine", name, **fields, recipe="oskt", width=width))
+    for student in IN_BETWEEN:
+        name = f"{scale.teacher}.chain-{student}"
+        own = partial(stages.cluster, work / teacher, student, work / name / "clustered")
+        yield source(name, own, run("refine", name, **fields, recipe="oskt", width=stages.width(student)))
 
 
-def execute(name: str, options: argparse.Namespace) -> None:
-    """One run, resumed where it was; its results.json is copied to benchmarks/oskt."""
-    from reid_hub import ReIDConfig, WeightChain
-    from reid_hub.models.width_scale import student_of, width_of
-    from reid_hub.runs.baselines import shrink, train_sparse
-    from reid_hub.runs.models import open_chain, open_model
-    from reid_hub.runs.refine import RefineSettings, refine
-    from reid_hub.runs.train import TrainSettings, train
+def page(runs: Runs, scale: Scale) -> Iterator[Block]:
+    """Students by arm, what copies do, what went before, and how each was run."""
+    arms, teacher = by_arm(runs), scale.teacher
+    before = {arm: results for (_, arm), results in arms.items() if arm not in ARMS}
+    parameters = {variant: results[0]["cost"]["parameters"] for (variant, _), results in arms.items()}
+    students = {v: v for v in sorted({v for v, arm in arms if arm in ARMS}, key=parameters.get)}
+    first = next(iter(arms.values()))[0]
 
-    scale, out = SCALES[options.scale], options.work / name
-    variant, _, arm = name.partition(".")
-    arm, _, seed = arm.partition("-seed")
-    teacher = options.work / f"{scale.teacher}.teacher"
-    common = {
-        "data": "market_layout", "data_dir": options.data_dir, "dataset_name": options.dataset_name,
-        "image_size": scale.image_size, "validation": 0, "channels_last": True, "resume": True,
-        "output_dir": out, "seed": int(seed or 0), "arguments": scale.arguments,
-    }  # fmt: skip
-    changes = {**CLASSIFICATION, **({"learning_rate": SCRATCH_RATE} if arm in ("teacher", "scratch-lr") else {})}
-    student = {**common, "recipe": "bot", "changes": changes, "epochs": scale.student_epochs, "origin": arm}
-    if arm == "teacher":
-        train(TrainSettings(**{**student, "epochs": scale.teacher_epochs}, model=variant))
-    elif arm.startswith("chain"):
-        own = arm.removeprefix("chain-") if "-" in arm else None
-        width = width_of(ReIDConfig.from_variant(own)) if own else int(arm.removeprefix("chain"))
-        if own and not (out / "clustered" / "model.safetensors").is_file():
-            config = student_of(open_model(teacher).config, own)  # refining takes the chain that lies there
-            WeightChain.from_teacher(open_model(teacher), config).save_pretrained(out / "clustered")
-        refine(
-            RefineSettings(
-                **common, recipe="oskt", changes=changes, model=str(teacher), width=width, epochs=scale.refine_epochs
-            )
+    def cell(student: str, arm: str) -> str:
+        return f"{parameters[student]:,}" if arm == "parameters" else retrieval(arms.get((student, arm), []))
+
+    yield data_set(first, f"the teacher is a {teacher} trained from random weights, fewer epochs")
+    yield Table({"parameters": "parameters", **ARMS}, students, cell, "student")
+    for student in students:
+        yield from verdict(student, {arm: score(arms[student, arm]) for arm in ARMS if (student, arm) in arms})
+    found = {student: arms[student, "oskt"][0].get("copies", {}) for student in students if (student, "oskt") in arms}
+    if copied := {student: student for student in sorted(found) if "same_row" in found[student]}:
+        yield (
+            "How far a student's own training moves such copies apart: mean cosine of filters that began with the same "
+            "row (1 = still copies) at its end, and of filters of different rows."
         )
-    elif arm == "sparse":
-        train_sparse(TrainSettings(**{**student, "epochs": scale.refine_epochs}, model=str(teacher)))
-    else:
-        start = Path(variant) if arm.startswith("scratch") else out / "start"
-        if not arm.startswith("scratch") and not (start / "config.json").is_file():
-            if arm in ("oskt", "oskt-own"):
-                model = open_chain(options.work / chain_of(scale, variant, arm)).expand(variant)
-            else:
-                source = options.work / f"{scale.teacher}.{'sparse' if arm == 'depgraph' else 'teacher'}"
-                model = shrink(source, variant, by=arm)
-            model.save_pretrained(start)
-        train(TrainSettings(**student, model=str(start)))
-        if arm == "oskt":
-            record_copies(out, options.work / chain_of(scale, variant, arm), variant)
-    keep(name, out / "results.json", options)
+        columns = {"same_row": "began with the same row", "other_rows": "different rows"}
+        yield Table(columns, copied, lambda student, which: f"{found[student][which]:.2f}", "student")
+
+    def source(arm: str, column: str) -> str:
+        return retrieval(before[arm]) if column == "figures" else f"{before[arm][0]['training']['epochs']:g}"
+
+    order = sorted(before, key=lambda arm: (arm != "teacher", len(arm), arm))
+    chains = {
+        arm: f"narrowest student of chain {arm.removeprefix('chain').removeprefix('-')}, as expanded" for arm in order
+    }
+    columns = {"figures": "mAP / rank-1", "epochs": "epochs"}
+    yield Table(columns, {arm: BEFORE.get(arm, chains[arm]) for arm in order}, source, "before any student is trained")
+    student = next(results[0] for (_, arm), results in arms.items() if arm in ARMS)
+    refined = next((results[0] for arm, results in before.items() if arm.startswith("chain")), first)
+    rate = before["teacher"][0]["training"]["changes"]["learning_rate"] if "teacher" in before else "unknown"
+    yield (
+        f"Every student is trained alike: {how(student)}. The chains were refined with {how(refined)}. OSKT and "
+        "DepGraph have spent these epochs on the same pictures before (once for all students of a chain, once for all "
+        'widths); weight selection and scratch have not. "Scratch, its own rate" has the learning rate that the '
+        f"teacher was trained with, {rate}. {teacher} itself, the widest student, is no row: it would be the teacher."
+    )
+    yield "![accuracy against parameters](accuracy.png)"
+    call = "python benchmarks/run.py oskt --data-dir DIR"
+    yield from how_run(runs, student, f"All of it: `{call}`; full size: `{call} --scale full`. One by one:")
 
 
-def record_copies(student: Path, folder: Path, variant: str) -> None:
-    """Add to a student's results how alike channels are (mean cosine of their filters) that began with the same row."""
-    import torch
-
-    from reid_hub.runs.models import open_chain, open_model
-
-    chain, state = open_chain(folder), open_model(student).state_dict()
-    slots, alike = chain.slots(chain.sizes_of(variant)), {True: [], False: []}
-    for name, axes in chain.groups.axes.items():
-        if state[name].ndim == 4 and len(axes.rows) == 1:
-            source = slots[axes.rows[0]].source
-            filters = torch.nn.functional.normalize(state[name].flatten(1), dim=1)
-            pairs = torch.ones(len(source), len(source)).triu(1).bool()
-            for same in alike:
-                alike[same].append((filters @ filters.T)[pairs & ((source[:, None] == source) == same)])
-    means = {key: torch.cat(alike[same]).mean().item() for key, same in {"same_row": True, "other_rows": False}.items()}
-    path = student / "results.json"
-    copies = {key: round(value, 4) for key, value in means.items() if value == value}
-    path.write_text(json.dumps({**json.loads(path.read_text()), "copies": copies}, indent=2, sort_keys=True) + "\n")
+def verdict(student: str, scores: dict[str, float]) -> Iterator[str]:
+    """Where OSKT is not ahead, and what repeated rows cost a student in between."""
+    own, ours = scores.pop("oskt-own", None), scores.get("oskt")
+    if ours is None:
+        return
+    best = max(scores, key=scores.get)
+    if best != "oskt":
+        yield f"**{student}: OSKT is not ahead**, {ARMS[best]} is by {scores[best] - ours:.1f} points of mAP."
+    if own is not None:
+        yield (
+            f"{student} lies in between: its stages are not as wide as those of its chain's narrowest student, so some "
+            "of its channels begin with the same row. From a chain that was refined for the same epochs at "
+            f"{student}'s own widths, nothing repeated, it scores {own - ours:+.1f} points of mAP more."
+        )
 
 
-if __name__ == "__main__":
-    main()
+def plot(runs: Runs, scale: Scale) -> Plot:
+    """mAP against parameters, one line an arm."""
+    lines = []
+    for arm, label in ARMS.items():
+        found = [results for (_, a), results in by_arm(runs).items() if a == arm]
+        line = sorted((results[0]["cost"]["parameters"], score(results)) for results in found)
+        lines += [Series(line, label, {"marker": "o"})] if line else []
+    axes = {"xscale": "log", "xlabel": "parameters", "ylabel": "mAP, %"}
+    axes["title"] = "Students of one teacher, under one recipe"
+    teacher = runs.get(f"{scale.teacher}.teacher")
+    return Plot([Panel(lines, axes, level=teacher and (score(teacher), f"teacher, {scale.teacher}"))], (7, 4.5))
+
+
+BENCHMARK = Experiment("oskt", __doc__, "OSKT on real people", rows, page, plot, SCALES)

@@ -1,85 +1,57 @@
 """Cost of OSKT against plain training: a refinement step, its peak memory, clustering a ResNet-50, expanding students.
 
-    python benchmarks/oskt_speed.py
+    python benchmarks/run.py oskt_speed
 
-A step is forward, backward and Adam on one batch of random pictures: of the teacher alone, and of the refinement of its
+A step is forward, backward and Adam on one batch of random images: of the teacher alone, and of the refinement of its
 width-8 chain, in turns in one process, the least of several rounds. Peak memory is that of a process of its own each.
 """
 
 import argparse
-import subprocess
-import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import torch
-from timing import least_seconds, setting, step_parser, training_step, write
+from render import Block, Table
+from speed import IDS, Speed, how_timed, least_seconds, memory, step_options, step_settings, training_step, written_by
 
 from reid_hub import ReIDConfig, ReIDModel, WeightChain
 from reid_hub.methods import RefineMethod, SupervisedMethod
 from reid_hub.methods.oskt.cluster import cluster
 from reid_hub.training import RECIPES
 
-FOLDER = Path(__file__).parent / "oskt_speed"
 STUDENTS = {"res50-s1": 8, "res50-s2": 8, "res50-s3": 16, "res50-s4": 16, "res50-s5": 32, "res50-s6": 32}
-IDS = 751
-
-
-def main() -> None:
-    parser = step_parser(__doc__, FOLDER)
-    parser.add_argument("--memory", choices=["teacher", "refinement"], help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.memory:
-        step(options.memory, options)()
-        print(peak_kilobytes())
-        return
-    write(options, {**steps(options), **memory(options), **widths()}, render)
+KINDS = {"teacher": "plain teacher", "refinement": "refinement"}
 
 
 def step(kind: str, options: argparse.Namespace) -> Callable[[], None]:
     """One training step of the teacher, or of the refinement of its chain; the losses are the published recipe's."""
     torch.manual_seed(0)
     teacher = ReIDModel(ReIDConfig.from_variant("res50", image_size=tuple(options.image_size)))
-    losses = RECIPES["bot"].options
+    recipe = RECIPES["bot"]
     if kind == "teacher":
-        method = SupervisedMethod(teacher, IDS, **losses)
+        method = SupervisedMethod(teacher, IDS, **recipe.options)
     else:
         chain = WeightChain.from_teacher(teacher, 8, clustering="random")  # the step does not see which rows are alike
-        method = RefineMethod(teacher, IDS, chain=chain, **losses)
-    return training_step(method, torch.randn(options.batch, 3, *options.image_size), torch.arange(options.batch) // 4)
-
-
-def peak_kilobytes() -> int:
-    """Peak memory of this process; getrusage would say its parent's, which had more."""
-    status = Path("/proc/self/status").read_text()
-    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
+        method = RefineMethod(teacher, IDS, chain=chain, **recipe.options)
+    pixels = torch.randn(options.batch, 3, *options.image_size)
+    return training_step(method, recipe, pixels, torch.arange(options.batch) // 4)
 
 
 def steps(options: argparse.Namespace) -> dict[str, float]:
-    least = least_seconds({kind: step(kind, options) for kind in ("teacher", "refinement")}, options.rounds)
-    return {
-        "teacher_step_s": least["teacher"],
-        "refinement_step_s": least["refinement"],
-        "step_ratio": least["refinement"] / least["teacher"],
-    }
+    """Seconds of a step of both."""
+    least = least_seconds({kind: step(kind, options) for kind in KINDS}, options.rounds)
+    return {f"{kind}_step_s": seconds for kind, seconds in least.items()}
 
 
-def memory(options: argparse.Namespace) -> dict[str, float]:
-    found = {}
-    for kind in ("teacher", "refinement"):
-        words = [f"--memory={kind}", f"--batch={options.batch}", "--image-size", *map(str, options.image_size)]
-        ran = subprocess.run([sys.executable, __file__, *words], check=True, stdout=subprocess.PIPE, text=True)
-        found[kind] = int(ran.stdout.split()[-1]) / 2**20  # kilobytes to GiB
-        print(f"memory of {kind}: {found[kind]:.2f} GiB", flush=True)
-    return {
-        "teacher_peak_gib": found["teacher"],
-        "refinement_peak_gib": found["refinement"],
-        "memory_ratio": found["refinement"] / found["teacher"],
-    }
+def peak(kind: str, options: argparse.Namespace) -> dict[str, float]:
+    """Peak memory of a process that does one step."""
+    step(kind, options)()
+    return {f"{kind}_peak_gib": memory("VmHWM") / 2**30}
 
 
-def widths() -> dict[str, float]:
+def widths(options: argparse.Namespace) -> dict[str, float]:
     """Seconds to cluster a ResNet-50 for a chain of width 8, and to expand all six students from their chains."""
     torch.manual_seed(0)
     teacher = ReIDModel(ReIDConfig.from_variant("res50"))
@@ -94,31 +66,29 @@ def widths() -> dict[str, float]:
     return {"cluster_s": clustering, "expand_six_s": time.perf_counter() - start}
 
 
-def render(results: dict) -> str:
+def page(results: dict[str, Any]) -> Iterator[Block]:
+    """Steps and memory beside their targets, then clustering and expansion."""
     f = results["figures"]
-    rows = [
-        f"| {what} | {f[f'teacher_{key}']:.2f} {unit} | {f[f'refinement_{key}']:.2f} {unit} | {f[ratio]:.2f} | {most} |"
-        for what, key, unit, ratio, most in (
-            ("one training step", "step_s", "s", "step_ratio", "at most 1.15"),
-            ("peak memory of the process", "peak_gib", "GiB", "memory_ratio", "at most 1.2"),
-        )
-    ]
-    return f"""# Cost of OSKT
 
-Rendered from results.json by `{results["command"]}`: ResNet-50 teacher, chain of width 8,
-{setting(results)}.
+    def cell(row: tuple[str, str, str], column: str) -> str:
+        key, unit, target = row
+        if column in KINDS:
+            return f"{f[f'{column}_{key}']:.2f} {unit}"
+        return target if column == "target" else f"{f[f'refinement_{key}'] / f[f'teacher_{key}']:.2f}"
 
-| | plain teacher | refinement | ratio | target |
-|---|---:|---:|---:|---:|
-{rows[0]}
-{rows[1]}
-
-| | | target |
-|---|---:|---:|
-| clustering the teacher (Ward, all 37 groups) | {f["cluster_s"]:.1f} s | under 60 s |
-| expanding S1 to S6 from their chains | {f["expand_six_s"]:.2f} s | under 5 s together |
-"""
+    yield "# Cost of OSKT"
+    yield f"{written_by(results)}: ResNet-50 teacher, chain of width 8, {how_timed(results)}."
+    measured = {
+        ("step_s", "s", "at most 1.15"): "one training step",
+        ("peak_gib", "GiB", "at most 1.2"): "peak memory of the process",
+    }
+    yield Table({**KINDS, "ratio": "ratio", "target": "target"}, measured, cell)
+    further = {
+        (f"{f['cluster_s']:.1f} s", "under 60 s"): "clustering the teacher (Ward, all 37 groups)",
+        (f"{f['expand_six_s']:.2f} s", "under 5 s together"): "expanding S1 to S6 from their chains",
+    }
+    yield Table({0: "", 1: "target"}, further, lambda row, column: row[column])
 
 
-if __name__ == "__main__":
-    main()
+PARTS = {"steps": steps, **{f"memory of {kind}": partial(peak, kind) for kind in KINDS}, "widths": widths}
+BENCHMARK = Speed("oskt_speed", __doc__, lambda options: PARTS, page, step_options(batch=64), step_settings)

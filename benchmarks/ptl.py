@@ -1,12 +1,11 @@
-"""Proof of Progressive Transfer Learning: what its memory contributes, on real people and on CIFAR-10.
+"""Progressive Transfer Learning: what its memory contributes, on real people and on CIFAR-10.
 
-    python benchmarks/ptl.py --data-dir DIR --cifar-dir DIR   # everything that is not measured yet; stop it any time
-    python benchmarks/ptl.py --data-dir DIR --scale full      # the published networks, sizes and epochs, for a GPU
-    python benchmarks/ptl.py --render                         # table and plot from what is measured
+    python benchmarks/run.py ptl --data-dir DIR --cifar-dir DIR   # what is not measured yet; stop it any time
+    python benchmarks/run.py ptl --data-dir DIR --scale full      # published networks, sizes and epochs, for a GPU
+    python benchmarks/run.py ptl --render                         # only page and plot
 
-The first folder holds a data set in Market-1501's layout; the second CIFAR-10, and may be left out. Every run is a
-process of its own and resumes from its checkpoints; a run whose results.json lies in benchmarks/ptl is not repeated.
-The test identities are met once, at the end of a run.
+The first folder holds a data set in Market-1501's layout; the second CIFAR-10, and may be left out. The test
+identities are met once, at the end of a run.
 
 The arms differ in the side network alone: "memory" carries its state from batch to batch, "forgets" begins each batch
 with zeros, as the released training script did from its second epoch on, "plain" has as many weights but neither gates
@@ -15,12 +14,15 @@ with the first seed. At the small scale everything starts from random weights, s
 SGD, whose rate is for pre-trained weights.
 """
 
-import argparse
-import json
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+from statistics import mean
 
-from proofs import is_measured, keep, missing, parse, proof_parser, run_all
+import stages
+from experiment import CIFAR, Experiment, Options, Row, seeded
+from render import Block, Panel, Plot, Series, Table
+from words import Result, Runs, by_arm, counts, how, how_run, points, retrieval, score, size, with_spread
 
 # What stands beside the backbone in each arm: the cell, and whether it remembers.
 ARMS = {
@@ -30,8 +32,26 @@ ARMS = {
     "none": ("none", False),
     "memory-v2": ("v2", True),
 }
-CIFAR = ("none", "memory", "memory-v2", "forgets")
-LAM = 0.8
+BESIDE = [arm for arm, (cell, _) in ARMS.items() if cell != "none"]
+ON_CIFAR = ("none", "memory", "memory-v2", "forgets")
+LAM, DENSENET = 0.8, "densenet-bc-100"
+LABELS = {
+    "none": "the backbone alone",
+    "plain": "with a plain side network of as many weights, no gates, no memory",
+    "forgets": "with PTL's side network, forgetting before every batch (as released)",
+    "memory": "**PTL**: with its memory from batch to batch",
+    "memory-v2": "**PTL-v2**",
+    "std": "**STD**: the backbone alone, distilled",
+}
+SHORT = {"none": "none", "plain": "plain", "forgets": "forgets", "memory": "PTL", "memory-v2": "PTL-v2", "std": "STD"}
+# What is compared to see what the memory, the gates and the mere size of the side network contribute.
+QUESTIONS = (
+    ("memory", "forgets", "the memory itself (PTL against the same network forgetting)"),
+    ("forgets", "plain", "gates instead of a plain convolution of as many weights"),
+    ("plain", "none", "more weights beside the backbone"),
+    ("memory", "none", "all of PTL beside the backbone"),
+    ("std", "none", "distilling into the backbone"),
+)
 
 
 @dataclass(frozen=True)
@@ -56,117 +76,134 @@ SCALES = {
 }
 
 
-def main() -> None:
-    parser = proof_parser("ptl", __doc__, SCALES, seeds=(0, 1))
-    parser.add_argument("--cifar-dir", help="CIFAR-10 as it is distributed, or one folder of pictures for each class")
-    parser.add_argument("--arms", nargs="+", choices=[*ARMS, "std"], default=[*ARMS, "std"])
-    options = parse(parser, "--cifar-dir")
-    if options.one:
-        return execute(options.one, options)
-    if not options.render:
-        run_all(plan(options), options)
-    from ptl_table import render
+def rows(options: Options) -> Iterator[Row]:
+    """Every arm, with the student that is distilled from the best of them, on people and on CIFAR-10."""
+    scale, work = SCALES[options.scale], options.work
+    people = {"image_size": scale.image_size, "epochs": scale.epochs, "flip": True, "init": scale.init}
+    cifar = {"recipe": "cifar", "keep": scale.cifar_keep}
+    cifar |= {"epochs": scale.cifar_epochs, "evaluate_every": scale.cifar_epochs}
 
-    render(options.results)
+    def settings(name: str, arm: str, fields: dict) -> dict:
+        return options.settings(name, origin=arm, arguments=scale.arguments, **fields)
 
-
-def plan(options: argparse.Namespace) -> dict[str, list[str]]:
-    """The runs that are left, most wanted first, each with those that it starts from."""
-    backbone, wanted = SCALES[options.scale].backbone, {}
     for seed in options.seeds:
-        after = f"-seed{seed}" if seed else ""
-        for arm in options.arms:
-            wanted[f"{backbone}.{arm}{after}"] = beside(backbone) if arm == "std" else []
-        if options.cifar_dir:
-            wanted |= {f"cifar10.{arm}{after}": [] for arm in CIFAR}
-    left = {name: needs for name, needs in wanted.items() if not is_measured(name, options)}
-    # The best is found by the figures that are kept, and taken from the work folder.
-    needed = {need for needs in left.values() for need in needs}
-    again = [name for name in needed if not is_measured(name, options)] + missing(sorted(needed), options)
-    left = {**left, **{name: [] for name in sorted(again)}}
-    return {name: [need for need in needs if need in left] for name, needs in left.items()}
+        for arm, side in ARMS.items():
+            name, side = seeded(f"{scale.backbone}.{arm}", seed), stages.side_network(scale.backbone, *side)
+            fields = {"recipe": "ptl", **people, **side, "changes": {**scale.changes, **side["changes"]}}
+            after = [partial(stages.compare_states, work / name, options.settings(name))]
+            train = partial(stages.run, "train", **settings(name, arm, fields))
+            yield options.row(name, train, *(after if arm.startswith("memory") else ()))
+        name, teachers = seeded(f"{scale.backbone}.std", seed), [f"{scale.backbone}.{arm}" for arm in BESIDE]
+        student = stages.side_network(scale.backbone, *ARMS["none"])["model"]
+        fields = {"recipe": "std", **people, "model": student, "changes": scale.changes, "lams": [LAM]}
+        distill = partial(stages.distill_best, [work / name for name in teachers], **settings(name, "std", fields))
+        yield options.row(name, distill, needs=teachers)
+        for arm in ON_CIFAR if options.own["cifar_dir"] else ():
+            name, side = seeded(f"cifar10.{arm}", seed), stages.side_network(DENSENET, *ARMS[arm], scale.cifar_blocks)
+            yield options.row(name, partial(stages.run, "classify", **settings(name, arm, {**cifar, **side})))
 
 
-def execute(name: str, options: argparse.Namespace) -> None:
-    """One run, resumed where it was; its results.json is copied to benchmarks/ptl."""
-    from reid_hub.runs.ptl import STDSettings, distill, side_network
-    from reid_hub.runs.train import TrainSettings, train
-
-    scale, (variant, _, arm) = SCALES[options.scale], name.rpartition(".")
-    arm, _, seed = arm.partition("-seed")
-    out = options.work / name
-    common = {
-        "output_dir": out, "seed": int(seed or 0), "validation": 0, "channels_last": True, "resume": True,
-        "arguments": scale.arguments, "origin": arm,
-    }  # fmt: skip
-    if variant == "cifar10":
-        classify_cifar(arm, options, common)
-        return keep(name, out / "results.json", options)
-    people = {
-        **common, "data": "market_layout", "data_dir": options.data_dir, "dataset_name": options.dataset_name,
-        "image_size": scale.image_size, "epochs": scale.epochs, "flip": True, "init": scale.init,
-    }  # fmt: skip
-    if arm == "std":
-        best = best_arm(options)
-        settings = {"recipe": "std", "changes": scale.changes, "model": side_network(variant, "none")["model"]}
-        made = distill(STDSettings(**people, **settings, teacher=str(options.work / best), lams=[LAM]))
-        (folder,) = made
-        results = json.loads((folder / "results.json").read_text())
-        results["training"]["taught_by"] = best
-        (out / "results.json").write_text(json.dumps(results, indent=2, sort_keys=True) + "\n")
-    else:
-        side = side_network(variant, *ARMS[arm])
-        train(TrainSettings(**people, recipe="ptl", model=side["model"], changes={**scale.changes, **side["changes"]}))
-        if arm.startswith("memory"):
-            add_use_of_memory(out, people)
-    keep(name, out / "results.json", options)
-
-
-def add_use_of_memory(folder: Path, people: dict, count: int = 1280) -> None:
-    """Add to results.json what the state of the batch before does to a trained network's loss on training pictures."""
-    from reid_hub import load_reid_dataset
-    from reid_hub.runs.surface import training_loss
-
-    split = load_reid_dataset(people["data"], people["data_dir"])["train"]
-    method, loss = training_loss(folder, split, count=count)  # batches of other people than those before
-    losses = {"zeros": loss()}
-    for cell in method.model.modules():
-        if hasattr(cell, "slots"):
-            cell.train()  # reads and writes its memory; the norms stay as they are
-    losses["carried"] = loss()
-    results = json.loads((folder / "results.json").read_text())
-    results["training"]["loss_from_state"] = losses
-    (folder / "results.json").write_text(json.dumps(results, indent=2, sort_keys=True) + "\n")
-
-
-def beside(backbone: str) -> list[str]:
-    """The runs with a side network, with the first seed."""
-    return [f"{backbone}.{arm}" for arm, (cell, _) in ARMS.items() if cell != "none"]
-
-
-def best_arm(options: argparse.Namespace) -> str:
-    """The run with a side network that did best with the first seed, chosen by its test figure, as the paper's was."""
-    names = beside(SCALES[options.scale].backbone)
-    found = {name: json.loads((options.results / name / "results.json").read_text()) for name in names}
-    return max(names, key=lambda name: found[name]["metrics"]["mAP"])
-
-
-def classify_cifar(arm: str, options: argparse.Namespace, common: dict) -> None:
-    """A DenseNet-BC of growth 12 on CIFAR-10, with flip and crop."""
-    from reid_hub.models.backbones import find_variant
-    from reid_hub.runs.classify import ClassifySettings, classify
-    from reid_hub.runs.ptl import classification_arm
-
-    scale, fields = SCALES[options.scale], classification_arm("densenet-bc-100", *ARMS[arm], augment=True)
-    blocks = {**find_variant(fields["model"])["backbone_config"], "blocks": list(scale.cifar_blocks)}
-    changes = {**fields.pop("changes"), "config.backbone_config": blocks}
-    classify(
-        ClassifySettings(
-            **common, **fields, data="cifar10", data_dir=options.cifar_dir, dataset_name="CIFAR-10", recipe="cifar",
-            changes=changes, epochs=scale.cifar_epochs, keep=scale.cifar_keep, evaluate_every=scale.cifar_epochs,
+def page(runs: Runs, scale: Scale) -> Iterator[Block]:
+    """People, CIFAR-10, and how each was run."""
+    people, cifar = on(runs, "people"), on(runs, "cifar10")
+    first = result = next(iter(people.values()))[0]
+    schedule = stages.recipe(result["training"]["recipe"]).schedule
+    fall = schedule.milestones[0] / schedule.epochs * result["training"]["epochs"]
+    yield (
+        f"Data set: {result['dataset']['name']} ({counts(result)}). **Not comparable with published figures** on "
+        "Market-1501: another split, random initial weights, a narrow backbone, fewer epochs, pictures of "
+        f"{size(result)}. Every arm: {how(result)}. The rate falls to a tenth after every {fall:g} epochs, as "
+        f"published in proportion, so most is learnt in the first {2 * fall:g}. Training sees the training identities "
+        "alone; the test identities are met once, at the end of a run (STD's teacher is the arm that did best there, "
+        "as in the paper)."
+    )
+    yield table(people, {"parameters": "parameters in use", "figures": "mAP / rank-1"}, retrieval)
+    yield from verdicts(people, "mAP", "mAP")
+    if cifar:
+        result = next(iter(cifar.values()))[0]
+        training, images = result["training"], result["dataset"]["data_dir_counts"]["train"]["images"]
+        blocks = "+".join(map(str, training["changes"]["config.backbone_config"]["blocks"]))
+        yield "## CIFAR-10"
+        yield (
+            f"DenseNet-BC of growth 12 with {blocks} layers, {training['keep']:g} of the {images:,} training pictures "
+            f"(recompressed as JPEG), {how(result)}, with flip and crop. **Not comparable with published figures.** "
+            "Error of the last epoch in percent; as in the paper, two linear layers classify where there is a side "
+            "network, one where there is none."
         )
-    )  # fmt: skip
+        columns = {"parameters": "parameters", "figures": "error"}
+        yield table(cifar, columns, lambda found: with_spread([100 - value for value in points(found, "top1")]))
+        yield from verdicts(cifar, "top1", "accuracy")
+    yield "![mAP of every arm](accuracy.png)"
+    call = "python benchmarks/run.py ptl --data-dir DIR --cifar-dir DIR"
+    yield from how_run(runs, first, f"All of it: `{call}`; full size: with `--scale full`. Each:")
 
 
-if __name__ == "__main__":
-    main()
+def on(runs: Runs, kind: str) -> Runs:
+    """The runs by arm, on people or on CIFAR-10."""
+    return {arm: found for (name, arm), found in by_arm(runs).items() if (name == "cifar10") == (kind == "cifar10")}
+
+
+def table(arms: Runs, columns: dict[str, str], figures) -> Table:
+    """Parameters and figures of every arm."""
+
+    def cell(arm: str, column: str) -> str:
+        return f"{arms[arm][0]['cost']['parameters']:,}" if column == "parameters" else figures(arms[arm])
+
+    return Table(columns, {arm: label for arm, label in LABELS.items() if arm in arms}, cell)
+
+
+def verdicts(arms: Runs, metric: str, unit: str) -> Iterator[Block]:
+    """What each ingredient contributed, by pairs of runs of one seed, and a plain word on the memory."""
+    gains = {(one, other): gained(arms, one, other, metric) for one, other, _ in QUESTIONS}
+    if not any(gains.values()):
+        return
+    yield f"What contributes what, in points of {unit}, seed by seed:"
+    items = [
+        f"{question}: **{with_spread(found, '+.1f')}** ({len(found)} seed{'s' * (len(found) > 1)})"
+        for one, other, question in QUESTIONS
+        if (found := gains[one, other])
+    ]
+    taught = next((result["training"].get("taught_by") for result in arms.get("std", [])), None)
+    yield items + ([f"the teacher of STD was {taught.rpartition('.')[2]}"] if taught else [])
+    if found := gains["memory", "forgets"]:
+        helps = "helped" if min(found) > 0 else "did not help" if max(found) <= 0 else "helped with some seeds only"
+        yield f"**Carrying the state from batch to batch {helps} here**: {mean(found):+.1f} points of {unit}."
+    for arm in ("memory", "memory-v2"):
+        for result in arms.get(arm, []):
+            yield use_of_memory(arm, result)
+
+
+def gained(arms: Runs, one: str, other: str, metric: str) -> list[float]:
+    """Differences in points between runs of the same seed."""
+    found = [{r["training"]["seed"]: r["metrics"][metric] for r in arms.get(arm, [])} for arm in (one, other)]
+    after, before = found
+    return [100 * (after[seed] - before[seed]) for seed in sorted(before.keys() & after.keys())]
+
+
+def use_of_memory(arm: str, result: Result) -> str | None:
+    """Whether a trained network makes use of the state of the batch before."""
+    losses = result["training"].get("loss_from_state")
+    if not losses:
+        return None
+    little = abs(losses["carried"] / losses["zeros"] - 1) < 0.02
+    return (
+        f"The trained {SHORT[arm]} classifies training pictures with a cross-entropy of {losses['carried']:.3f} where "
+        f"it meets the state of the batch before, and of {losses['zeros']:.3f} from zeros, as in use"
+        + (": it has learnt to make hardly any use of that state, which is of other people." if little else ".")
+    )
+
+
+def plot(runs: Runs, scale: Scale) -> Plot:
+    """mAP of every arm, a dot for each seed."""
+    people = on(runs, "people")
+    arms = [arm for arm in LABELS if arm in people]
+    bars = Series([(x, score(people[arm])) for x, arm in enumerate(arms)], bars=True, style={"alpha": 0.6})
+    dots = [(x, value) for x, arm in enumerate(arms) for value in points(people[arm], "mAP")]
+    axes = {"ylabel": "mAP, %", "title": "One backbone, the same epochs, another side network"}
+    ticks = {x: SHORT[arm] for x, arm in enumerate(arms)}
+    series = [bars, Series(dots, style={"linestyle": "none", "marker": ".", "color": "k"})]
+    return Plot([Panel(series, axes, ticks)], (7, 4))
+
+
+TITLE = "Progressive Transfer Learning on real pictures"
+BENCHMARK = Experiment("ptl", __doc__, TITLE, rows, page, plot, SCALES, options=CIFAR)

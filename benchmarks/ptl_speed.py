@@ -1,25 +1,25 @@
 """Cost of Progressive Transfer Learning against plain training, and of the distilled student against the backbone.
 
-    python benchmarks/ptl_speed.py
+    python benchmarks/run.py ptl_speed
 
-A step is forward, backward and SGD on one batch of random pictures: of ResNet-50 with PTL's head, and of the same with
-each kind of cell beside it at the published widths, in turns in one process, the least of several rounds. Parameters
-and multiply-adds of a distilled student are counted, not timed: it is the backbone.
+A step is forward, backward and SGD on one batch of random images: of ResNet-50 with PTL's embedding layer, and of the
+same with each kind of cell beside it at the published widths, in turns in one process, the least of several rounds.
+Parameters and multiply-adds of a distilled student are counted, not timed: it is the backbone.
 """
 
 import argparse
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
-from timing import least_seconds, setting, step_parser, training_step, write
+from render import Block, Table
+from speed import IDS, Speed, how_timed, least_seconds, step_options, step_settings, training_step, written_by
 
 from reid_hub import ReIDConfig, ReIDModel
 from reid_hub.evaluation import measure_cost
 from reid_hub.methods import PTLMethod
 from reid_hub.training import RECIPES
 
-FOLDER = Path(__file__).parent / "ptl_speed"
 ARMS = {
     "the backbone alone": ("res50-conv", {}),
     "PTL": ("res50-ptl", {"side": {"cell": "v1"}}),
@@ -29,14 +29,14 @@ ARMS = {
     "the backbone alone, last stride 1": ("res50-conv", {"last_stride": 1}),
     "PTL, last stride 1": ("res50-ptl", {"side": {"cell": "v1"}, "last_stride": 1}),
 }
-IDS = 751
 
 
-def main() -> None:
-    options = step_parser(__doc__, FOLDER, batch=32).parse_args()
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of a step, and what a trained model of this kind costs in use."""
     seconds = least_seconds({name: step(*arm, options) for name, arm in ARMS.items()}, options.rounds)
-    costs = {name: cost(*arm, options) for name, arm in ARMS.items()}
-    write(options, {"step_s": seconds, "cost": costs}, render)
+    costs = {name: measure_cost(model_of(*arm, options), repeats=1) for name, arm in ARMS.items()}
+    counted = {name: {key: getattr(cost, key) for key in ("parameters", "macs")} for name, cost in costs.items()}
+    return {"step_s": seconds, "cost": counted}
 
 
 def model_of(variant: str, changes: dict, options: argparse.Namespace) -> ReIDModel:
@@ -51,38 +51,31 @@ def step(variant: str, changes: dict, options: argparse.Namespace) -> Callable[[
     return training_step(method, recipe, pixels, pids)
 
 
-def cost(variant: str, changes: dict, options: argparse.Namespace) -> dict[str, int]:
-    """What a trained model of this kind costs in use."""
-    found = measure_cost(model_of(variant, changes, options), repeats=1)
-    return {name: getattr(found, name) for name in ("parameters", "macs")}
-
-
-def render(results: dict) -> str:
+def page(results: dict[str, Any]) -> Iterator[Block]:
+    """Every kind of cell beside the backbone, each against the backbone with its stride."""
     seconds, costs = results["figures"]["step_s"], results["figures"]["cost"]
-    rows, plain = [], ""
-    for name, took in seconds.items():
-        plain = name if "alone" in name else plain
-        ratios = took / seconds[plain], costs[name]["macs"] / costs[plain]["macs"]
-        rows.append(f"| {name} | {took:.2f} s | {ratios[0]:.2f} | {costs[name]['parameters']:,} | {ratios[1]:.2f} |")
-    return "\n".join(
-        [
-            "# Cost of Progressive Transfer Learning",
-            "",
-            f"Rendered from results.json by `{results['command']}`: ResNet-50, {setting(results)}.",
-            "",
-            "| | training step | ratio (PTL's target: at most 1.5) | parameters | multiply-adds, ratio |",
-            "|---|---:|---:|---:|---:|",
-            *rows,
-            "",
-            "The ratio is about that of the multiply-adds at the published widths of the side network. Beside a",
-            "ResNet-50 without its last stride, as re-identification mostly uses it, it is less.",
-            "",
-            "A student distilled by STD *is* the backbone alone: its parameters and multiply-adds in use are those of",
-            "the first row, number for number.",
-            "",
-        ]
+
+    def cell(name: str, column: str) -> str:
+        plain = "the backbone alone" + (", last stride 1" if name.endswith("last stride 1") else "")
+        return {
+            "step": f"{seconds[name]:.2f} s",
+            "ratio": f"{seconds[name] / seconds[plain]:.2f}",
+            "parameters": f"{costs[name]['parameters']:,}",
+            "macs": f"{costs[name]['macs'] / costs[plain]['macs']:.2f}",
+        }[column]
+
+    yield "# Cost of Progressive Transfer Learning"
+    yield f"{written_by(results)}: ResNet-50, {how_timed(results)}."
+    columns = {"step": "training step", "ratio": "ratio (PTL's target: at most 1.5)", "parameters": "parameters"}
+    yield Table({**columns, "macs": "multiply-adds, ratio"}, {name: name for name in seconds}, cell)
+    yield (
+        "The ratio is about that of the multiply-adds at the published widths of the side network. Beside a ResNet-50 "
+        "without its last stride, as re-identification mostly uses it, it is less."
+    )
+    yield (
+        "A student distilled by STD *is* the backbone alone: its parameters and multiply-adds in use are those of the "
+        "first row, number for number."
     )
 
 
-if __name__ == "__main__":
-    main()
+BENCHMARK = Speed("ptl_speed", __doc__, lambda options: {"steps": measure}, page, step_options(), step_settings)

@@ -1,0 +1,104 @@
+"""What a benchmark of trainings is made of: rows to run, and a page of tables and sentences about their results."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from render import Block, Plot
+from words import RETRIEVAL, Runs
+
+CIFAR = {"--cifar-dir": {"help": "CIFAR-10 as it is distributed, or one folder of images for each class"}}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run.
+
+    Attributes:
+        stages: calls of functions in stages.py, in order. Each resumes where it was interrupted.
+        folder: where the last stage leaves results.json, and the model that other rows start from.
+        needs: the rows that it starts from.
+        wanted: False for a row that is run only where a wanted one needs it.
+        makes: folders by the name of the result, where there is not just one of the row's own name.
+    """
+
+    name: str
+    stages: Sequence[partial]
+    folder: Path
+    needs: Sequence[str] = ()
+    wanted: bool = True
+    makes: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def results(self) -> Mapping[str, Path]:
+        """The folders of its results, by name."""
+        return self.makes or {self.name: self.folder}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says: `work` is for checkpoints, `out` for page and results, `own` the experiment's own."""
+
+    work: Path
+    out: Path
+    data_dir: str | None = None
+    dataset_name: str = "market1501_tr751"
+    scale: str = "small"
+    seeds: Sequence[int] = (0,)
+    own: Mapping[str, Any] = field(default_factory=dict)
+
+    def settings(self, name: str, **fields: Any) -> dict[str, Any]:
+        """Settings of a row's stages: seed and data are those of its name, on CIFAR-10 where that begins with it."""
+        seed = int((re.search(r"-seed(\d+)$", name) or [0, 0])[1])
+        data = {"data": "market_layout", "data_dir": self.data_dir, "dataset_name": self.dataset_name}
+        if name.startswith("cifar10."):
+            data = {"data": "cifar10", "data_dir": self.own["cifar_dir"], "dataset_name": "CIFAR-10"}
+        common = {"output_dir": self.work / name, "seed": seed, "validation": 0, "channels_last": True, "resume": True}
+        return {**data, **common, **fields}
+
+    def row(self, name: str, *stages: partial, needs: Sequence[str] = (), **fields: Any) -> Row:
+        """A row whose folder has its name; see `Row`."""
+        return Row(name, stages, needs=needs, **{"folder": self.work / name, **fields})
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A benchmark of trainings.
+
+    Attributes:
+        name: of its file and of the folder of its page.
+        about: what `--help` says: the question, what is compared, and what is kept alike.
+        title, figures: of the page, and what its figures are.
+        rows: all rows of a scale and its seeds, most wanted first.
+        page, plot: sentences and tables, and the image accuracy.png, from results and the scale.
+        scales: "small" for two CPU cores, "full" for a GPU and the published sizes.
+        options: further options of the command, as keyword arguments of `add_argument` by flag.
+        required: options without which nothing can be run.
+    """
+
+    name: str
+    about: str
+    title: str
+    rows: Callable[[Options], Iterable[Row]]
+    page: Callable[[Runs, Any], Iterable[Block]]
+    plot: Callable[[Runs, Any], Plot]
+    scales: Mapping[str, Any]
+    seeds: Sequence[int] = (0, 1)
+    figures: str = RETRIEVAL
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    required: Sequence[str] = ("data_dir",)
+
+    def blocks(self, runs: Runs, scale: str = "small") -> Iterable[Block]:
+        """The whole page."""
+        command = f"python benchmarks/run.py {self.name} --render"
+        yield f"# {self.title}"
+        yield f"Rendered by `{command}` from the results.json files beside it{self.figures}"
+        yield from self.page(runs, self.scales[scale])
+
+
+def seeded(name: str, seed: int) -> str:
+    """The name of a row with a seed; the first one, 0, is not written."""
+    return f"{name}-seed{seed}" if seed else name

@@ -1,0 +1,55 @@
+"""Run or render a benchmark.
+
+    python benchmarks/run.py NAME --help
+    python benchmarks/run.py oskt --data-dir DIR   # everything that is not measured yet; stop it any time
+    python benchmarks/run.py oskt --render         # only write page and plot
+
+Accuracy, from trainings: {experiments}.
+Speed and memory: {speeds}.
+
+A benchmark is data: NAME.py says what is run and what its page says. Trainings are processes of their own and resume
+from their checkpoints; what has a results.json in the benchmark's folder is not run again.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+EXPERIMENTS = ("oskt", "fd", "ptl", "kdep", "compression")
+SPEEDS = ("input_pipeline", "evaluation", "oskt_speed", "fd_speed", "ptl_speed", "kdep_speed", "index_search")
+
+
+def main(words: Sequence[str]) -> None:
+    """Run the benchmark that the first word names; further words are its options."""
+    about = __doc__.format(experiments=", ".join(EXPERIMENTS), speeds=", ".join(SPEEDS))
+    if not words or words[0] in ("-h", "--help"):
+        print(about)
+        return
+    name, *rest = words
+    benchmark = load(name)
+    if hasattr(benchmark, "rows"):
+        from runner import run_experiment
+
+        run_experiment(benchmark, rest)
+    else:
+        from speed import run_speed
+
+        run_speed(benchmark, rest)
+
+
+def load(name: str):
+    """The `Experiment` or `Speed` of a file: one of those here, or on PYTHONPATH.
+
+    Raises:
+        SystemExit: if there is none of that name.
+    """
+    try:
+        return importlib.import_module(name).BENCHMARK
+    except (ModuleNotFoundError, AttributeError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name != name:
+            raise
+        raise SystemExit(f"no benchmark {name!r}, only {', '.join((*EXPERIMENTS, *SPEEDS))}") from None
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

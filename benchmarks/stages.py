@@ -1,0 +1,170 @@
+"""The stages of which rows are made: every call into the package's runs. Settings are plain mappings; all resume."""
+
+import importlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+# Module, settings and function of each run.
+RUNS = {
+    "train": ("train", "TrainSettings", "train"),
+    "classify": ("classify", "ClassifySettings", "classify"),
+    "pretrain": ("kdep", "KDEPSettings", "pretrain"),
+    "compress": ("compress", "CompressSettings", "compress"),
+    "refine": ("refine", "RefineSettings", "refine"),
+    "train_sparse": ("baselines", "TrainSettings", "train_sparse"),
+    "fd_initial": ("fd", "FDSettings", "train_initial"),  # below the folder in initial/
+    "fd_teachers": ("fd", "FDSettings", "train_teachers"),  # in teachers/VIEW/
+    "fd_cache": ("fd", "FDSettings", "make_cache"),
+    "fd_student": ("fd", "FDSettings", "train_student"),  # in student/
+    "distill_std": ("ptl", "STDSettings", "distill"),
+}
+
+
+def run(name: str, /, **settings: Any) -> Any:
+    """One of `RUNS`, with its settings."""
+    module, kind, call = RUNS[name]
+    found = importlib.import_module(f"reid_hub.runs.{module}")
+    return getattr(found, call)(getattr(found, kind)(**settings))
+
+
+def strip_classifier(model: Path, folder: Path) -> None:
+    """A classifier of general images without its classes: what starts from it has others."""
+    from reid_hub import ReIDModel
+
+    ReIDModel.from_pretrained(model).save_pretrained(folder)
+
+
+def evaluate_codec(model: str, codec: str, data: Mapping[str, Any], name: str, folder: Path) -> None:
+    """Evaluate a model with its gallery stored by a codec."""
+    from reid_hub import load_reid_dataset
+    from reid_hub.runs.evaluate import evaluate, recorded_training
+    from reid_hub.runs.models import open_model
+
+    splits = load_reid_dataset(data["data"], data["data_dir"])
+    fields = {"dataset_name": data["dataset_name"], "name": name, "codec": codec}
+    evaluate(open_model(model), splits, training=recorded_training(model), **fields).write(folder / "results.json")
+
+
+def cluster(teacher: Path, student: str, folder: Path) -> None:
+    """The chain of a student's own widths, for the run `refine`, which refines what it finds in clustered/."""
+    from reid_hub import WeightChain
+    from reid_hub.models.width_scale import student_of
+    from reid_hub.runs.models import open_model
+
+    if not (folder / "model.safetensors").is_file():
+        model = open_model(teacher)
+        WeightChain.from_teacher(model, student_of(model.config, student)).save_pretrained(folder)
+
+
+def start_student(source: Path, student: str, how: str, folder: Path) -> None:
+    """A student's initial weights: expanded from a chain ("oskt"), or cut out of a teacher ("wtsel", "depgraph")."""
+    from reid_hub.runs.baselines import shrink
+    from reid_hub.runs.models import open_chain
+
+    if not (folder / "config.json").is_file():
+        model = open_chain(source).expand(student) if how.startswith("oskt") else shrink(source, student, by=how)
+        model.save_pretrained(folder)
+
+
+def compare_copies(student: Path, chain: Path, variant: str) -> None:
+    """Add to a student's results how alike channels are (mean cosine of their filters) that began with the same row."""
+    import torch
+
+    from reid_hub.runs.models import open_chain, open_model
+
+    opened, state = open_chain(chain), open_model(student).state_dict()
+    slots, alike = opened.slots(opened.sizes_of(variant)), {True: [], False: []}
+    for name, axes in opened.groups.axes.items():
+        if state[name].ndim == 4 and len(axes.rows) == 1:
+            source = slots[axes.rows[0]].source
+            filters = torch.nn.functional.normalize(state[name].flatten(1), dim=1)
+            pairs = torch.ones(len(source), len(source)).triu(1).bool()
+            for same in alike:
+                alike[same].append((filters @ filters.T)[pairs & ((source[:, None] == source) == same)])
+    means = {key: torch.cat(alike[same]).mean().item() for key, same in {"same_row": True, "other_rows": False}.items()}
+    copies = {key: round(value, 4) for key, value in means.items() if value == value}
+    _write(student, {**_read(student), "copies": copies})
+
+
+def distill_best(teachers: Sequence[Path], **settings: Any) -> None:
+    """STD from the teacher of the best test figure, which is how the paper's was chosen."""
+    best = max(teachers, key=lambda folder: _read(folder)["metrics"]["mAP"])
+    (made,) = run("distill_std", teacher=str(best), **settings)
+    results = _read(made)
+    results["training"]["taught_by"] = best.name
+    _write(Path(settings["output_dir"]), results)
+
+
+def compare_states(folder: Path, data: Mapping[str, Any], count: int = 1280) -> None:
+    """Add to results.json what the state of the batch before does to a trained network's loss on training images."""
+    from reid_hub import load_reid_dataset
+    from reid_hub.runs.surface import training_loss
+
+    split = load_reid_dataset(data["data"], data["data_dir"])["train"]
+    method, loss = training_loss(folder, split, count=count)  # batches of other people than those before
+    losses = {"zeros": loss()}
+    for cell in method.model.modules():
+        if hasattr(cell, "slots"):
+            cell.train()  # reads and writes its memory; the norms stay as they are
+    losses["carried"] = loss()
+    results = _read(folder)
+    results["training"]["loss_from_state"] = losses
+    _write(folder, results)
+
+
+# What rows and pages need to know of the package.
+
+
+def describe(model: str) -> tuple[str, int]:
+    """Variant and length of the embedding of a trained model."""
+    from reid_hub.runs.models import open_model
+
+    opened = open_model(model)
+    return opened.config.variant, opened.embedding_dim
+
+
+def width(variant: str) -> int:
+    """Channels of a variant's stem."""
+    from reid_hub import ReIDConfig
+    from reid_hub.models.width_scale import width_of
+
+    return width_of(ReIDConfig.from_variant(variant))
+
+
+def view_names(views: str) -> list[str]:
+    """The views that a name stands for, such as "all" or "Hol+G1"."""
+    from reid_hub.data.views import choose_views
+
+    return [view.name for view in choose_views(views)]
+
+
+def side_network(backbone: str, cell: str, memory: bool, blocks: Sequence[int] | None = None) -> dict[str, Any]:
+    """Model and changes of a backbone with a side network; with `blocks`, of a DenseNet that classifies."""
+    from reid_hub.models.backbones import find_variant
+    from reid_hub.runs.ptl import classification_arm, side_network
+
+    if blocks is None:
+        return side_network(backbone, cell, memory)
+    fields = classification_arm(backbone, cell, memory, augment=True)
+    network = {**find_variant(fields["model"])["backbone_config"], "blocks": list(blocks)}
+    return {**fields, "changes": {**fields["changes"], "config.backbone_config": network}}
+
+
+def recipe(name: str) -> Any:
+    """A recipe of the package."""
+    from reid_hub.training import RECIPES
+
+    return RECIPES[name]
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "results.json").read_text())
+
+
+def _write(folder: Path, results: Mapping[str, Any]) -> None:
+    from reid_hub.files import atomic_file
+
+    with atomic_file(folder / "results.json") as temporary:
+        temporary.write_text(json.dumps(results, indent=2, sort_keys=True) + "\n")

@@ -1,0 +1,98 @@
+"""What pages say of results: cells of tables, and phrases."""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from render import Block
+
+Result = dict[str, Any]  # the content of a results.json
+Runs = dict[str, list[Result]]  # by name without seed, one result a seed
+RETRIEVAL = "; mAP / rank-1 in percent, mean over seeds, with the standard deviation of mAP where there are several."
+
+
+def read_runs(folder: Path) -> Runs:
+    """The results in a folder of runs, in the order of their names."""
+    runs: Runs = {}
+    for path in sorted(folder.glob("*/results.json")):
+        runs.setdefault(re.sub(r"-seed\d+$", "", path.parent.name), []).append(json.loads(path.read_text()))
+    return runs
+
+
+def by_arm(runs: Runs) -> dict[tuple[str, str], list[Result]]:
+    """Runs whose names are VARIANT.ARM, by both."""
+    return {(name.rpartition(".")[0], name.rpartition(".")[2]): results for name, results in runs.items()}
+
+
+def points(results: Sequence[Result], metric: str) -> list[float]:
+    """A metric in percent, one a seed."""
+    return [100 * result["metrics"][metric] for result in results]
+
+
+def score(results: Sequence[Result], metric: str = "mAP") -> float:
+    """The mean over seeds, in percent."""
+    return mean(points(results, metric))
+
+
+def with_spread(values: Sequence[float], form: str = ".1f") -> str:
+    """Mean, with the standard deviation where there are several."""
+    return f"{mean(values):{form}}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def cell(results: Sequence[Result], metric: str = "mAP", *more: str) -> str:
+    """A metric with its deviation over seeds, and the means of more, in percent; "-" where nothing is measured."""
+    if not results:
+        return "-"
+    return " / ".join([with_spread(points(results, metric)), *(f"{score(results, other):.1f}" for other in more)])
+
+
+def retrieval(results: Sequence[Result]) -> str:
+    """The cell of a retrieval: mAP / rank-1."""
+    return cell(results, "mAP", "rank1")
+
+
+def counts(result: Result) -> str:
+    """Images and identities, or classes, of each split."""
+    said = []
+    for split, part in result["dataset"]["data_dir_counts"].items():
+        who = f"{part['identities']} ids" if "identities" in part else f"{part['classes']} classes"
+        said.append(f"{split} {part['images']:,} images of {who}")
+    return ", ".join(said)
+
+
+def size(result: Result) -> str:
+    """Height and width of the images."""
+    return "x".join(map(str, result["cost"]["image_size"]))
+
+
+def how(result: Result) -> str:
+    """Epochs and recipe of a training, and what was changed in it."""
+    training = result["training"]
+    changes = {name: value for name, value in training.get("changes", {}).items() if not name.startswith("config.")}
+    changed = ", ".join(f"{name.rpartition('.')[2]} {json.dumps(value)}" for name, value in changes.items())
+    return f"{training['epochs']:g} epochs of the recipe `{training['recipe']}`" + (f" ({changed})" if changed else "")
+
+
+def data_set(result: Result, differs: str) -> str:
+    """On what was measured, why published figures are others, and what training sees."""
+    return (
+        f"Data set: {result['dataset']['name']} ({counts(result)}). **Not comparable with published figures** on "
+        f"Market-1501: another split, {differs}, pictures of {size(result)}. Training sees the training identities "
+        "alone, nothing is selected, the test identities are met once, at the end of a run."
+    )
+
+
+def command(result: Result) -> str:
+    """The command that a result was measured by, as it is called today: it was a script of its own once."""
+    return re.sub(r"^(?:benchmarks/)?(?!run\.py)(\w+)\.py\b", r"benchmarks/run.py \1", result["command"])
+
+
+def how_run(runs: Runs, result: Result, said: str | None = None, title: str = "How each was run") -> Iterator[Block]:
+    """The end of a page: every command, and the precision and device of a result."""
+    yield f"## {title}"
+    yield said
+    yield list(dict.fromkeys(f"`{command(found)}`" for results in runs.values() for found in results))
+    yield f"Measured in {result['training']['precision']} on {result['cost']['latency_device']}."
