@@ -1,6 +1,6 @@
 """Training: published recipes as data, and a trainer that follows them."""
 
-from reid_hub.training.arguments import training_arguments
+from reid_hub.training.arguments import deciding_arguments, training_arguments
 from reid_hub.training.heads import HEADS_FILE, known_identities, read_heads, write_heads
 from reid_hub.training.holdout import Holdout, TrainingSubset, draw_identities, draw_images, split_identities
 from reid_hub.training.optimizers import OPTIMIZERS, build_optimizer, build_scheduler
@@ -23,6 +23,7 @@ __all__ = [
     "build_optimizer",
     "build_sampler",
     "build_scheduler",
+    "deciding_arguments",
     "draw_identities",
     "draw_images",
     "known_identities",

@@ -1,5 +1,6 @@
 """A recipe as `transformers.TrainingArguments`."""
 
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,27 @@ def training_arguments(recipe: Recipe, output_dir: str | Path, **overrides: Any)
         **overrides,
     }
     return TrainingArguments(**values)
+
+
+# Arguments that change what is seen, kept and published of a run, and nothing in its weights.
+_HARMLESS = (
+    "dataloader_", "disable_tqdm", "eval_", "greater_is_better", "hub_", "log_", "logging_", "metric_for_best_model",
+    "push_to_hub", "report_to", "run_name", "save_", "trackio_", "use_cpu",
+)  # fmt: skip
+
+
+def deciding_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the arguments that decide a run's weights; one at its default says nothing.
+
+    Raises:
+        ReIDError: for an unknown argument; the nearest is offered.
+    """
+    known = {field.name: field for field in fields(TrainingArguments) if field.init}
+    return {
+        name: value
+        for name, value in arguments.items()
+        if lookup(known, name, "training argument").default != value and not name.startswith(_HARMLESS)
+    }
 
 
 def check_arguments(args: TrainingArguments, evaluator: Any, publisher: Any) -> None:

@@ -1,8 +1,7 @@
 """Which run a checkpoint belongs to, so that only that run goes on from it."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,10 @@ from transformers.trainer_utils import get_last_checkpoint
 from reid_hub.data.augmentation_options import Augmentation
 from reid_hub.errors import ReIDError
 from reid_hub.files import atomic_file
+from reid_hub.records import RunRecord
 from reid_hub.training.recipe import Recipe
 
-RUN_FILE = "run.json"
+RUN_FILE = "run.json"  # in a checkpoint
 _ARGUMENTS = (
     "learning_rate", "weight_decay", "num_train_epochs", "max_steps", "per_device_train_batch_size",
     "gradient_accumulation_steps", "seed", "bf16", "fp16",
@@ -25,31 +25,25 @@ _ARGUMENTS = (
 
 def describe_run(
     recipe: Recipe, args: TrainingArguments, num_images: int, origin: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """All that decides the weights of a run, as JSON reads it back; `origin` says what it starts and learns from."""
+) -> RunRecord:
+    """All that decides the weights of a run; `origin` says what it starts and learns from."""
+    values = {name: value for name, value in asdict(recipe).items() if name != "source"}
     arguments = {**{name: getattr(args, name) for name in _ARGUMENTS}, "num_processes": args.world_size}
-    return json.loads(json.dumps({**asdict(recipe), **arguments, "num_images": num_images, "origin": origin or {}}))
+    return RunRecord("training", {**values, **arguments, "num_images": num_images, "origin": origin or {}})
 
 
-def check_same_run(checkpoint: str | Path, run: dict[str, Any]) -> None:
-    """Refuse to go on from a checkpoint of a run with other settings.
+def check_same_run(checkpoint: str | Path, run: RunRecord) -> None:
+    """Refuse to continue from a checkpoint of a run with other settings.
 
     Raises:
-        ValueError: naming what differs.
+        ReIDError: naming what differs.
     """
-    before = json.loads(Path(checkpoint, RUN_FILE).read_text())
+    before = RunRecord.read(checkpoint, RUN_FILE)
+    if before is None:
+        raise ReIDError(f"{checkpoint} does not say which run it belongs to ({RUN_FILE} is missing): remove it")
     # What an augmentation can do now and could not do when the run began, it does not do.
-    before["augmentation"] = {**json.loads(json.dumps(asdict(Augmentation()))), **before.get("augmentation", {})}
-    for key in ("num_processes", "origin", "decay_by_budget"):  # runs before it was written down
-        before.setdefault(key, run[key])
-    before, run = ({**of, **of["origin"]} for of in (before, run))
-    run.pop("origin")
-    changed = [f"{key} was {before.get(key)!r} and is {run[key]!r}" for key in run if before.get(key) != run[key]]
-    if changed:
-        raise ReIDError(
-            f"{checkpoint} belongs to another run: {'; '.join(changed)}. Resume with the settings it was started with, "
-            "or train into another folder"
-        )
+    augmentation = {**asdict(Augmentation()), **before.key.get("augmentation", {})}
+    replace(before, key={**before.key, "augmentation": augmentation}).check(run, checkpoint)
 
 
 def write_carried(checkpoint: str | Path, process: int, state: dict[str, Tensor]) -> None:

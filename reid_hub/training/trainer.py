@@ -1,6 +1,5 @@
 """`transformers.Trainer` for re-identification methods: recipe, batches, exact resume, exported models."""
 
-import json
 import math
 import os
 import shutil
@@ -26,6 +25,7 @@ from reid_hub.errors import ReIDError, RunError
 from reid_hub.methods import Method
 from reid_hub.methods.state import write_state
 from reid_hub.models import ReIDModel
+from reid_hub.records import RunRecord
 from reid_hub.training.arguments import BEST, check_arguments
 from reid_hub.training.optimizers import build_optimizer, build_scheduler
 from reid_hub.training.recipe import Recipe
@@ -222,9 +222,9 @@ class ReIDTrainer(TrainerHooks):
             folder.mkdir(parents=True, exist_ok=True)
             state = {name: tensor.contiguous() for name, tensor in self.model.state_dict().items()}
             save_file(state, folder / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
-            (folder / RUN_FILE).write_text(json.dumps(self._run(), indent=2))
+            self._run().write(folder, RUN_FILE)
 
-    def _run(self) -> dict[str, Any]:
+    def _run(self) -> RunRecord:
         return describe_run(self.recipe, self.args, len(self.train_dataset), self.origin)
 
     def before_resume(self, checkpoint: str) -> None:

@@ -182,7 +182,7 @@ def test_interrupted_by_the_user_the_last_checkpoint_resumes(small_dataset, tmp_
 def test_only_the_run_that_made_a_checkpoint_goes_on_from_it(small_dataset, tmp_path):
     small_trainer(tmp_path, small_dataset, num_train_epochs=1, save_strategy="epoch").train()
     other = override(RECIPE, {"options.center_weight": 0.0})
-    with pytest.raises(ValueError, match=r"another run: options was .*center_weight"):
+    with pytest.raises(ValueError, match=r"another run: options.center_weight was"):
         small_trainer(tmp_path, small_dataset, recipe=other, num_train_epochs=1).train(resume_from_checkpoint=True)
     with pytest.raises(ValueError, match="num_train_epochs was 1 and is 2"):
         small_trainer(tmp_path, small_dataset, num_train_epochs=2).train(resume_from_checkpoint=True)
