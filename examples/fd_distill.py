@@ -1,51 +1,32 @@
-"""Distill what teachers of parts say into one student of the whole picture: Factorized Distillation.
+"""Distill teachers of parts of the image into one student of the whole: Factorized Distillation.
 
-Without arguments it does all three steps, with four small teachers, on people that reid_hub draws; with a cache only
-the last:
+Without arguments it does all three steps, with four small teachers, on drawn people. With the representations that
+examples/fd_cache.py stored, it does the last one:
 
     accelerate launch examples/fd_distill.py
-    accelerate launch examples/fd_distill.py --init runs/initial --cache DIR --data market1501 \\
-        --data-dir DIR --output-dir runs/fd
+    accelerate launch examples/fd_distill.py --initial runs/initial --cache DIR --data market1501 --data-dir DIR \\
+        --out runs/fd
 
-Ablations: --views Hol, --views Hol+G1, --set options.alpha=0 or options.beta=0; both 0 is the control, which goes on
-with the initial student for as long without teachers.
+Ablations: --view Hol, --view Hol+G1, --set options.alpha=0 or options.beta=0. With both 0 the initial student is
+trained for as long without teachers: the control. To resume an interrupted run, repeat the command.
 """
 
 import json
 
-from reid_hub.cli.arguments import (
-    example_parser,
-    parse_example,
-    published_views,
-    recipe_fields,
-    training_fields,
-    view_fields,
-    view_options,
-)
 from reid_hub.cli.errors import run
+from reid_hub.cli.examples import FD_DEMO, parse, published_fd
 from reid_hub.runs.fd import FDSettings, distill, train_initial, train_student
 
 
 def main() -> None:
-    parser = example_parser(
-        __doc__, output_dir="runs/fd-demo", recipe="fd-demo", view_size=(96, 96), views=["Hol+G1"], resume=True
-    )
-    view_options(parser)
-    parser.add_argument("--student", default="res18-x0.25", help="variant of the initial student, where none is given")
-    parser.add_argument("--init", help="folder of the initial student's training; by default one is trained")
-    parser.add_argument("--cache", help="representations of the teachers; by default teachers are trained for them")
-    parser.add_argument("--backbone", default="res18-x0.25", help="variant of these teachers")
-    options = parse_example(parser, lambda given: {"backbone": "res101", "student": "res18a", **published_views(given)})
-    model = {"model": options.student, "backbone": options.backbone, "initial": options.init, "cache": options.cache}
-    fields = {**training_fields(options), **recipe_fields(options), **view_fields(options)}
-    settings = FDSettings(options.output_dir, **model, **fields)
-    if options.cache is None:
+    settings = parse(FDSettings, __doc__, published_fd, **FD_DEMO)
+    if settings.representations.cache is None:
         results = distill(settings)
     else:
-        print(f"teachers: {', '.join(view.name for view in settings.chosen)}")  # a wrong view is said before training
-        settings.initial = settings.initial or str(train_initial(settings))
-        results = train_student(settings)
-    print(json.dumps({"model": f"{options.output_dir}/student", **(results.metrics.to_dict() if results else {})}))
+        print(f"teachers: {', '.join(view.name for view in settings.chosen)}")  # refuses a wrong view before training
+        initial = settings.teachers.initial or str(train_initial(settings))
+        results = train_student(settings.but(initial=initial))
+    print(json.dumps({"model": f"{settings.output.out}/student", **(results.metrics.to_dict() if results else {})}))
 
 
 if __name__ == "__main__":

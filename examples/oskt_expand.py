@@ -1,42 +1,39 @@
-"""Expand students from weight chains, train and evaluate them; each gets results and card.
+"""Expand students from weight chains, then train and evaluate them; each has its results and card.
 
-Without arguments it takes the chain that `oskt_refine.py` makes on people that reid_hub draws:
+Without arguments it takes the chain that examples/oskt_refine.py makes on drawn people:
 
     accelerate launch examples/oskt_expand.py
     accelerate launch examples/oskt_expand.py --chain runs/chain/width8 runs/chain/width16 --student res50-s1 \\
-        res50-s2 res50-s3 --recipe bot --data market1501 --data-dir DIR --image-size 256 128 --args '{"bf16": true}'
+        res50-s2 res50-s3 --data market1501 --data-dir DIR --arg bf16=true --out runs/students
 
-Of several chains of one teacher each student takes the widest that is nowhere wider than itself.
+Of several chains of one teacher, each student takes the widest that is nowhere wider than the student. To resume an
+interrupted run, repeat the command.
 """
 
 import json
-from pathlib import Path
 
-from reid_hub.cli.arguments import PEOPLE, example_parser, parse_example, recipe_fields, training_fields
 from reid_hub.cli.errors import run
-from reid_hub.runs.expand import choose_chain
+from reid_hub.cli.examples import PEOPLE, SMALL, parse
+from reid_hub.runs.expand import StudentSettings, choose_chain
 from reid_hub.runs.models import open_chain
 from reid_hub.runs.processes import is_main_process, wait_for_everyone
-from reid_hub.runs.train import TrainSettings, train
+from reid_hub.runs.settings import TrainSettings
+from reid_hub.runs.train import train
 
 
 def main() -> None:
-    parser = example_parser(__doc__, output_dir="runs/oskt-demo", resume=True)
-    parser.add_argument("--chain", nargs="+", default=["runs/oskt-demo/chain"], help="folders or repositories")
-    parser.add_argument("--student", nargs="+", default=["8", "12"], help="variants or widths")
-    parser.add_argument("--paper-faithful", action="store_true", help="carry no statistics of norms and no neck over")
-    options = parse_example(parser, lambda given: {"recipe": "bot", "image_size": PEOPLE})
-    chains, measured = [open_chain(chain) for chain in options.chain], {}
-    for name in options.student:
-        folder = Path(options.output_dir) / f"student-{name}"
-        start = folder / "start"
+    published = {"recipe": "bot", "image_size": PEOPLE}
+    settings = parse(StudentSettings, __doc__, lambda given: published, image_size=SMALL, resume=True)
+    how, measured = settings.students, {}
+    chains = [open_chain(chain) for chain in how.chain]
+    for student in how.student:
+        folder = f"{settings.output.out}/student-{student}"
         if is_main_process():
-            chain = choose_chain(chains, name)
-            chain.expand(name, statistics=not options.paper_faithful).save_pretrained(start)
+            start = choose_chain(chains, student).expand(student, statistics=not how.paper_faithful)
+            start.save_pretrained(f"{folder}/start")
         wait_for_everyone()
-        fields = {**training_fields(options), **recipe_fields(options)}
-        results = train(TrainSettings(folder, model=str(start), origin="oskt", **fields))
-        measured[str(folder)] = results.metrics.to_dict() if results else None
+        results = train(TrainSettings.like(settings, out=folder, model=f"{folder}/start", origin="oskt"))
+        measured[folder] = results.metrics.to_dict() if results else None
     print(json.dumps(measured))
 
 

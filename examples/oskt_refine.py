@@ -1,36 +1,29 @@
-"""Refine a weight chain of a trained teacher: one run per width, or several chains in turn.
+"""Refine the weight chain of a trained teacher: one run for each width, or several chains in turn.
 
-Without arguments it trains a small teacher on people that reid_hub draws, and refines its chain, in minutes:
+Without --model, the teacher, it trains a small one first, here on drawn people, in minutes:
 
     accelerate launch examples/oskt_refine.py
-    accelerate launch examples/oskt_refine.py --teacher runs/res50 --width 8 16 32 --recipe oskt \\
-        --data market1501 --data-dir DIR --image-size 256 128 --args '{"bf16": true}'
+    accelerate launch examples/oskt_refine.py --model runs/res50 --width 8 16 32 --data market1501 --data-dir DIR \\
+        --arg bf16=true --out runs/chain
+
+With --progressive, each chain's narrowest student teaches the next chain. To resume an interrupted run, repeat the
+command. Students are expanded and trained by examples/oskt_expand.py.
 """
 
 import json
 from pathlib import Path
 
-from reid_hub.cli.arguments import PEOPLE, example_parser, parse_example, recipe_fields, training_fields
 from reid_hub.cli.errors import run
-from reid_hub.runs.refine import RefineSettings, refine_all
-from reid_hub.runs.train import TrainSettings, train
+from reid_hub.cli.examples import PEOPLE, SMALL, parse, small_model
+from reid_hub.runs.refine import RefineAllSettings, refine_all
 
 
 def main() -> None:
-    parser = example_parser(__doc__, output_dir="runs/oskt-demo/chain", recipe="oskt-demo", resume=True)
-    parser.add_argument("--teacher", help="folder of its training; by default one is trained on drawn people")
-    parser.add_argument("--width", type=int, nargs="+", default=[8], help="of the narrowest student of each chain")
-    parser.add_argument("--progressive", action="store_true", help="each chain's narrowest student teaches the next")
-    parser.add_argument("--clustering", default="ward", choices=["ward", "random", "inverse"])
-    parser.add_argument("--distance", choices=["euclidean", "cosine"], help="by default the architecture's")
-    options = parse_example(parser, lambda given: {"recipe": "oskt", "image_size": PEOPLE})
-    teacher, fields = options.teacher, training_fields(options)
-    if teacher is None:
-        teacher = Path(options.output_dir).parent / "teacher"
-        train(TrainSettings(teacher, **fields))
-    rows = {"clustering": options.clustering, "distance": options.distance}
-    settings = RefineSettings(options.output_dir, model=str(teacher), **rows, **fields, **recipe_fields(options))
-    made = refine_all(settings, options.width, progressive=options.progressive)
+    demo = {"model": None, "out": "runs/oskt-demo/chain", "image_size": SMALL, "resume": True}
+    settings = parse(RefineAllSettings, __doc__, lambda given: {"recipe": "oskt", "image_size": PEOPLE}, **demo)
+    if settings.model.model is None:
+        settings = settings.but(model=small_model(settings, Path(settings.output.out).parent / "teacher"))
+    made = refine_all(settings)
     print(json.dumps({str(folder): results.metrics.to_dict() if results else None for folder, results in made.items()}))
 
 

@@ -1,9 +1,9 @@
-"""The same method, recipe and data as `train_supervised.py`, in a loop of one's own on Accelerate.
+"""The method, recipe and data of `train_supervised.py` in a loop of your own, on Accelerate.
 
-accelerate launch examples/train_plain_loop.py
+Without arguments it trains on drawn people, in minutes on two CPU cores:
+
+    accelerate launch examples/train_plain_loop.py
 """
-
-import argparse
 
 import torch
 from accelerate import Accelerator
@@ -12,29 +12,21 @@ from tqdm import tqdm
 
 from reid_hub import ReIDConfig, ReIDModel, evaluate_model, load_reid_dataset
 from reid_hub.cli.errors import run
+from reid_hub.cli.examples import SMALL, LoopSettings, parse
 from reid_hub.data.augmentation import BatchTransform
 from reid_hub.data.images import ImageDataset
 from reid_hub.methods import METHODS
+from reid_hub.registry import lookup
 from reid_hub.training import RECIPES, build_optimizer, build_sampler, build_scheduler, share_buffers
-
-IMAGE_SIZE = (128, 64)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output-dir", default="runs/plain-loop", help="the model's folder")
-    parser.add_argument("--model", default="res18-x0.25", help="a variant")
-    parser.add_argument("--recipe", default="demo", choices=RECIPES, metavar="NAME", help="name of the recipe")
-    parser.add_argument("--epochs", type=int, default=16)
-    parser.add_argument("--ids", type=int, default=160, help="drawn people to train on")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-
-    accelerator, recipe = Accelerator(), RECIPES[options.recipe]
+    options = parse(LoopSettings, __doc__).loop
+    accelerator, recipe = Accelerator(), lookup(RECIPES, options.recipe, "recipe")
     set_seed(options.seed)
     splits = load_reid_dataset("synthetic", num_train_ids=options.ids)
-    images = ImageDataset(splits["train"], IMAGE_SIZE, interpolation=recipe.interpolation)
-    model = ReIDModel(ReIDConfig.from_variant(options.model, image_size=IMAGE_SIZE, **recipe.config))
+    images = ImageDataset(splits["train"], SMALL, interpolation=recipe.interpolation)
+    model = ReIDModel(ReIDConfig.from_variant(options.model, image_size=SMALL, **recipe.config))
     method = METHODS[recipe.method](model, options.ids, **recipe.options).train()
 
     batch_size, processes = recipe.batch_size, accelerator.num_processes
@@ -65,8 +57,8 @@ def main() -> None:
     share_buffers(model)  # the processes evaluate together what the first of them saves
     results = evaluate_model(model, splits)
     if accelerator.is_main_process:
-        model.save_pretrained(options.output_dir)
-        print(f"mAP {results.mAP:.1%}, rank-1 {results.rank1:.1%}; the model lies in {options.output_dir}")
+        model.save_pretrained(options.out)
+        print(f"mAP {results.mAP:.1%}, rank-1 {results.rank1:.1%}; model: {options.out}")
 
 
 if __name__ == "__main__":

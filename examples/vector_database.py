@@ -1,6 +1,6 @@
 """Keep a gallery in a vector database and search it, always across cameras.
 
-Without arguments it uses people that reid_hub draws, the model of `train_supervised.py` and an embedded database:
+Without arguments it uses drawn people, the model of `train_supervised.py` and an embedded database:
 
     python examples/train_supervised.py
     python examples/vector_database.py
@@ -13,28 +13,21 @@ With a server or a cluster only the address changes:
 Needs `pip install 'reid-hub[database]'`.
 """
 
-import argparse
 import json
 
 from reid_hub import ReIDModel, load_reid_dataset
 from reid_hub.cli.errors import run
+from reid_hub.cli.examples import parse
 from reid_hub.evaluation import embed
 from reid_hub.index import DatabaseIndex
+from reid_hub.runs.search import DatabaseSettings
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="runs/supervised", help="folder or repository of a checkpoint")
-    parser.add_argument("--uri", default="people.db", help="address of a server, or a path that ends in .db")
-    parser.add_argument("--collection", default="gallery", help="name of the collection in the database")
-    parser.add_argument("--data", default="synthetic", help="name of the data set")
-    parser.add_argument("--data-dir", help="folder in which the data set was unpacked")
-    parser.add_argument("--data-options", type=json.loads, default={}, help="options of the data set, as JSON")
-    parser.add_argument("--top", type=int, default=10, help="neighbours for each query")
-    options = parser.parse_args()
-
+    settings = parse(DatabaseSettings, __doc__)
+    data, options = settings.data, settings.database
     model = ReIDModel.from_pretrained(options.model)
-    splits = load_reid_dataset(options.data, options.data_dir, **options.data_options)
+    splits = load_reid_dataset(data.data, data.data_dir, **data.data_option)
     query, gallery = (embed(model, splits[name], progress=True) for name in ("query", "gallery"))
 
     index = DatabaseIndex(options.uri, options.collection, model.embedding_dim, fingerprint=model.fingerprint())
