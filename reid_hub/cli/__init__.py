@@ -1,17 +1,27 @@
-"""The command line: each command parses, calls one job, and prints what was made."""
+"""The command line: each command reads its settings, calls one run, and shows what was made."""
 
 import typer
 
-from reid_hub.cli.classify import classify
-from reid_hub.cli.compress import compress
 from reid_hub.cli.errors import run
 from reid_hub.cli.evaluate import calibrate, evaluate, index_add, index_build, search
-from reid_hub.cli.fd import attention, fd
 from reid_hub.cli.hub import card, convert, list_names, push
-from reid_hub.cli.kdep import basis, pretrain
-from reid_hub.cli.oskt import expand, kdpp, refine, shrink, sparsify
-from reid_hub.cli.ptl import std, surface
-from reid_hub.cli.train import demo, train
+from reid_hub.cli.train import (
+    attention,
+    basis,
+    classify,
+    compress,
+    demo,
+    expand,
+    fd,
+    kdpp,
+    pretrain,
+    refine,
+    shrink,
+    sparsify,
+    std,
+    surface,
+    train,
+)  # fmt: skip
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,11 +33,9 @@ app = typer.Typer(
 )
 for command in (demo, train, refine, expand, sparsify, shrink, compress, classify, evaluate, calibrate, convert):
     app.command()(command)
-distill_app = typer.Typer(no_args_is_help=True, help="Train students beside what a teacher says.")
-distill_app.command("kdpp")(kdpp)
-distill_app.command("fd")(fd)
-distill_app.command("attention")(attention)
-distill_app.command("std")(std)
+distill_app = typer.Typer(no_args_is_help=True, help="Distill a teacher into a student.")
+for command in (kdpp, fd, attention, std):
+    distill_app.command(command.__name__)(command)
 app.add_typer(distill_app, name="distill")
 pretrain_app = typer.Typer()
 pretrain_app.callback(invoke_without_command=True)(pretrain)

@@ -1,86 +1,130 @@
 """Commands about the Hub: convert, card, push, list."""
 
-from enum import StrEnum
-from pathlib import Path
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Literal
 
 import typer
 
+from reid_hub.cli.commands import command
+from reid_hub.data import DATASETS
+from reid_hub.hub.card import write_card
+from reid_hub.hub.convert import convert_checkpoint
+from reid_hub.hub.convert_chain import convert_chain
+from reid_hub.hub.push import push_folder
+from reid_hub.models import list_variants
+from reid_hub.runs.options import Part, Settings, option
+from reid_hub.runs.settings import IMAGE_SIZE
+from reid_hub.training import RECIPES
 
-class Listing(StrEnum):
-    """What `reid-hub list` can list."""
 
-    datasets = "datasets"
-    variants = "variants"
-    recipes = "recipes"
+@dataclass(frozen=True)
+class ConvertArguments(Part):
+    """Which file becomes which model."""
+
+    checkpoint: str = option(None, "A .safetensors, .pth, .pt or .tar file.", argument=True)
+    variant: str = option(None, "Variant that the file was trained as (`reid-hub list variants`).", required=True)
+    out: str = option(None, "Folder for the converted checkpoint.", required=True)
+    image_size: list[int] | None = option(None, IMAGE_SIZE, nargs=2, metavar="PIXELS")
+    tables: str | None = option(None, "JSON tables of a weight chain that OSKT's authors released.")
 
 
-def convert(
-    checkpoint: Annotated[Path, typer.Argument(help="A .safetensors, .pth, .pt or .tar file.")],
-    variant: Annotated[str, typer.Option(help="What the file was trained as (`reid-hub list variants`).")],
-    out: Annotated[Path, typer.Option(help="Folder for the converted checkpoint.")],
-    image_size: Annotated[tuple[int, int] | None, typer.Option(help="Height and width in pixels.")] = None,
-    tables: Annotated[
-        Path | None, typer.Option(help="JSON tables of a weight chain that OSKT's authors released.")
-    ] = None,
-):
+@dataclass(frozen=True)
+class ConvertSettings(Settings):
+    """The settings of `reid-hub convert`."""
+
+    convert: ConvertArguments = ConvertArguments()
+
+
+@command(ConvertSettings)
+def convert(settings: ConvertSettings):
     """Turn a foreign checkpoint (torchreid, torchvision, timm, LUPerson, PASS, OSKT) into a Hub checkpoint.
 
     Example: reid-hub convert osnet_x0_25_msmt17.pth --variant osnet-x0.25 --out osnet
     """
-    from reid_hub.hub.convert import convert_checkpoint
-    from reid_hub.hub.convert_chain import convert_chain
-
-    size = {} if image_size is None else {"image_size": image_size}
-    if tables is not None:
-        convert_chain(checkpoint, tables, variant, out, **size)
-        typer.echo(f"{out}: a weight chain; the refined teacher lies in {out / 'teacher'}")
+    how = settings.convert
+    size = {} if how.image_size is None else {"image_size": tuple(how.image_size)}
+    if how.tables is not None:
+        convert_chain(how.checkpoint, how.tables, how.variant, how.out, **size)
+        typer.echo(f"{how.out}: a weight chain; the refined teacher lies in {how.out}/teacher")
         return
-    _, conversion = convert_checkpoint(checkpoint, variant, out, **size)
-    typer.echo(f"{out}: {conversion}")
+    _, conversion = convert_checkpoint(how.checkpoint, how.variant, how.out, **size)
+    typer.echo(f"{how.out}: {conversion}")
 
 
-def card(folder: Annotated[Path, typer.Argument(help="A checkpoint folder.")]):
+@dataclass(frozen=True)
+class FolderArguments(Part):
+    """A model on this machine."""
+
+    folder: str = option(None, "A checkpoint folder.", argument=True)
+
+
+@dataclass(frozen=True)
+class CardSettings(Settings):
+    """The settings of `reid-hub card`."""
+
+    folder: FolderArguments = FolderArguments()
+
+
+@command(CardSettings)
+def card(settings: CardSettings):
     """Write the model card of a checkpoint folder from its config.json and results.json.
 
     Example: reid-hub card runs/train
     """
-    from reid_hub.hub.card import write_card
-
-    typer.echo(write_card(folder))
+    typer.echo(write_card(settings.folder.folder))
 
 
-def push(
-    folder: Annotated[Path, typer.Argument(help="A checkpoint folder.")],
-    repo: Annotated[str, typer.Argument(metavar="NAMESPACE/NAME")],
-    private: Annotated[bool | None, typer.Option(help="Whether a new repository is private.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch to commit to.")] = None,
-):
+@dataclass(frozen=True)
+class PushArguments(Part):
+    """Where a model is published."""
+
+    repo: str = option(None, "Repository of the Hub.", argument=True, metavar="NAMESPACE/NAME")
+    private: bool | None = option(None, "Make a new repository private.")
+    revision: str | None = option(None, "Branch to commit to.")
+
+
+@dataclass(frozen=True)
+class PushSettings(CardSettings):
+    """The settings of `reid-hub push`."""
+
+    target: PushArguments = PushArguments()
+
+
+@command(PushSettings)
+def push(settings: PushSettings):
     """Publish a checkpoint folder in one commit: weights, configuration, code, processor, card and results.
 
     Example: reid-hub push runs/train me/res50-s1-market --private
     """
-    from reid_hub.hub.push import push_folder
+    to = settings.target
+    typer.echo(push_folder(settings.folder.folder, to.repo, private=to.private, revision=to.revision).commit_url)
 
-    typer.echo(push_folder(folder, repo, private=private, revision=revision).commit_url)
+
+@dataclass(frozen=True)
+class ListArguments(Part):
+    """What is listed."""
+
+    kind: Literal["datasets", "variants", "recipes"] = option(None, "What to list.", argument=True)
 
 
-def list_names(kind: Listing):
+@dataclass(frozen=True)
+class ListSettings(Settings):
+    """The settings of `reid-hub list`."""
+
+    listing: ListArguments = ListArguments()
+
+
+@command(ListSettings)
+def list_names(settings: ListSettings):
     """List what can be named: data sets, model variants, recipes.
 
     Example: reid-hub list variants
     """
-    if kind is Listing.datasets:
-        from reid_hub.data import DATASETS
-
-        rows = {name: spec.title for name, spec in DATASETS.items()}
-    elif kind is Listing.recipes:
-        from reid_hub.training import RECIPES
-
-        rows = {name: recipe.source for name, recipe in RECIPES.items()}
-    else:
-        from reid_hub.models import list_variants
-
-        rows = dict.fromkeys(list_variants(), "")
+    rows = {
+        "datasets": lambda: {name: spec.title for name, spec in DATASETS.items()},
+        "recipes": lambda: {name: recipe.source for name, recipe in RECIPES.items()},
+        "variants": lambda: dict.fromkeys(list_variants(), ""),
+    }[settings.listing.kind]()
+    width = max(map(len, rows))
     for name, text in rows.items():
-        typer.echo(f"{name:<16}{text}".rstrip())
+        typer.echo(f"{name:<{width}}  {text}".rstrip())

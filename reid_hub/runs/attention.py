@@ -1,16 +1,48 @@
 """Pictures of what a distilled student and its branches look at."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from reid_hub.data import load_reid_dataset
+from reid_hub.errors import ReIDError
 from reid_hub.evaluation import plot_attention
 from reid_hub.methods.fd import attention_maps
+from reid_hub.methods.state import read_state
 from reid_hub.models import ReIDImageProcessor
+from reid_hub.registry import lookup
 from reid_hub.runs.models import open_model
-from reid_hub.training import read_heads
+from reid_hub.runs.options import Part, Settings, option
+from reid_hub.runs.settings import DataArguments
+
+
+@dataclass(frozen=True)
+class AttentionArguments(Part):
+    """What to draw of which student."""
+
+    student: str = option(None, "Folder of a student's training, such as runs/fd/student.", argument=True)
+    part: str = option("query", "Part of the data set: query, gallery or train.")
+    count: int = option(6, "Number of images, evenly spread.")
+    out: str = option("attention.png", "File of the drawing.")
+
+
+@dataclass(frozen=True)
+class AttentionSettings(Settings):
+    """The settings of `reid-hub distill attention`."""
+
+    drawing: AttentionArguments = AttentionArguments()
+    data: DataArguments = DataArguments()
+
+
+def attention(settings: AttentionSettings) -> Path:
+    """Draw the attention of a student on a data set; see `draw_attention`."""
+    drawing, data = settings.drawing, settings.data
+    splits = load_reid_dataset(data.data, data.data_dir, **data.data_option)
+    split = lookup(dict(splits), drawing.part, "part of the data set")
+    return draw_attention(drawing.student, split, drawing.out, count=drawing.count)
 
 
 def draw_attention(student: str | Path, split: Any, path: str | Path, *, count: int = 6) -> Path:
@@ -24,8 +56,8 @@ def draw_attention(student: str | Path, split: Any, path: str | Path, *, count: 
         ValueError: if it has no branches, or `count` is not positive.
     """
     if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}")
-    model, heads = open_model(student).eval(), read_heads(student)
+        raise ReIDError(f"count must be at least 1, got {count}")
+    model, heads = open_model(student).eval(), read_state(student)
     rows = np.linspace(0, len(split) - 1, min(count, len(split))).astype(int)
     pictures = [split[int(row)]["image"].convert("RGB") for row in rows]
     processor = ReIDImageProcessor.from_config(model.config)

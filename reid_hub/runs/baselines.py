@@ -1,23 +1,24 @@
 """What OSKT is compared with, from the same teacher: weight selection, DepGraph with sparsity learning, KD++."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
-import torch
-
-from reid_hub.evaluation import RetrievalEvaluation, embed
-from reid_hub.logging import get_logger
-from reid_hub.methods import KDPPMethod, SupervisedMethod
-from reid_hub.methods.baselines import SparsityLearning, class_means, prune_to, select_weights
+from reid_hub.errors import MissingError
+from reid_hub.evaluation import RetrievalEvaluation
+from reid_hub.methods import Method
+from reid_hub.methods.baselines import SparsityLearning, prune_to, select_weights
+from reid_hub.methods.state import read_state
 from reid_hub.models import ReIDConfig, ReIDModel
 from reid_hub.models.width_scale import student_of
 from reid_hub.registry import lookup
+from reid_hub.runs.lineage import note_teachers
 from reid_hub.runs.models import open_model
-from reid_hub.runs.provenance import note_teachers
-from reid_hub.runs.train import TrainSettings, start_heads, train
-from reid_hub.training import RECIPES, TrainingSubset, override, read_heads
-
-logger = get_logger(__name__)
+from reid_hub.runs.options import Pairs, Part, Settings, option
+from reid_hub.runs.settings import OutputArguments, TrainSettings
+from reid_hub.runs.train import Train
+from reid_hub.training import TrainingSubset
 
 SHRINKERS = ("wtsel", "depgraph")
 
@@ -32,7 +33,7 @@ def shrink(teacher: str | Path, student: int | str | ReIDConfig, by: str, **opti
         options: of `select_weights` or `prune_to`.
 
     Raises:
-        ValueError: for another architecture or a wider student.
+        ReIDError: for another architecture or a wider student.
         ImportError: "depgraph" without the torch-pruning library.
     """
     lookup(dict.fromkeys(SHRINKERS), by, "way to shrink")
@@ -41,61 +42,120 @@ def shrink(teacher: str | Path, student: int | str | ReIDConfig, by: str, **opti
     if by == "wtsel":
         return select_weights(model, config, **options)
     try:
-        classifier = read_heads(teacher).get("classifier.weight")
-    except FileNotFoundError:
+        classifier = read_state(teacher).get("classifier.weight")
+    except MissingError:
         classifier = None  # one that was pulled from the Hub; its columns then do not count
     if len(model.part_dims) > 1:
         classifier = None  # behind several vectors the library cannot trace
     return prune_to(model, config, classifier=classifier, **options)
 
 
-def train_sparse(settings: TrainSettings, *, reg: float = 1e-4, alpha: float = 16.0) -> RetrievalEvaluation | None:
-    """Go on training a model so that its unimportant channels fade, see `SparsityLearning`; its classifier goes on too.
+@dataclass(frozen=True)
+class ShrinkArguments(Part):
+    """What to cut out of which model."""
+
+    model: str = option(None, "Trained model: a folder or NAMESPACE/NAME.", argument=True)
+    student: str = option(None, "Variant or width of the student.", required=True)
+    out: str = option(None, "Folder for the student.", required=True)
+    by: Literal["wtsel", "depgraph"] = option("wtsel", "Weight selection, or pruning by DepGraph.")
+
+
+@dataclass(frozen=True)
+class ShrinkSettings(Settings):
+    """The settings of `reid-hub shrink`."""
+
+    shrink: ShrinkArguments = ShrinkArguments()
+
+
+@dataclass(frozen=True)
+class SparsityArguments(Part):
+    """How strongly unimportant channels fade, see `SparsityLearning`."""
+
+    reg: float = option(1e-4, "Decay of the most important channels.")
+    alpha: float = option(16.0, "How many times stronger the least important channels decay.")
+
+
+@dataclass(frozen=True)
+class SparseSettings(TrainSettings):
+    """A training that continues a model so that its unimportant channels fade."""
+
+    output: OutputArguments = OutputArguments(out="runs/sparse")
+    sparsity: SparsityArguments = SparsityArguments()
+    origin: str | None = "sparse"
+
+
+class TrainSparse(Train):
+    """DepGraph's sparsity learning; the model's classifier goes on too."""
+
+    settings: SparseSettings
+    kind: ClassVar[str] = "sparse"
+    method: ClassVar[str] = "supervised"
+
+    @property
+    def source(self) -> str:
+        return self.settings.model.model
+
+    def key(self) -> dict[str, Any]:
+        sparsity = self.settings.sparsity
+        return {**super().key(), "sparsity": {"reg": sparsity.reg, "alpha": sparsity.alpha}}
+
+    def callbacks(self, method: Method) -> list[SparsityLearning]:
+        single, sparsity = method.classifier if len(method.model.part_dims) == 1 else None, self.settings.sparsity
+        return [SparsityLearning(method.model, single, reg=sparsity.reg, alpha=sparsity.alpha)]
+
+
+def train_sparse(settings: SparseSettings) -> RetrievalEvaluation | None:
+    """Go on training a model so that its unimportant channels fade.
 
     Raises:
-        ValueError, FileNotFoundError: see `train`.
+        ReIDError: see `train`.
     """
-    recipe = override(lookup(RECIPES, settings.recipe, "recipe"), settings.changes)
-
-    def make_method(model: ReIDModel, subset: TrainingSubset) -> SupervisedMethod:
-        num_ids = int(subset.pids.max()) + 1
-        method = SupervisedMethod(model, num_ids, **recipe.options)
-        start_heads(method, settings.model, subset)
-        return method
-
-    def callbacks(method: SupervisedMethod) -> list[SparsityLearning]:
-        single = method.classifier if len(method.model.part_dims) == 1 else None
-        return [SparsityLearning(method.model, single, reg=reg, alpha=alpha)]
-
-    return train(settings, make_method=make_method, make_callbacks=callbacks)
+    return TrainSparse(settings).run()
 
 
-def train_kdpp(settings: TrainSettings, teacher: str | Path, **options: Any) -> RetrievalEvaluation | None:
+@dataclass(frozen=True)
+class KDPPArguments(Part):
+    """Who teaches, and how."""
+
+    teacher: str = option(None, "Teacher: the folder of a training run on the same identities.", required=True)
+    option: Pairs = option(Pairs, "Option of KD++: kd_weight, nd_weight, temperature, ...", metavar="NAME=VALUE")
+
+
+@dataclass(frozen=True)
+class KDPPSettings(TrainSettings):
+    """A training beside a frozen teacher of the same identities."""
+
+    output: OutputArguments = OutputArguments(out="runs/kdpp")
+    kdpp: KDPPArguments = KDPPArguments()
+    origin: str | None = "kdpp"
+
+
+class TrainKDPP(Train):
+    """KD++; without its classifier (a model from the Hub) only the teacher's features are distilled."""
+
+    settings: KDPPSettings
+    kind: ClassVar[str] = "kdpp"
+    method: ClassVar[str] = "supervised"
+    trained_by: ClassVar[str] = "kdpp"
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        return {**self.recipe.options, **self.settings.kdpp.option}
+
+    def key(self) -> dict[str, Any]:
+        teacher = open_model(self.settings.kdpp.teacher).fingerprint()
+        return {**super().key(), "kdpp": dict(self.settings.kdpp.option), "teacher": teacher}
+
+    def parts(self, model: ReIDModel, subset: TrainingSubset) -> Mapping[str, Any]:
+        teacher = open_model(self.settings.kdpp.teacher)
+        note_teachers(model.config, {self.settings.kdpp.teacher: teacher.config})
+        return {"teacher": teacher}
+
+
+def train_kdpp(settings: KDPPSettings) -> RetrievalEvaluation | None:
     """Train a student beside a frozen teacher of the same identities, by KD++.
 
-    Args:
-        teacher: a training run's folder; without its classifier (a model from the Hub) only features are distilled.
-        options: of `KDPPMethod`.
-
     Raises:
-        ValueError: if the teacher was trained on other identities; see also `train`.
+        ReIDError: if the teacher was trained on other identities; see also `train`.
     """
-    recipe = override(lookup(RECIPES, settings.recipe, "recipe"), settings.changes)
-    model = open_model(teacher)
-
-    def make_method(student: ReIDModel, subset: TrainingSubset) -> KDPPMethod:
-        num_ids = int(subset.pids.max()) + 1
-        try:
-            classifier = read_heads(teacher, subset.identities).get("classifier.weight")
-        except FileNotFoundError:
-            classifier = None
-        if classifier is None:
-            logger.warning(f"{teacher} has no single classifier beside it: only its features are distilled")
-        # By the test transform, in front of the neck: behind it means are near zero and their directions noise.
-        features = embed(model, subset.dataset.dataset.select(subset.rows), retrieve="features").embeddings
-        means = class_means(torch.as_tensor(features), torch.as_tensor(subset.pids), num_ids)
-        note_teachers(student.config, {teacher: model.config})
-        parts = {"teacher": model, "teacher_classifier": classifier, "class_means": means}
-        return KDPPMethod(student, num_ids, **parts, **recipe.options, **options)
-
-    return train(settings, make_method=make_method)
+    return TrainKDPP(settings).run()

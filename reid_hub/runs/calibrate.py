@@ -1,13 +1,66 @@
 """A model's decision: the distance up to which two pictures count as one person, from labelled pictures."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from reid_hub.data import load_reid_dataset
+from reid_hub.errors import ReIDError
 from reid_hub.evaluation import Results, embed
 from reid_hub.evaluation.calibration import Decision, calibrate
 from reid_hub.index import GalleryIndex
 from reid_hub.models import ReIDModel
+from reid_hub.runs.models import open_model
+from reid_hub.runs.options import Part, Settings, option
+from reid_hub.runs.settings import CheckpointArguments, DataArguments, EmbeddingArguments
+
+
+@dataclass(frozen=True)
+class CalibrateArguments(Part):
+    """Which errors are accepted."""
+
+    false_match_rate: float = option(1e-3, "Wanted share of pairs of different people that match.")
+    out: str | None = option(None, "Folder for the calibrated model (default: MODEL, if it is a folder).")
+
+
+@dataclass(frozen=True)
+class CalibrateSettings(Settings):
+    """The settings of `reid-hub calibrate`."""
+
+    checkpoint: CheckpointArguments = CheckpointArguments()
+    data: DataArguments = DataArguments()
+    embedding: EmbeddingArguments = EmbeddingArguments(flip=True)
+    how: CalibrateArguments = CalibrateArguments()
+
+    @property
+    def folder(self) -> Path:
+        """Where the calibrated model goes.
+
+        Raises:
+            ReIDError: for a repository without a folder.
+        """
+        model = Path(self.checkpoint.model)
+        if self.how.out is None and not model.is_dir():
+            raise ReIDError(f"{model} is a repository of the Hub: give --out, a folder for the calibrated model")
+        return Path(self.how.out or model)
+
+
+def calibrate_checkpoint(settings: CalibrateSettings) -> Decision:
+    """Find the threshold of a model by name and keep it with the model; see `calibrate_model`.
+
+    Raises:
+        ReIDError: see there.
+    """
+    folder, data = settings.folder, settings.data
+    return calibrate_model(
+        open_model(settings.checkpoint.model, settings.checkpoint.revision),
+        load_reid_dataset(data.data, data.data_dir, **data.data_option),
+        dataset_name=data.name,
+        false_match_rate=settings.how.false_match_rate,
+        flip=settings.embedding.flip,
+        folder=folder,
+    )
 
 
 def calibrate_model(
@@ -31,7 +84,7 @@ def calibrate_model(
     """
     missing = {"query", "gallery"} - set(splits)
     if missing:
-        raise ValueError(f"calibrating needs query and gallery; {dataset_name} lacks {', '.join(sorted(missing))}")
+        raise ReIDError(f"calibrating needs query and gallery; {dataset_name} lacks {', '.join(sorted(missing))}")
     query, gallery = (embed(model, splits[part], batch_size=batch_size, flip=flip) for part in ("query", "gallery"))
     pairs = zip(query, gallery, strict=True)  # embeddings, pids, camids
     decision = calibrate(

@@ -1,18 +1,17 @@
 """Compress a model's embedding: heads that are trained, heads that are fitted, and pruning down a ladder of sizes."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from reid_hub.errors import ReIDError
 from reid_hub.evaluation import UNKNOWN_TRAINING, RetrievalEvaluation, TrainingInfo, embed
 from reid_hub.hub.push import push_folder
-from reid_hub.logging import get_logger
-from reid_hub.methods import CompressionMethod
 from reid_hub.methods.compression import (
     compress_model,
     fit_quantizer,
@@ -25,266 +24,288 @@ from reid_hub.methods.compression import (
     random_directions,
 )
 from reid_hub.models import ReIDModel
-from reid_hub.registry import lookup
 from reid_hub.runs.evaluate import evaluate
+from reid_hub.runs.lineage import public_source
 from reid_hub.runs.models import model_to_train, new_model, on_accelerator
+from reid_hub.runs.options import Part, option
 from reid_hub.runs.processes import is_main_process, wait_for_everyone
-from reid_hub.runs.provenance import is_done, public_source
-from reid_hub.runs.train import TrainSettings, load_splits, train
-from reid_hub.training import RECIPES, TrainingSubset, override, read_heads
-
-logger = get_logger(__name__)
+from reid_hub.runs.settings import ModelArguments, OutputArguments, RecipeArguments, TrainSettings
+from reid_hub.runs.stage import Stage
+from reid_hub.runs.train import Train, load_splits
+from reid_hub.training import TrainingSubset
 
 Made = dict[Path, RetrievalEvaluation | None]  # results by folder
-Embeddings = Callable[[], Tensor]  # of the training pictures, (N, D); made when they are asked for
+Embeddings = Callable[[], Tensor]  # of the training images, (N, D); made when they are asked for
+Cut = Callable[[ReIDModel, Embeddings], ReIDModel]  # from a model to its compressed one
 
-TRAINED = ("slice", "low_rank", "prune", "matryoshka")
 FITTED = ("pca", "random", "none")
 
 
-@dataclass
-class CompressSettings(TrainSettings):
-    """What to compress and how.
+@dataclass(frozen=True)
+class CompressArguments(Part):
+    """How to shorten and quantise an embedding.
 
-    Attributes:
-        model: a trained model (folder or repository), or a variant to train from its start, as the paper does.
-        head: trained: "slice", "low_rank" (one run for each size), "prune" (one run down the sizes, each from the one
-            before) or "matryoshka" (one run for all sizes, a control); fitted to the training pictures without
-            training, all controls: "pca", "random", or "none", which keeps all dimensions.
-        dims: sizes; by default those of the paper in proportion to the embedding. "none" has only one.
-        int8, granularity: quantise, in training or, of a fitted head, after it; see `Quantizer`.
-        start: of "low_rank", see `CompressionMethod.start_map`.
-        criterion: of "prune", see `importance`.
-        retrain: of "prune": epochs of each retraining, as a share of the recipe's.
-        base: of "prune": train at full length first; by default where the model is not trained, or not for int8.
+    Trained heads: "slice", "low_rank" (one run for each size), "prune" (one run down the sizes, each from the one
+    before) and "matryoshka" (one run for all sizes, a control). Fitted to the training images without training, all
+    controls: "pca", "random", and "none", which keeps all dimensions.
     """
 
-    output_dir: str | Path = "runs/compress"
-    recipe: str = "compress-demo"
-    head: str = "low_rank"
-    dims: Sequence[int] = ()
-    int8: bool = False
-    granularity: str = "tensor"
-    start: str = "pca"
-    criterion: str = "norm"
-    retrain: float = 0.2
-    base: bool | None = None
+    head: Literal["slice", "low_rank", "prune", "matryoshka", "pca", "random", "none"] = option(
+        "low_rank", "What shortens the embedding; pca, random and none train nothing."
+    )
+    dim: list[int] = option(list, "Length of the short embedding. Repeat for several (default: the paper's, scaled).")
+    int8: bool = option(False, "Store one byte per dimension, quantised in training (or after fitting).")
+    granularity: Literal["tensor", "dimension", "vector"] = option("tensor", "What has an int8 scale of its own.")
+    start: Literal["pca", "random", "slice"] = option("pca", "Where a low-rank map starts; the paper's is random.")
+    criterion: Literal["norm", "variance"] = option("norm", "By which prune ranks coordinates.")
+    retrain: float = option(0.2, "Epochs of each retraining of prune, as a share of the recipe's.")
+    base: bool | None = option(
+        None, "Train prune's full length first (default: where it is needed).", nargs="?", const=True
+    )
+
+
+@dataclass(frozen=True)
+class CompressSettings(TrainSettings):
+    """What to compress and how. `model` is a trained one, or a variant to train from its start, as the paper does."""
+
+    model: ModelArguments = ModelArguments(model="runs/demo/model")
+    recipe: RecipeArguments = RecipeArguments(recipe="compress-demo")
+    output: OutputArguments = OutputArguments(out="runs/compress")
+    compress: CompressArguments = CompressArguments()
 
     @property
     def quantization(self) -> dict[str, str | None]:
         """Keyword arguments of `compress_model`."""
-        return {"quantization": "int8" if self.int8 else None, "granularity": self.granularity}
+        return {"quantization": "int8" if self.compress.int8 else None, "granularity": self.compress.granularity}
 
     def at(self, dim: int, several: bool = True) -> "CompressSettings":
         """The settings of one size: its folder, its repository, and the name of its result."""
-        name = f"{self.head}-{dim}" + ("-int8" if self.int8 else "")
-        push_to = self.push_to and self.push_to + (f"-{dim}" if several else "")
-        return replace(self, output_dir=Path(self.output_dir) / name, origin=name, push_to=push_to)
+        name = f"{self.compress.head}-{dim}" + ("-int8" if self.compress.int8 else "")
+        push = self.output.push and self.output.push + (f"-{dim}" if several else "")
+        return self.but(out=Path(self.output.out) / name, origin=name, push=push)
+
+
+@dataclass
+class TrainCompressed(Train):
+    """One size; `cut` makes the compressed model of the base, and `prefixes` are shorter sizes trained with it."""
+
+    settings: CompressSettings
+    cut: Cut = field(kw_only=True)
+    prefixes: Sequence[int] = field(default=(), kw_only=True)
+
+    kind: ClassVar[str] = "compress"
+    method: ClassVar[str] = "compression"
+
+    @property
+    def source(self) -> str:
+        return self.settings.model.model
+
+    @property
+    def inputs(self) -> Mapping[str, Any]:
+        settings, how = self.settings, self.settings.compress
+        data = settings.data
+        source = new_model(settings.model.model, settings.model.image_size)
+        said = {
+            "source": source.fingerprint() if source.name_or_path else settings.model.model,
+            "init": settings.model.init,
+            "data": [data.data, str(data.data_dir and Path(data.data_dir).name), data.dataset_name],
+            "validation": settings.people.validation,
+            "keep_ids": settings.people.keep_ids,
+            "granularity": how.granularity,
+            "start": how.start,
+            "criterion": how.criterion,
+            "prefixes": list(self.prefixes),
+        }
+        return {"compression": said}
+
+    def key(self) -> dict[str, Any]:
+        return {**super().key(), "size": self.settings.origin}
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        return {**self.recipe.options, "prefixes": self.prefixes}
+
+    def parts(self, model: ReIDModel, subset: TrainingSubset) -> Mapping[str, Any]:
+        return {"compress": self.cut, "start": self.settings.compress.start}
+
+
+@dataclass
+class Fit(Stage[RetrievalEvaluation | None]):
+    """A size that needs no training: what makes it of the base, evaluated and saved."""
+
+    settings: CompressSettings
+    source: str
+    cut: Callable[[ReIDModel], ReIDModel]
+    training: TrainingInfo  # what the results say of it
+    splits: Mapping[str, Any]
+
+    kind: ClassVar[str] = "fit"
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.settings.output.out)
+
+    @property
+    def resume(self) -> bool:
+        return False  # it takes seconds
+
+    def key(self) -> dict[str, Any]:
+        said = {
+            "source": public_source(self.source),
+            "method": self.settings.origin,
+            "flip": self.settings.embedding.flip,
+        }
+        return {**said, **self.settings.quantization, "dataset": self.settings.data.name}
+
+    def make(self) -> RetrievalEvaluation | None:
+        settings, name = self.settings, self.settings.data.name
+        base = on_accelerator(new_model(self.source, settings.model.image_size), settings.recipe.arg)
+        model, results = self.cut(base).eval(), None
+        model.config.lineage = [*(model.config.lineage or []), {"method": settings.origin, "dataset": name}]
+        if is_main_process():
+            model.save_pretrained(self.folder)
+        wait_for_everyone()
+        if {"query", "gallery"} <= self.splits.keys():
+            training = replace(self.training, method=settings.origin)
+            flip = settings.embedding.flip
+            results = evaluate(model, self.splits, dataset_name=name, flip=flip, training=training, folder=self.folder)
+        if settings.output.push and is_main_process():
+            push_folder(self.folder, settings.output.push, private=settings.output.private)
+        return results
+
+    def result(self) -> RetrievalEvaluation | None:
+        path = self.folder / "results.json"
+        return RetrievalEvaluation.read(path) if path.is_file() else None
 
 
 def compress(settings: CompressSettings) -> Made:
-    """Make the compressed models, each a checkpoint folder below `output_dir`; what is done is not done again.
+    """Make the compressed models, each a checkpoint folder below `out`; what is done is not done again.
 
     Returns:
         Folder and results of each size, the longest first; no results where the data set has no query and gallery.
 
     Raises:
-        ValueError, FileNotFoundError: for anything unknown or impossible, before training starts.
+        ReIDError: for anything unknown or impossible, before training starts.
     """
-    lookup(dict.fromkeys((*TRAINED, *FITTED)), settings.head, "head")
-    recipe = override(lookup(RECIPES, settings.recipe, "recipe"), settings.changes)
-    if settings.head in TRAINED and recipe.method != "compression":
-        raise ValueError(
+    recipe, how = settings.recipe.resolved, settings.compress
+    if how.head not in FITTED and recipe.method != "compression":
+        raise ReIDError(
             "compressing needs a recipe of the method 'compression' (compress, compress-bot, compress-demo), got "
-            f"{settings.recipe!r}"
+            f"{settings.recipe.recipe!r}"
         )
-    model = model_to_train(settings, recipe)
-    if settings.head == "none":
-        if settings.dims:
-            raise ValueError(f"the head 'none' keeps all dimensions: leave dims out, got {list(settings.dims)}")
-        settings = replace(settings, dims=[model.embedding_dim])
-    dims = sorted(settings.dims or ladder(model.embedding_dim), reverse=True)
+    model = model_to_train(settings)
+    if how.head == "none":
+        if how.dim:
+            raise ReIDError(f"the head 'none' keeps all dimensions: leave dims out, got {list(how.dim)}")
+        settings = settings.but(dim=[model.embedding_dim])
+    dims = sorted(settings.compress.dim or ladder(model.embedding_dim), reverse=True)
     if len(set(dims)) < len(dims) or not 1 <= dims[-1] <= dims[0] <= model.embedding_dim:
-        raise ValueError(
+        raise ReIDError(
             f"dims must be different sizes from 1 to {model.embedding_dim}, the length of the embedding, got {dims}"
         )
     _check(settings, model)
     make = {"prune": _prune, "matryoshka": _train_matryoshka, "slice": _train_each, "low_rank": _train_each}
-    return make.get(settings.head, _fit)(settings, dims)
+    return make.get(how.head, _fit)(settings, dims)
 
 
 def _check(settings: CompressSettings, model: ReIDModel) -> None:
     """Refuse what cannot be, before anything is embedded or trained."""
-    config = model.config
-    if settings.head in FITTED and (model.name_or_path == "" or settings.init is not None or settings.keep_ids != 1):
-        raise ValueError(
-            f"the head {settings.head!r} is fitted to a trained checkpoint on all training identities: give one, and "
+    config, how = model.config, settings.compress
+    given = settings.model.init is not None or settings.people.keep_ids != 1
+    if how.head in FITTED and (model.name_or_path == "" or given):
+        raise ReIDError(
+            f"the head {how.head!r} is fitted to a trained checkpoint on all training identities: give one, and "
             "neither init nor keep_ids"
         )
-    if settings.granularity != "tensor" and not settings.int8:
-        raise ValueError(f"granularity {settings.granularity!r} is of int8: give int8 too, or leave it out")
-    if settings.head == "prune" and settings.retrain <= 0:
-        raise ValueError(f"retrain must be above 0, a share of the recipe's epochs, got {settings.retrain}")
+    if how.granularity != "tensor" and not how.int8:
+        raise ReIDError(f"granularity {how.granularity!r} is of int8: give int8 too, or leave it out")
+    if how.head == "prune" and how.retrain <= 0:
+        raise ReIDError(f"retrain must be above 0, a share of the recipe's epochs, got {how.retrain}")
     if config.compression is None:
         return
     same = (config.quantization, config.quantization_granularity) == tuple(settings.quantization.values())
-    if settings.head != "prune" or config.compression == "low_rank" or not same or settings.base:
-        raise ValueError(
-            f"{settings.model} is compressed already ({config.compression}, {config.compressed_dim} numbers, "
+    if how.head != "prune" or config.compression == "low_rank" or not same or how.base:
+        raise ReIDError(
+            f"{settings.model.model} is compressed already ({config.compression}, {config.compressed_dim} numbers, "
             f"{config.quantization or 'float32'}): only prune goes on from a pruned or sliced one, with the same int8 "
             "and granularity, and without base; start from the model that it was made of"
         )
 
 
+def _train(
+    settings: CompressSettings, cut: Cut, prefixes: Sequence[int] = ()
+) -> tuple[Path, RetrievalEvaluation | None]:
+    stage = TrainCompressed(settings, cut=cut, prefixes=prefixes)
+    return stage.folder, stage.run()
+
+
+def _new_head(compression: str, dim: int, settings: CompressSettings) -> Cut:
+    return lambda base, embeddings: compress_model(base, compression, dim, **settings.quantization)
+
+
 def _train_each(settings: CompressSettings, dims: Sequence[int]) -> Made:
-    return dict(_train(settings.at(dim, len(dims) > 1), _new_head(settings.head, dim, settings)) for dim in dims)
+    head = settings.compress.head
+    return dict(_train(settings.at(dim, len(dims) > 1), _new_head(head, dim, settings)) for dim in dims)
 
 
 def _prune(settings: CompressSettings, dims: Sequence[int]) -> Made:
     """Train at full length, then prune and retrain from size to size (arXiv:2405.14730)."""
-    model = new_model(settings.model, settings.image_size)
-    made, source, full = {}, settings.model, model.embedding_dim
-    trained = model.name_or_path != "" and (not settings.int8 or model.config.quantization == "int8")
-    if settings.base or (settings.base is None and not trained):
+    how, model = settings.compress, new_model(settings.model.model, settings.model.image_size)
+    made, source, full = {}, settings.model.model, model.embedding_dim
+    trained = model.name_or_path != "" and (not how.int8 or model.config.quantization == "int8")
+    if how.base or (how.base is None and not trained):
         made = dict([_train(settings.at(full), _new_head("pruned", full, settings))])
-        source = str(settings.at(full).output_dir)
-    epochs = settings.retrain * (settings.epochs or override(RECIPES[settings.recipe], settings.changes).epochs)
+        source = settings.at(full).output.out
 
     def pruned(base: ReIDModel, embeddings: Embeddings, *, dim: int) -> ReIDModel:
         if base.config.compression is None:
             base = compress_model(base, "pruned", base.embedding_dim, **settings.quantization)
-        return narrow(base, most_important(importance(embeddings(), settings.criterion), dim))
+        return narrow(base, most_important(importance(embeddings(), how.criterion), dim))
 
     for dim in dims:
         if dim == full and made:
             continue  # that was the base
         # Initial weights are for the first training alone.
-        stage = replace(settings.at(dim), model=source, epochs=epochs, init=None if made else settings.init)
+        init = None if made else settings.model.init
+        stage = settings.at(dim).but(model=source, epochs=how.retrain * settings.epochs, init=init)
         folder, made[folder] = _train(stage, partial(pruned, dim=dim))
         source = str(folder)
     return made
 
 
 def _train_matryoshka(settings: CompressSettings, dims: Sequence[int]) -> Made:
-    full = new_model(settings.model, settings.image_size).embedding_dim
-    prefixes, whole = [dim for dim in dims if dim < full], settings.at(full)
-    folder, results = _train(whole, _new_head("slice", full, settings), prefixes=prefixes)
+    full = new_model(settings.model.model, settings.model.image_size).embedding_dim
+    prefixes = [dim for dim in dims if dim < full]
+    folder, results = _train(settings.at(full), _new_head("slice", full, settings), prefixes)
     cut = [(settings.at(dim), lambda model, dim=dim: narrow(model, torch.arange(dim))) for dim in prefixes]
-    return {folder: results, **_evaluate_each(cut, str(folder), results.training if results else UNKNOWN_TRAINING)}
-
-
-def _new_head(compression: str, dim: int, settings: CompressSettings) -> Callable[[ReIDModel, Embeddings], ReIDModel]:
-    return lambda base, embeddings: compress_model(base, compression, dim, **settings.quantization)
-
-
-def _train(
-    settings: CompressSettings,
-    cut: Callable[[ReIDModel, Embeddings], ReIDModel],
-    prefixes: Sequence[int] = (),
-) -> tuple[Path, RetrievalEvaluation | None]:
-    """Train one size; `cut` makes the compressed model of the base, and may ask for its embeddings."""
-    folder = Path(settings.output_dir)
-    recipe, about = override(lookup(RECIPES, settings.recipe, "recipe"), settings.changes), _about(settings, prefixes)
-    if settings.resume and is_done(settings):
-        results = RetrievalEvaluation.read(folder / "results.json")
-        found = results.training.extra.get("compression") or {}
-        differing = [f"{key} {found.get(key)} instead of {about[key]}" for key in about if found.get(key) != about[key]]
-        if differing:
-            raise ValueError(f"{folder} was made with {', '.join(differing)}: give another output folder")
-        _push(settings)  # a push that failed is made up for
-        return folder, results
-
-    def make_method(base: ReIDModel, subset: TrainingSubset) -> CompressionMethod:
-        def embeddings() -> Tensor:
-            on_accelerator(base, settings.arguments)
-            return torch.from_numpy(embed(base, subset.dataset.dataset.select(subset.rows)).embeddings)
-
-        model = cut(base, embeddings)
-        method = CompressionMethod(model, len(subset.identities), **recipe.options, prefixes=prefixes)
-        low_rank = model.config.compression == "low_rank"
-        if low_rank:
-            method.start_map(settings.start, embeddings() if settings.start == "pca" else None)
-        if not low_rank or settings.start != "random":
-            method.start_classifier(_heads(settings, subset), base)
-        return method
-
-    return folder, train(settings, make_method=make_method, about={"compression": about})
-
-
-def _about(settings: CompressSettings, prefixes: Sequence[int]) -> dict[str, Any]:
-    """What the result of a size depends on beside the recipe; kept in its results.json."""
-    source = new_model(settings.model, settings.image_size)
-    return {
-        "source": source.fingerprint() if source.name_or_path else settings.model,
-        "init": settings.init,
-        "data": [settings.data, str(settings.data_dir and Path(settings.data_dir).name), settings.dataset_name],
-        "validation": settings.validation,
-        "keep_ids": settings.keep_ids,
-        "granularity": settings.granularity,
-        "start": settings.start,
-        "criterion": settings.criterion,
-        "prefixes": list(prefixes),
-    }
-
-
-def _push(settings: CompressSettings) -> None:
-    if settings.push_to and is_main_process():
-        push_folder(settings.output_dir, settings.push_to, private=settings.private)
-
-
-def _heads(settings: CompressSettings, subset: TrainingSubset) -> dict[str, Tensor]:
-    """Classifier and norm of the run that trained the model, if they are there and of the same identities."""
-    try:
-        return read_heads(settings.model, subset.identities)
-    except (FileNotFoundError, ValueError) as error:
-        logger.warning(f"the classifier starts from random weights: {error}")
-        return {}
+    return {folder: results, **_fit_each(cut, str(folder), results.training if results else UNKNOWN_TRAINING)}
 
 
 def _fit(settings: CompressSettings, dims: Sequence[int]) -> Made:
-    """What needs no training: a linear map, a scale, or both, from the embeddings of the training pictures."""
-    model = on_accelerator(new_model(settings.model, settings.image_size), settings.arguments)
-    seen = torch.from_numpy(embed(model, load_splits(settings)["train"], flip=settings.flip).embeddings)
+    """What needs no training: a linear map, a scale, or both, from the embeddings of the training images."""
+    how, seed, name = settings.compress, settings.recipe.seed, settings.model.model
+    model = on_accelerator(new_model(name, settings.model.image_size), settings.recipe.arg)
+    seen = torch.from_numpy(embed(model, load_splits(settings)["train"], flip=settings.embedding.flip).embeddings)
 
     def project(model: ReIDModel, dim: int) -> ReIDModel:
-        if settings.head == "none":
+        if how.head == "none":
             student = compress_model(model, "slice", dim, **settings.quantization)
         else:
-            full = model.embedding_dim
-            by_chance = settings.head == "random"
-            rows = random_directions(full, dim, settings.seed) if by_chance else principal_directions(seen, dim)
+            by_chance = how.head == "random"
+            rows = random_directions(model.embedding_dim, dim, seed) if by_chance else principal_directions(seen, dim)
             student = project_model(model, rows, **settings.quantization)
         fit_quantizer(student, seen)
         return student
 
     cut = [(settings.at(dim, len(dims) > 1), partial(project, dim=dim)) for dim in dims]
-    training = TrainingInfo(method=None, recipe=None, epochs=0, seed=settings.seed, init=public_source(settings.model))
-    return _evaluate_each(cut, settings.model, training)
+    training = TrainingInfo(method=None, recipe=None, epochs=0, seed=seed, init=public_source(name))
+    return _fit_each(cut, name, training)
 
 
-def _evaluate_each(
+def _fit_each(
     cut: Sequence[tuple[CompressSettings, Callable[[ReIDModel], ReIDModel]]], source: str, training: TrainingInfo
 ) -> Made:
-    """Save and evaluate models that are made of another without further training."""
-    made: Made = {}
-    splits = load_splits(cut[0][0]) if cut else {}  # of all alike
-    for settings, make in cut:
-        folder = Path(settings.output_dir)
-        base = on_accelerator(new_model(source, settings.image_size), settings.arguments)
-        model, made[folder] = make(base).eval(), None
-        step = {"method": settings.origin, "dataset": settings.dataset_name or settings.data}
-        model.config.lineage = [*(model.config.lineage or []), step]
-        if is_main_process():
-            model.save_pretrained(folder)
-        wait_for_everyone()
-        if {"query", "gallery"} <= splits.keys():
-            made[folder] = evaluate(
-                model,
-                splits,
-                dataset_name=settings.dataset_name or settings.data,
-                flip=settings.flip,
-                training=replace(training, method=settings.origin),
-                folder=folder,
-            )
-        _push(settings)
-    return made
+    """Make, evaluate and save models that are cut out of one."""
+    splits = load_splits(cut[0][0]) if cut else {}
+    stages = [Fit(settings, source, make, training, splits) for settings, make in cut]
+    return {stage.folder: stage.run() for stage in stages}

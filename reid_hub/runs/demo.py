@@ -1,6 +1,7 @@
 """The whole way on drawn people: train, evaluate, save, load back through AutoModel, index, search, pictures."""
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import AutoModel
@@ -9,8 +10,10 @@ from reid_hub.data import load_reid_dataset
 from reid_hub.files import atomic_folder
 from reid_hub.logging import get_logger
 from reid_hub.runs.evaluate import evaluate, recorded_training
+from reid_hub.runs.options import Part, Settings, option
 from reid_hub.runs.search import build_index, search_index
-from reid_hub.runs.train import TrainSettings, train
+from reid_hub.runs.settings import TrainSettings
+from reid_hub.runs.train import train
 
 logger = get_logger(__name__)
 
@@ -18,35 +21,50 @@ DATA = "synthetic"
 IMAGE_SIZE = (128, 64)
 
 
+@dataclass(frozen=True)
+class DemoArguments(Part):
+    """Where the demo writes, and how long it trains."""
+
+    out: str = option("runs/demo", "Folder for everything that is made.")
+    epochs: float | None = option(None, "Number of epochs (default: the recipe's).")
+
+
+@dataclass(frozen=True)
+class DemoSettings(Settings):
+    """The settings of `reid-hub demo`."""
+
+    demo: DemoArguments = DemoArguments()
+
+
 def run_demo(out: str | Path, *, epochs: float | None = None) -> dict[str, str]:
     """Run every stage once on the embedded data set; returns what was made and where it lies."""
     out, start = Path(out), time.perf_counter()
     model_dir, gallery, index = out / "model", out / "gallery", out / "gallery.index"
     logger.info("1/4  train a compact model on drawn people, and evaluate it")
-    settings = TrainSettings(
-        model_dir, DATA, image_size=IMAGE_SIZE, recipe="demo", epochs=epochs, channels_last=True, resume=True
+    settings = TrainSettings.of(
+        out=model_dir, data=DATA, image_size=IMAGE_SIZE, recipe="demo", epochs=epochs, channels_last=True, resume=True
     )
     results = train(settings)
 
     logger.info("2/4  load it back as a stranger would, and draw what it finds")
     model = AutoModel.from_pretrained(model_dir)
     splits = load_reid_dataset(DATA)
-    again = evaluate(model, splits, dataset_name=DATA, training=recorded_training(model_dir), pictures=out / "pictures")
+    again = evaluate(model, splits, dataset_name=DATA, training=recorded_training(model_dir), plots=out / "plots")
     if again.metrics != results.metrics:
         raise RuntimeError(
             f"the model that was loaded back scores {again.metrics}, the one that was saved {results.metrics}: "
             "the checkpoint does not hold what was trained; please report this"
         )
 
-    logger.info("3/4  index a folder of gallery pictures")
-    write_pictures(splits["gallery"], gallery)
+    logger.info("3/4  index a folder of gallery images")
+    write_images(splits["gallery"], gallery)
     build_index(gallery, model, index)
 
     logger.info("4/4  search it for a person seen by another camera")
-    write_pictures(splits["query"].select(range(3)), out / "queries")
+    write_images(splits["query"].select(range(3)), out / "queries")
     queries = sorted((out / "queries").glob("*.png"))
-    answers = out / "pictures" / "search.png"
-    search_index(index, model, queries, top=10, gallery_dir=gallery, picture=answers)
+    answers = out / "plots" / "search.png"
+    search_index(index, model, queries, top=10, gallery_dir=gallery, plot=answers)
 
     metrics = {name: f"{100 * value:.1f} %" for name, value in results.metrics.to_dict().items()}
     made = {
@@ -54,8 +72,8 @@ def run_demo(out: str | Path, *, epochs: float | None = None) -> dict[str, str]:
         "card": str(model_dir / "README.md"),
         "results": str(model_dir / "results.json"),
         "gallery index": str(index),
-        "rank lists": str(out / "pictures" / "rank_lists.png"),
-        "CMC, embedding map": f"{out / 'pictures' / 'cmc.png'}, embedding_map.png",
+        "rank lists": str(out / "plots" / "rank_lists.png"),
+        "CMC, embedding map": f"{out / 'plots' / 'cmc.png'}, embedding_map.png",
         "search answers": str(answers),
         **metrics,
         "parameters": f"{results.cost.parameters:,}",
@@ -65,7 +83,7 @@ def run_demo(out: str | Path, *, epochs: float | None = None) -> dict[str, str]:
     return made
 
 
-def write_pictures(split, folder: Path) -> None:
+def write_images(split, folder: Path) -> None:
     """Write a split as PNG files, as a user's own folder would be."""
     with atomic_folder(folder) as temporary:
         for row in split:

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from reid_hub.data import camera_note
+from reid_hub.data import camera_note, load_reid_dataset
+from reid_hub.errors import ReIDError
 from reid_hub.evaluation import (
     UNKNOWN_TRAINING,
     DatasetInfo,
@@ -37,7 +38,64 @@ from reid_hub.hub.card import write_card
 from reid_hub.models import ReIDModel
 from reid_hub.models.codes import STORED_AS, bytes_per_vector
 from reid_hub.registry import lookup
+from reid_hub.runs.models import open_model
+from reid_hub.runs.options import Part, Settings, option
 from reid_hub.runs.search import new_index
+from reid_hub.runs.settings import CheckpointArguments, DataArguments, EmbeddingArguments
+
+
+@dataclass(frozen=True)
+class EvaluateArguments(Part):
+    """How a model is evaluated."""
+
+    rerank: bool = option(False, "Re-rank by k-reciprocal neighbours (k1 20, k2 6, lambda 0.3).")
+    codec: str | None = option(None, "Rank stored codes: float16, int8, binary, binary+float16, binary+int8, ...")
+    shortlist: int = option(100, "Number of candidates that the second part of a codec like binary+int8 ranks again.")
+    batch_size: int = option(64, "Number of images in a batch.")
+    name: str | None = option(None, "Name of the model in the results (default: variant and method).")
+    out: str | None = option(None, "Checkpoint folder for results.json and card (default: MODEL, if it is a folder).")
+    plots: str | None = option(None, "Folder for rank lists, CMC curve and embedding map.")
+
+
+@dataclass(frozen=True)
+class EvaluateSettings(Settings):
+    """The settings of `reid-hub evaluate`."""
+
+    checkpoint: CheckpointArguments = CheckpointArguments()
+    data: DataArguments = DataArguments()
+    embedding: EmbeddingArguments = EmbeddingArguments()
+    how: EvaluateArguments = EvaluateArguments()
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder that gets the results."""
+        model = Path(self.checkpoint.model)
+        return Path(self.how.out) if self.how.out else model if model.is_dir() else None
+
+
+def evaluate_checkpoint(settings: EvaluateSettings) -> Results:
+    """Evaluate a model by name on the query and gallery of a data set; see `evaluate`.
+
+    Raises:
+        ReIDError: for anything unknown, see `evaluate`.
+    """
+    how, data, model = settings.how, settings.data, settings.checkpoint.model
+    if how.shortlist < 1 or how.batch_size < 1:
+        raise ReIDError(f"shortlist and batch_size must be at least 1, got {how.shortlist} and {how.batch_size}")
+    return evaluate(
+        open_model(model, settings.checkpoint.revision),
+        load_reid_dataset(data.data, data.data_dir, **data.data_option),
+        dataset_name=data.name,
+        name=how.name,
+        flip=settings.embedding.flip,
+        rerank=how.rerank,
+        codec=how.codec,
+        shortlist=how.shortlist,
+        batch_size=how.batch_size,
+        training=recorded_training(model),
+        folder=settings.folder,
+        plots=how.plots,
+    )
 
 
 def evaluate(
@@ -54,7 +112,7 @@ def evaluate(
     training: TrainingInfo = UNKNOWN_TRAINING,
     command: Sequence[str] | None = None,
     folder: str | Path | None = None,
-    pictures: str | Path | None = None,
+    plots: str | Path | None = None,
 ) -> RetrievalEvaluation:
     """Evaluate on query and gallery; returns what results.json holds.
 
@@ -65,14 +123,14 @@ def evaluate(
         name: of the model in the results; by default variant and method.
         training: how the model was trained, for the record.
         folder: a checkpoint folder that gets results.json and the card rendered from it.
-        pictures: a folder that gets rank lists, CMC curve and embedding map.
+        plots: a folder that gets rank lists, CMC curve and embedding map.
 
     Raises:
         ValueError: if a split is missing, the model gives NaN or Inf, or no query has a true match.
     """
     missing = {"query", "gallery"} - set(splits)
     if missing:
-        raise ValueError(f"an evaluation needs query and gallery; {dataset_name} lacks {', '.join(sorted(missing))}")
+        raise ReIDError(f"an evaluation needs query and gallery; {dataset_name} lacks {', '.join(sorted(missing))}")
     query, gallery = (
         embed(model, splits[part], batch_size=batch_size, flip=flip, quantized=codec is None)
         for part in ("query", "gallery")
@@ -101,8 +159,8 @@ def evaluate(
         if folder is not None:
             results.write(Path(folder) / "results.json")
             write_card(folder)
-        if pictures is not None:
-            draw_pictures(Path(pictures), name, measured, splits, query, gallery)
+        if plots is not None:
+            draw_plots(Path(plots), name, measured, splits, query, gallery)
     return results
 
 
@@ -154,7 +212,7 @@ def describe_dataset(name: str, splits: Mapping[str, Any]) -> DatasetInfo:
     return DatasetInfo(name=name, split="test", data_dir_counts=counts, camera_note=camera_note(splits) or None)
 
 
-def draw_pictures(
+def draw_plots(
     folder: Path,
     name: str,
     results: RetrievalResults,

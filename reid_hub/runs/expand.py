@@ -3,12 +3,82 @@
 import math
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
+from reid_hub.errors import ReIDError
 from reid_hub.evaluation import count_macs, measure_cost
 from reid_hub.models import ReIDConfig, ReIDModel, WeightChain
 from reid_hub.models.width_scale import at_width, width_of
+from reid_hub.runs.models import open_chain
+from reid_hub.runs.options import Part, Settings, option
+from reid_hub.runs.settings import OutputArguments, TrainSettings
+
+
+@dataclass(frozen=True)
+class ExpandArguments(Part):
+    """Which student to take from a chain: by name, by width, or the widest within budgets."""
+
+    chain: str = option(None, "Chain: a folder or NAMESPACE/NAME.", argument=True)
+    revision: str | None = option(None, "Branch, tag or commit of a repository.")
+    out: str = option(None, "Folder for the student.", required=True)
+    student: str | None = option(None, "Variant (`reid-hub list variants`) or width of the student.")
+    budget_params: str | None = option(None, "Take the widest student with at most so many parameters, such as 1.5M.")
+    budget_macs: str | None = option(None, "... with at most so many multiply-adds, such as 0.2G.")
+    budget_ms: float | None = option(None, "... that takes at most so many milliseconds for an image on this machine.")
+    statistics: bool = option(True, "Keep the running statistics of the norms, and the neck.")
+    rescale_queries: bool = option(False, "ViT: keep the attention of merged channels.")
+
+
+@dataclass(frozen=True)
+class ExpandSettings(Settings):
+    """The settings of `reid-hub expand`."""
+
+    expand: ExpandArguments = ExpandArguments()
+
+
+@dataclass(frozen=True)
+class StudentArguments(Part):
+    """Which students to expand from which chains, to be trained afterwards."""
+
+    chain: list[str] = option(list, "Chain: a folder or NAMESPACE/NAME. Repeat for several chains of one teacher.")
+    student: list[str] = option(list, "Variant or width of a student. Repeat for several.")
+    paper_faithful: bool = option(False, "Carry over neither the running statistics of the norms nor the neck.")
+
+
+@dataclass(frozen=True)
+class StudentSettings(TrainSettings):
+    """Which students of weight chains to train. `model` counts for nothing: each starts as it was expanded."""
+
+    output: OutputArguments = OutputArguments(out="runs/oskt-demo")
+    students: StudentArguments = StudentArguments(chain=["runs/oskt-demo/chain"], student=["8", "12"])
+
+
+def expand(settings: ExpandSettings) -> ReIDModel:
+    """Expand a student from a weight chain and save it. Needs no data.
+
+    Raises:
+        ReIDError: unless a student, or budgets, are given; for a budget or student that the chain cannot meet.
+    """
+    how = settings.expand
+    budgets = {
+        "params": None if how.budget_params is None else parse_amount(how.budget_params),
+        "macs": None if how.budget_macs is None else parse_amount(how.budget_macs),
+        "ms": how.budget_ms,
+    }
+    has_budget = any(value is not None for value in budgets.values())
+    if how.student is not None and has_budget:
+        raise ReIDError("give --student or the budgets, not both")
+    options = {"statistics": how.statistics, "rescale_queries": how.rescale_queries}
+    if Path(how.chain).resolve() == Path(how.out).resolve():
+        raise ReIDError(f"the student would take the place of its chain: give another --out than {how.out}")
+    chain = open_chain(how.chain, how.revision)
+    student = expand_within(chain, **budgets, **options) if has_budget else chain.expand(how.student, **options)
+    student.save_pretrained(how.out)
+    return student
+
 
 SUFFIXES = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}
 
@@ -17,7 +87,7 @@ def choose_chain(chains: Sequence[WeightChain], student: int | str | ReIDConfig)
     """The widest of several chains of one teacher that is in no layer wider than the student.
 
     Raises:
-        ValueError: if all are wider, naming why the narrowest is.
+        ReIDError: if all are wider, naming why the narrowest is.
     """
     fitting, reasons = [], []
     for chain in sorted(chains, key=lambda chain: width_of(chain.config.student_config)):
@@ -27,7 +97,7 @@ def choose_chain(chains: Sequence[WeightChain], student: int | str | ReIDConfig)
         except ValueError as error:
             reasons.append(str(error))
     if not fitting:
-        raise ValueError(f"none of the {len(chains)} chains has a student {student}: {reasons[0]}")
+        raise ReIDError(f"none of the {len(chains)} chains has a student {student}: {reasons[0]}")
     return fitting[-1]
 
 
@@ -35,11 +105,11 @@ def parse_amount(text: str | float) -> float:
     """`"1.5M"` -> 1500000.0; k, M and G, of parameters or multiply-adds.
 
     Raises:
-        ValueError: if it reads otherwise.
+        ReIDError: if it reads otherwise.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?(?:e\d+)?)\s*([kmg]?)\s*", str(text), re.IGNORECASE)
     if not match:
-        raise ValueError(f"an amount must read like 1500000, 1.5M or 0.2G, got {text!r}")
+        raise ReIDError(f"an amount must read like 1500000, 1.5M or 0.2G, got {text!r}")
     return float(match[1]) * SUFFIXES[match[2].lower()]
 
 
@@ -60,11 +130,11 @@ def expand_within(
         ms: milliseconds for one picture on this machine, measured.
 
     Raises:
-        ValueError: without a budget, or if not even the narrowest student is within it; says what that one costs.
+        ReIDError: without a budget, or if not even the narrowest student is within it; says what that one costs.
     """
     budgets = {name: value for name, value in {"params": params, "macs": macs, "ms": ms}.items() if value is not None}
     if not budgets or not all(0 < value < math.inf for value in budgets.values()):
-        raise ValueError(f"give at least one budget (params, macs or ms), each above 0 and finite; got {budgets}")
+        raise ReIDError(f"give at least one budget (params, macs or ms), each above 0 and finite; got {budgets}")
     cost: dict[str, Callable[[ReIDConfig], float]] = {"params": _params, "macs": _macs, "ms": _milliseconds}
     spent: dict[int, dict[str, float]] = {}
 
@@ -84,7 +154,7 @@ def expand_within(
             low = middle + 1
     if not low:
         costs = [f"{value:,.4g} {name} instead of {budgets[name]:,.4g}" for name, value in spent[widths[0]].items()]
-        raise ValueError(
+        raise ReIDError(
             f"the narrowest student of this chain, width {widths[0]}, costs {', '.join(costs)}; refine a narrower chain"
         )
     return chain.expand(widths[low - 1], statistics=statistics, rescale_queries=rescale_queries)

@@ -1,78 +1,326 @@
-"""KDEP: a basis of a teacher's features, and a student's trunk pre-trained from them without labels."""
+"""KDEP: a basis of a teacher's features, and a student's backbone pre-trained from them without labels."""
 
-import json
 import os
 from collections.abc import Mapping
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from transformers import set_seed
 
 from reid_hub.data import load_reid_dataset
 from reid_hub.data.describe import digest_sample
 from reid_hub.data.images import ImageDataset
 from reid_hub.data.pictures import load_pictures
 from reid_hub.data.stored import training_images
+from reid_hub.errors import ReIDError
 from reid_hub.evaluation import DatasetInfo, Pretraining, Results, TrainingInfo, measure_cost
-from reid_hub.files import atomic_file
 from reid_hub.hub.card import write_card
 from reid_hub.logging import get_logger
-from reid_hub.methods import KDEPMethod
 from reid_hub.methods.kdep import (
+    ALIGNMENTS,
     PAIR_WEIGHTS,
+    TAPS,
     WITHOUT_BASIS,
     Basis,
     CachedFeatures,
     Crops,
     Tap,
-    Teacher,
+    TappedTeacher,
     check_weight,
     check_widths,
     fit_basis,
-    new_pair,
     write_features,
 )
+from reid_hub.methods.state import STATE_FILE
 from reid_hub.models import ReIDConfig, ReIDModel
+from reid_hub.records import check_same
 from reid_hub.registry import lookup
+from reid_hub.runs.classify import ClassArguments
 from reid_hub.runs.evaluate import evaluate
-from reid_hub.runs.kdep_settings import KDEPSettings
+from reid_hub.runs.lineage import note_teachers, public_source
 from reid_hub.runs.models import model_to_train, on_accelerator
+from reid_hub.runs.options import Part, option
 from reid_hub.runs.processes import is_main_process, wait_for_everyone
-from reid_hub.runs.provenance import is_done, note_step, note_teachers, provenance, public_source
+from reid_hub.runs.settings import EmbeddingArguments, OutputArguments, RecipeArguments, RunSettings, TrainSettings
 from reid_hub.runs.teachers import open_teacher, small_teacher
-from reid_hub.runs.train import new_trainer, publish, run, start_weights
-from reid_hub.training import HEADS_FILE, Recipe, TrainingSubset, build_sampler
+from reid_hub.runs.train import Evaluator, TrainingRun
+from reid_hub.training import Recipe, ReIDTrainer, TrainingSubset, build_sampler, override
 from reid_hub.training.resume import check_fresh
 
 logger = get_logger(__name__)
 
-ABOUT_FILE = HEADS_FILE.with_name("kdep.json")
-_SAMPLE = 1024  # pictures that the scale of a new pair is computed from
+
+@dataclass(frozen=True)
+class ImageArguments(Part):
+    """Which images, whose labels are not used; what cannot be read is left out and counted. See `load_pictures`."""
+
+    split: str = option("train", "Part of the data set.")
+    share: float = option(1.0, "Share of the images, drawn by the seed.")
+    per_class: int | None = option(None, "Number of images of each class, in place of a share.")
+    limit: int | None = option(None, "Use the first so many images only.")
+    streaming: bool = option(False, "Read the data set as a stream, up to --limit.")
 
 
-def make_basis(settings: KDEPSettings) -> Path:
-    """Make the basis of the teacher's features of the settings' pictures, or keep the one that is there.
+@dataclass(frozen=True)
+class FeatureArguments(Part):
+    """Who teaches, and where its features are taken."""
 
-    Any number of processes share the work, and a killed run goes on. Returns the file.
-
-    Raises:
-        ValueError, FileNotFoundError: for anything unknown, too few pictures, or the basis of another teacher.
-    """
-    recipe = settings.pretraining_recipe()
-    settings = replace(settings, teacher=settings.teacher or small_teacher(settings))
-    student = model_to_train(settings, recipe)
-    teacher = _teacher(settings, recipe, student.config)
-    _check_basis(settings, recipe, teacher)
-    _fit(settings, _crops(settings, recipe, student.config, teacher))
-    return settings.basis_file
+    teacher: str | None = option(
+        None, "Trained model: folder, NAMESPACE/NAME or timm/NAME (default: a small one is trained on the same data)."
+    )
+    tap: str = option("features", "Features in front of the teacher's classifier, or of its map.", choices=list(TAPS))
+    basis: str | None = option(None, "File of the basis, made where it is missing (default: below --out).")
 
 
-def pretrain(settings: KDEPSettings) -> Results:
-    """Pre-train a student; the folder becomes a model like any other, to be fine-tuned with `--model`.
+@dataclass(frozen=True)
+class PretrainArguments(Part):
+    """How the student is compared with its teacher."""
+
+    align: str | None = option(
+        None, "Alignment of teacher and student (default: the recipe's): svd+pts, svd, sn, sm, cs.var, interp, ..."
+    )
+    weight: str | None = option(None, "Weight of the loss: a number, or a pair of the paper (default: as computed).")
+    crops: int = option(0, "Show each image as so many crops, for which the teacher is asked once; 0 draws new ones.")
+    cache: str | None = option(None, "Folder of the teacher's features of these crops (default: below --out).")
+
+
+@dataclass(frozen=True)
+class BasisSettings(RunSettings):
+    """Whose features of which images a basis is made of; `model` is a student, whose image size counts."""
+
+    recipe: RecipeArguments = RecipeArguments(recipe="kdep-demo")
+    output: OutputArguments = OutputArguments(out="runs/kdep")
+    images: ImageArguments = ImageArguments()
+    features: FeatureArguments = FeatureArguments()
+
+    def __post_init__(self):
+        if Path(self.features.basis or "basis.safetensors").is_dir():
+            basis = self.features.basis
+            raise ReIDError(f"the basis is one file, got the folder {basis}: give {basis}/basis.safetensors")
+        lookup(TAPS, self.features.tap, "tap")
+        if self.recipe.recipe == "kdep" and "mobilenetv2" in self.model.model:  # the published rate of this student
+            changed = RecipeArguments(**{**vars(self.recipe), "set": {"learning_rate": 0.1, **self.recipe.set}})
+            object.__setattr__(self, "recipe", changed)
+
+    @property
+    def basis_file(self) -> Path:
+        """Where the basis lies, or will lie."""
+        return Path(self.features.basis or Path(self.output.out) / STATE_FILE.with_name("basis.safetensors"))
+
+    @property
+    def align(self) -> str | None:
+        """The alignment that is asked for in place of the recipe's."""
+        return None
+
+    def pretraining_recipe(self) -> Recipe:
+        """The recipe with what replaces its values.
+
+        Raises:
+            ReIDError: if it is of another method, or has an unknown alignment.
+        """
+        recipe = self.recipe.resolved
+        if recipe.method != "kdep":
+            raise ReIDError(
+                f"pre-training needs a recipe of the method 'kdep' (kdep, kdep-demo), got {self.recipe.recipe!r}"
+            )
+        recipe = recipe if self.align is None else override(recipe, {"options.align": self.align})
+        lookup(ALIGNMENTS, recipe.options["align"], "alignment")
+        return recipe
+
+    def with_teacher(self) -> "BasisSettings":
+        """The same with a teacher; a small one is trained where none is given."""
+        return self if self.features.teacher else self.but(teacher=small_teacher(self))
+
+
+@dataclass(frozen=True)
+class PretrainSettings(BasisSettings):
+    """What to pre-train from which teacher."""
+
+    embedding: EmbeddingArguments = EmbeddingArguments()
+    kdep: PretrainArguments = PretrainArguments()
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.kdep.crops < 0:
+            raise ReIDError(f"crops must be at least 0, got {self.kdep.crops}")
+
+    @property
+    def align(self) -> str | None:
+        return self.kdep.align
+
+    @property
+    def weight(self) -> float | None:
+        """The loss' weight, if the settings say one.
+
+        Raises:
+            ReIDError: if it is neither a number above 0 nor a pair.
+        """
+        if self.kdep.weight is None:
+            return None
+        try:
+            weight = float(self.kdep.weight)
+        except ValueError:
+            return lookup(PAIR_WEIGHTS, self.kdep.weight, "pair")
+        return check_weight(weight)
+
+    @property
+    def cache_dir(self) -> Path:
+        """Where the features of fixed crops lie."""
+        return Path(self.kdep.cache or Path(self.output.out) / "features")
+
+
+@dataclass(frozen=True)
+class TaskArguments(Part):
+    """What a pre-trained backbone is fine-tuned for."""
+
+    task: Literal["reid", "classification"] = option("reid", "Re-identification of people, or classification.")
+
+
+@dataclass(frozen=True)
+class TuneSettings(TrainSettings):
+    """What to fine-tune for which task; options of the other task are refused."""
+
+    output: OutputArguments = OutputArguments(out="runs/kdep-transfer")
+    classes: ClassArguments = ClassArguments()
+    task: TaskArguments = TaskArguments()
+
+    def __post_init__(self):
+        task = self.task.task
+        other = ("keep_ids",) if task == "classification" else ("keep", "per_class", "evaluate_every")
+        values, options = self.values(), TuneSettings.options()
+        for name in other:
+            if values[name] != options[name].default:
+                raise ReIDError(f"--{name.replace('_', '-')} does not belong to --task {task}: leave it out")
+
+
+class Pretrain(TrainingRun[PretrainSettings]):
+    """Pre-train a student; the folder becomes a model like any other, to be fine-tuned with `--model`."""
+
+    kind: ClassVar[str] = "pretrain"
+    method: ClassVar[str] = "kdep"
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        return self.settings.pretraining_recipe()
+
+    @cached_property
+    def crops(self) -> Crops:
+        """The images as the student will see them, and the teacher.
+
+        What cannot be is said before all images are opened, which may take hours.
+        """
+        settings, student = self.settings, model_to_train(self.settings)
+        teacher = _teacher(settings, self.recipe, student.config)
+        check_widths(self.recipe.options["align"], teacher.dim, Tap(student).dim)
+        _check_basis(settings, self.recipe, teacher)
+        crops = _crops(settings, self.recipe, student.config, teacher)
+        _check_batch(settings, self.recipe, crops.images)
+        return crops
+
+    @cached_property
+    def inputs(self) -> Mapping[str, Any]:
+        settings, crops = self.settings, self.crops
+        said = {
+            "data": settings.data.name,
+            "pictures": digest_sample(crops.images.dataset),
+            "student": public_source(settings.model.model),
+            "initial": None if settings.model.init is None else public_source(settings.model.init),
+            "teacher": public_source(settings.features.teacher),
+            "teacher_fingerprint": crops.teacher.fingerprint()["teacher"],
+            "tap": settings.features.tap,
+            "align": self.recipe.options["align"],
+            "asked_weight": settings.kdep.weight,
+            "images": len(crops),
+            "skipped": crops.skipped,
+            **{name: getattr(settings.images, name) for name in ("share", "per_class", "limit")},
+            "crops": settings.kdep.crops,
+        }
+        return said
+
+    @cached_property
+    def basis(self) -> Basis | None:
+        """The basis of the teacher's features, made where it is missing; None for an alignment without one."""
+        return _fit(self.settings, self.crops) if self.has_basis else None
+
+    @property
+    def has_basis(self) -> bool:
+        """Whether the alignment needs a basis."""
+        return self.recipe.options["align"] not in WITHOUT_BASIS
+
+    @property
+    def made_with(self) -> dict[str, Any]:
+        return {**super().made_with, "basis": self.basis and self.basis.digest()}
+
+    def done(self) -> bool:
+        if not super().done():
+            return False
+        # The basis may have been removed since; it is not made anew to find that nothing is left to do.
+        if self.has_basis and self.settings.basis_file.is_file():
+            found = {"basis": self.result().training.extra["basis"]}
+            check_same(self.folder, found, {"basis": Basis.load(self.settings.basis_file).digest()})
+        return True
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        weight = self.settings.weight
+        return {**self.recipe.options, **({} if weight is None else {"weight": weight})}
+
+    def load(self) -> Mapping[str, Any]:
+        return {"train": None}  # the images are those of `crops`
+
+    def images(self, model: ReIDModel, train_split: Any) -> tuple[TrainingSubset, Evaluator | None]:
+        return TrainingSubset(self.crops.images, np.arange(len(self.crops))), None
+
+    def parts(self, model: ReIDModel, subset: TrainingSubset) -> Mapping[str, Any]:
+        crops, settings = self.crops, self.settings
+        note_teachers(model.config, {settings.features.teacher: crops.teacher.model.config})
+        features: Any = crops.teacher
+        if settings.kdep.crops:
+            # One folder serves all alignments, of which one wants what is behind the ReLU.
+            cache = settings.cache_dir / ("post-relu" if crops.teacher.relu else "")
+            write_features(cache, crops, settings.kdep.crops)
+            features = CachedFeatures(cache, settings.kdep.crops, crops.images.dataset["path"][:], crops.mark())
+        return {"features": features, "basis": self.basis, "crops": crops}
+
+    def report(self, splits: Mapping[str, Any]) -> None:
+        skipped = self.crops.skipped
+        more = f"; {skipped:,} more cannot be read and are left out" if skipped else ""
+        logger.info("%s images without labels%s", f"{len(self.crops):,}", more)
+
+    def describe(self, trainer: ReIDTrainer) -> TrainingInfo:
+        method, basis = trainer.model, self.basis
+        more = {"basis": basis and basis.digest(), "basis_features": basis and basis.count}
+        more |= {"weight": method.weight, "scale": method.scale}
+        return replace(super().describe(trainer), identities=None).with_extra(more)
+
+    def evaluate(self, trainer: ReIDTrainer, splits: Mapping[str, Any], training: TrainingInfo) -> Results:
+        """Results and card: with what the student retrieves as it is, where the data have a query and a gallery."""
+        model, data = trainer.model.export(), self.settings.data
+        found = {}
+        if "/" not in data.data and not self.settings.images.streaming:
+            found = load_reid_dataset(data.data, data.data_dir, **data.data_option)
+        if {"query", "gallery"} <= set(found):
+            flip = self.settings.embedding.flip
+            return evaluate(model, found, dataset_name=data.name, flip=flip, training=training, folder=self.folder)
+        split = self.settings.images.split
+        results = Pretraining(
+            model=f"{model.config.variant or 'reid'}.{training.method}",
+            dataset=DatasetInfo(name=data.name, split=split, data_dir_counts={split: {"images": training.images}}),
+            cost=measure_cost(model),
+            training=training,
+        )
+        if is_main_process():
+            results.write(self.folder / "results.json")
+            write_card(self.folder)
+        wait_for_everyone()
+        return results
+
+
+def pretrain(settings: PretrainSettings) -> Results:
+    """Pre-train a student from a teacher's features.
 
     With `resume` what is done is not done again, and what was begun goes on: basis, features and training.
 
@@ -81,187 +329,81 @@ def pretrain(settings: KDEPSettings) -> Results:
         as it is.
 
     Raises:
-        ValueError, FileNotFoundError: for anything unknown or impossible, before training starts; so for a student
-            wider than the teacher, or a basis of another one.
+        ReIDError: for anything unknown or impossible, before training starts; so for a student wider than the teacher,
+            or a basis of another one.
     """
-    recipe, out, weight = settings.pretraining_recipe(), Path(settings.output_dir), _given_weight(settings)
-    if not settings.resume:
-        check_fresh(out)
-    settings = replace(settings, teacher=settings.teacher or small_teacher(settings))
-    set_seed(settings.seed)
-    student = model_to_train(settings, recipe)
-    start_weights(student, settings)
-    # What cannot be is said before all pictures are opened, which may take hours.
+    settings.pretraining_recipe()
+    _ = settings.weight  # said before hours go into a basis
+    if not settings.output.resume:
+        check_fresh(settings.output.out)
+    return Pretrain(settings.with_teacher()).run()
+
+
+def make_basis(settings: BasisSettings) -> Path:
+    """Make the basis of the teacher's features of the settings' images, or keep the one that is there.
+
+    Any number of processes share the work, and a killed run goes on. Returns the file.
+
+    Raises:
+        ReIDError: for anything unknown, too few images, or the basis of another teacher.
+    """
+    recipe = settings.pretraining_recipe()
+    settings = settings.with_teacher()
+    student = model_to_train(settings)
     teacher = _teacher(settings, recipe, student.config)
-    check_widths(recipe.options["align"], teacher.dim, Tap(student).dim)
     _check_basis(settings, recipe, teacher)
-    note_step(student.config, settings, recipe)
-    note_teachers(student.config, {settings.teacher: teacher.model.config})
-    crops = _crops(settings, recipe, student.config, teacher)
-    _check_batch(settings, recipe, crops.images)
-    about = _about(settings, recipe, crops)
-    if settings.resume and _is_done(settings, about):
-        return Results.read(out / "results.json")
-    basis = None if recipe.options["align"] in WITHOUT_BASIS else _fit(settings, crops)
-    options = {"basis": basis, "features": crops.teacher, "seed": settings.seed, **recipe.options}
-    options |= {} if weight is None else {"weight": weight}
-    if settings.crops:
-        # One folder serves all alignments, of which one wants what is behind the ReLU.
-        cache = settings.cache_dir / ("post-relu" if crops.teacher.relu else "")
-        write_features(cache, crops, settings.crops)
-        options["features"] = CachedFeatures(cache, settings.crops, crops.images.dataset["path"][:], crops.mark())
-    method = KDEPMethod(student, **options)
-    if weight is None:
-        method.weight, method.scale = _new_pair(method, crops)
-    made_with = {**about, "basis": basis and basis.digest()}
-    subset = TrainingSubset(crops.images, np.arange(len(crops)))
-    trainer = new_trainer(settings, recipe, method, subset, about=made_with)
-    if trainer.is_world_process_zero():
-        with atomic_file(out / ABOUT_FILE) as temporary:
-            temporary.write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
-    run(trainer, settings, {}, report=partial(_report, about=about))
-    more = {**made_with, "weight": method.weight, "scale": method.scale, "basis_features": basis and basis.count}
-    training = replace(provenance(settings, recipe, trainer), identities=None).with_extra(more)
-    results = _record(settings, trainer.model.export(), training)
-    publish(trainer, settings)
-    return results
+    _fit(settings, _crops(settings, recipe, student.config, teacher))
+    return settings.basis_file
 
 
-def _teacher(settings: KDEPSettings, recipe: Recipe, student: ReIDConfig) -> Teacher:
+def _teacher(settings: BasisSettings, recipe: Recipe, student: ReIDConfig) -> TappedTeacher:
     """The teacher on the accelerator of this process, which will be shown what the student sees."""
-    model = on_accelerator(open_teacher(settings.teacher), settings.arguments)
-    if settings.channels_last:
+    model = on_accelerator(open_teacher(settings.features.teacher), settings.recipe.arg)
+    if settings.model.channels_last:
         model.to(memory_format=torch.channels_last)
     relu = recipe.options["align"] == "post-relu"
-    return Teacher(model, tap=settings.tap, relu=relu, mean=student.image_mean, std=student.image_std)
+    return TappedTeacher(model, tap=settings.features.tap, relu=relu, mean=student.image_mean, std=student.image_std)
 
 
-def _check_basis(settings: KDEPSettings, recipe: Recipe, teacher: Teacher) -> None:
+def _check_basis(settings: BasisSettings, recipe: Recipe, teacher: TappedTeacher) -> None:
     """Refuse a basis that is there and of another teacher."""
     if recipe.options["align"] not in WITHOUT_BASIS and settings.basis_file.is_file():
         Basis.load(settings.basis_file, teacher.fingerprint())
 
 
-def _check_batch(settings: KDEPSettings, recipe: Recipe, images: ImageDataset) -> None:
-    """Refuse a batch that these pictures do not fill, before a pass over them."""
-    size = settings.arguments.get("per_device_train_batch_size", recipe.batch_size)
+def _check_batch(settings: BasisSettings, recipe: Recipe, images: ImageDataset) -> None:
+    """Refuse a batch that these images do not fill, before a pass over them."""
     processes = int(os.environ.get("WORLD_SIZE", 1))
-    build_sampler(recipe, images.pids, batch_size=size, seed=settings.seed, num_processes=processes)
+    build_sampler(recipe, images.pids, batch_size=recipe.batch_size, seed=settings.recipe.seed, num_processes=processes)
 
 
-def _crops(settings: KDEPSettings, recipe: Recipe, config: ReIDConfig, teacher: Teacher) -> Crops:
-    """The pictures as the student of this configuration will see them."""
-    pictures = load_pictures(
-        settings.data,
-        settings.data_dir,
-        split=settings.split,
-        share=settings.share,
-        per_class=settings.per_class,
-        limit=settings.limit,
-        streaming=settings.streaming,
-        seed=settings.seed,
-        **settings.data_options,
+def _crops(settings: BasisSettings, recipe: Recipe, config: ReIDConfig, teacher: TappedTeacher) -> Crops:
+    """The images as the student of this configuration will see them."""
+    data, chosen, seed = settings.data, settings.images, settings.recipe.seed
+    found = load_pictures(
+        data.data,
+        data.data_dir,
+        split=chosen.split,
+        share=chosen.share,
+        per_class=chosen.per_class,
+        limit=chosen.limit,
+        streaming=chosen.streaming,
+        seed=seed,
+        **data.data_option,
     )
     size, options = tuple(config.image_size), {"interpolation": recipe.interpolation, "on_error": "skip"}
-    images = training_images(pictures, size, recipe.augmentation, **options)
-    return Crops(teacher, images, recipe.augmentation, config, settings.seed, len(pictures))
+    images = training_images(found, size, recipe.augmentation, **options)
+    return Crops(teacher, images, recipe.augmentation, config, seed, len(found))
 
 
-def _fit(settings: KDEPSettings, crops: Crops) -> Basis:
-    about = {"data": settings.dataset_name or settings.data, "images": len(crops), "skipped": crops.skipped}
-    about |= {"share": settings.share, "per_class": settings.per_class}
+def _fit(settings: BasisSettings, crops: Crops) -> Basis:
+    about = {"data": settings.data.name, "images": len(crops), "skipped": crops.skipped}
+    about |= {"share": settings.images.share, "per_class": settings.images.per_class}
     basis = fit_basis(settings.basis_file, crops, about)
-    if settings.basis is None and basis.about["pictures"] != crops.mark()["pictures"]:
-        raise ValueError(
-            f"{settings.basis_file} was made of other pictures by a start that did not end: remove it, or give it as "
+    if settings.features.basis is None and basis.about["pictures"] != crops.mark()["pictures"]:
+        raise ReIDError(
+            f"{settings.basis_file} was made of other images by a start that did not end: remove it, or give it as "
             "the basis if that is what you want"
         )
-    logger.info(f"basis of {basis.count:,} features of {basis.about['data']}: {settings.basis_file}")
+    logger.info("basis of %s features of %s: %s", f"{basis.count:,}", basis.about["data"], settings.basis_file)
     return basis
-
-
-def _given_weight(settings: KDEPSettings) -> float | None:
-    """The loss' weight, if the settings say one; refused before hours go into a basis."""
-    if settings.weight is None:
-        return None
-    try:
-        weight = float(settings.weight)
-    except ValueError:
-        return lookup(PAIR_WEIGHTS, settings.weight, "pair")
-    return check_weight(weight)
-
-
-def _new_pair(method: KDEPMethod, crops: Crops) -> tuple[float, float]:
-    """Weight and scale of a new pair, from the first crops of some pictures."""
-    rows = np.linspace(0, len(crops) - 1, min(_SAMPLE, len(crops))).astype(int)
-    batches = np.array_split(rows, -(-len(rows) // 64))
-    features = torch.cat([crops.represent(batch).cpu() for batch in batches])
-    return new_pair(method.alignment(features))
-
-
-def _about(settings: KDEPSettings, recipe: Recipe, crops: Crops) -> dict[str, Any]:
-    """What decides the result beside the recipe: kept in the folder, so that only the same run goes on in it."""
-    return {
-        "data": settings.dataset_name or settings.data,
-        "pictures": digest_sample(crops.images.dataset),
-        "student": public_source(settings.model),
-        "initial": None if settings.init is None else public_source(settings.init),
-        "teacher": public_source(settings.teacher),
-        "teacher_fingerprint": crops.teacher.fingerprint()["teacher"],
-        "tap": settings.tap,
-        "align": recipe.options["align"],
-        "asked_weight": settings.weight,
-        "images": len(crops),
-        "skipped": crops.skipped,
-        "share": settings.share,
-        "per_class": settings.per_class,
-        "limit": settings.limit,
-        "crops": settings.crops,
-    }
-
-
-def _is_done(settings: KDEPSettings, about: Mapping[str, Any]) -> bool:
-    """Whether the folder holds the result of these settings.
-
-    Raises:
-        ValueError: if it holds a run of others, finished or begun.
-    """
-    path = Path(settings.output_dir) / ABOUT_FILE
-    if path.is_file():
-        before = json.loads(path.read_text())
-        if differing := [
-            f"{key} {before.get(key)} instead of {about[key]}" for key in about if before.get(key) != about[key]
-        ]:
-            raise ValueError(f"{settings.output_dir} was made with {', '.join(differing)}: give another output folder")
-    fitted = about["align"] not in WITHOUT_BASIS and settings.basis_file.is_file()
-    return is_done(settings, {"basis": Basis.load(settings.basis_file).digest()} if fitted else None)
-
-
-def _report(splits: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-    skipped = f"; {about['skipped']:,} more cannot be read and are left out" if about["skipped"] else ""
-    logger.info(f"{about['images']:,} images without labels{skipped}")
-
-
-def _record(settings: KDEPSettings, model: ReIDModel, training: TrainingInfo) -> Results:
-    """results.json and card: with what the student retrieves as it is, where the data set has a query and a gallery."""
-    name = settings.dataset_name or settings.data
-    splits = {}
-    if "/" not in settings.data and not settings.streaming:
-        splits = load_reid_dataset(settings.data, settings.data_dir, **settings.data_options)
-    if {"query", "gallery"} <= set(splits):
-        return evaluate(
-            model, splits, dataset_name=name, flip=settings.flip, training=training, folder=settings.output_dir
-        )
-    results = Pretraining(
-        model=f"{model.config.variant or 'reid'}.{training.method}",
-        dataset=DatasetInfo(
-            name=name, split=settings.split, data_dir_counts={settings.split: {"images": training.images}}
-        ),
-        cost=measure_cost(model),
-        training=training,
-    )
-    if is_main_process():
-        results.write(Path(settings.output_dir) / "results.json")
-        write_card(settings.output_dir)
-    wait_for_everyone()
-    return results

@@ -5,17 +5,15 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import AutoConfig
 
+from reid_hub.errors import MissingError, ReIDError
 from reid_hub.models import ReIDConfig, ReIDModel, WeightChain, WeightChainConfig
 from reid_hub.models.backbones import takes_any_size
-from reid_hub.training import Recipe
-
-if TYPE_CHECKING:
-    from reid_hub.runs.train import TrainSettings
+from reid_hub.runs.settings import RunSettings
 
 
 def open_model(name: str | Path, revision: str | None = None) -> ReIDModel:
@@ -27,7 +25,7 @@ def open_model(name: str | Path, revision: str | None = None) -> ReIDModel:
     """
     model = _open(name, revision)
     if isinstance(model, WeightChain):
-        raise ValueError(f"{name} is a weight chain, no model: take a student of it with `reid-hub expand`")
+        raise ReIDError(f"{name} is a weight chain, no model: take a student of it with `reid-hub expand`")
     return model
 
 
@@ -40,18 +38,16 @@ def open_chain(name: str | Path, revision: str | None = None) -> WeightChain:
     """
     chain = _open(name, revision)
     if not isinstance(chain, WeightChain):
-        raise ValueError(
-            f"{name} is no weight chain but a {chain.config.model_type!r}: make one with `reid-hub refine`"
-        )
+        raise ReIDError(f"{name} is no weight chain but a {chain.config.model_type!r}: make one with `reid-hub refine`")
     return chain
 
 
 def _open(name: str | Path, revision: str | None) -> ReIDModel | WeightChain:
     folder = Path(name)
     if folder.is_dir() and not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} is no checkpoint folder: it has no config.json")
+        raise MissingError(f"{folder} is no checkpoint folder: it has no config.json")
     if not folder.is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(name)):
-        raise FileNotFoundError(f"no checkpoint folder {name}; a repository of the Hub is called NAMESPACE/NAME")
+        raise MissingError(f"no checkpoint folder {name}; a repository of the Hub is called NAMESPACE/NAME")
     options = {} if revision is None else {"revision": revision}
     kind = AutoConfig.from_pretrained(str(name), **options)
     return (WeightChain if isinstance(kind, WeightChainConfig) else ReIDModel).from_pretrained(str(name), **options)
@@ -79,17 +75,18 @@ def new_model(
     return ReIDModel(ReIDConfig.from_variant(name, **{**(defaults or {}), **size}))
 
 
-def model_to_train(settings: "TrainSettings", recipe: Recipe) -> ReIDModel:
+def model_to_train(settings: RunSettings) -> ReIDModel:
     """The model that a training starts from, without the initial weights that the settings may name.
 
     Raises:
-        ValueError: see `new_model` and `check_changes`.
+        ReIDError: see `new_model` and `check_changes`.
     """
-    if is_checkpoint(settings.model):
-        model = new_model(settings.model, settings.image_size)
-        check_changes(model.config, settings.changes)
+    name, size = settings.model.model, settings.model.image_size
+    if is_checkpoint(name):
+        model = new_model(name, size)
+        check_changes(model.config, settings.recipe.set)
         return model
-    return new_model(settings.model, settings.image_size, recipe_config(settings, recipe))
+    return new_model(name, size, recipe_config(settings))
 
 
 def check_changes(config: ReIDConfig, changes: Mapping[str, Any]) -> None:
@@ -103,7 +100,7 @@ def check_changes(config: ReIDConfig, changes: Mapping[str, Any]) -> None:
         field, value = name.removeprefix("config."), json.loads(json.dumps(value))
         if field == name or _agrees(found.get(field), value):
             continue
-        raise ValueError(
+        raise ReIDError(
             f"{name}={value!r} comes too late for a trained model, whose {field} is {found.get(field)!r}: leave it "
             "out, or start a variant with it"
         )
@@ -116,10 +113,10 @@ def _agrees(found: Any, asked: Any) -> bool:
     return found == asked
 
 
-def recipe_config(settings: "TrainSettings", recipe: Recipe) -> dict[str, Any]:
-    """What a recipe prescribes of a model's configuration, for pictures of the settings' size."""
-    config, size = recipe.config, settings.image_size
-    if size is None or "resize_shortest" not in config or "config.resize_shortest" in settings.changes:
+def recipe_config(settings: RunSettings, image_size: Sequence[int] | None = None) -> dict[str, Any]:
+    """What a recipe prescribes of a model's configuration, for images of a size (default: the settings')."""
+    config, size = settings.recipe.resolved.config, image_size or settings.model.image_size
+    if size is None or "resize_shortest" not in config or "config.resize_shortest" in settings.recipe.set:
         return dict(config)
     return {**config, "resize_shortest": shortest_in(size, config["image_size"], config["resize_shortest"])}
 
@@ -152,7 +149,7 @@ def check_free_size(config: ReIDConfig, image_size: Sequence[int]) -> None:
     """
     if not has_free_size(config):
         sizes = ["x".join(map(str, size)) for size in (config.image_size, image_size)]
-        raise ValueError(
+        raise ReIDError(
             f"this checkpoint has a position for each patch of pictures of {sizes[0]}, got {sizes[1]}: leave the image "
             "size as it is, or start a variant of that size with `reid-hub train --model VARIANT --init FILE`, which "
             "resizes the positions"

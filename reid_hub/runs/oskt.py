@@ -1,17 +1,19 @@
 """OSKT's published experiments as data: teacher, chain and student, on one data set or from one to another."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from reid_hub.errors import ReIDError
 from reid_hub.evaluation import RetrievalEvaluation
 from reid_hub.registry import lookup
 from reid_hub.runs.models import open_chain
+from reid_hub.runs.options import Pairs, Part, Settings, option
 from reid_hub.runs.processes import is_main_process, wait_for_everyone
-from reid_hub.runs.provenance import is_done
 from reid_hub.runs.refine import RefineSettings, refine
-from reid_hub.runs.train import TrainSettings, train
+from reid_hub.runs.settings import IMAGE_SIZE, TrainSettings
+from reid_hub.runs.train import train
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,39 @@ FAMILIES = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class ScenarioArguments(Part):
+    """Which published experiment to run, and on what."""
+
+    scenario: str = option(
+        "m",
+        "m: Market-1501 alone; ms-m, ms-c, m-c: chain on one data set, student on another; ms: MSMT17 alone.",
+        choices=list(SCENARIOS),
+    )
+    student: str = option("res50-s1", "A published student, such as res50-s1, vit-s-s1 or osnet-x0.25.")
+    data_dirs: Pairs = option(Pairs, "Folder of each data set, such as market1501=DIR.", metavar="NAME=DIR")
+    init: str | None = option(None, "Initial weights of the teacher, such as LUPerson's or PASS's.")
+    out: str = option("runs/oskt", "Folder of teacher, chain and student.")
+    keep_ids: float = option(1.0, "Share of the student's training identities kept, drawn by the seed (few-shot).")
+    epochs: float | None = option(None, "Number of epochs of each training (default: the recipes').")
+    image_size: list[int] | None = option(None, IMAGE_SIZE, nargs=2, metavar="PIXELS")
+    seed: int = option(0, "Seed of the student's weights, batches and augmentation.")
+    arg: Pairs = option(Pairs, "Set an argument of transformers.TrainingArguments, such as bf16=true.",
+                        metavar="NAME=VALUE")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ScenarioSettings(Settings):
+    """One of OSKT's published experiments."""
+
+    scenario: ScenarioArguments = ScenarioArguments()
+
+
 def family_of(student: str) -> Family:
     """The family that a student belongs to.
 
     Raises:
-        ValueError: if no published experiment has it; the nearest name is offered.
+        ReIDError: if no published experiment has it; the nearest name is offered.
     """
     return lookup({name: family for family in FAMILIES.values() for name in family.students}, student, "student")
 
@@ -105,36 +135,36 @@ def run_scenario(
         data_dirs: the folder of each data set by name.
         init: weights that the teacher starts from, such as LUPerson's or PASS's.
         share: of the student's training identities, drawn by its seed: few-shot.
-        common: fields of `TrainSettings` for all three trainings, such as epochs, seed, image_size or arguments.
+        common: options of `TrainSettings` for all three trainings, such as epochs, seed, image_size or arg.
 
     Raises:
-        ValueError: for an unknown scenario or student, or a data set whose folder is not given.
+        ReIDError: for an unknown scenario or student, or a data set whose folder is not given.
     """
     scenario, family, out = lookup(SCENARIOS, name, "scenario"), family_of(student), Path(out)
     missing = sorted({scenario.chain, scenario.student} - set(data_dirs))
     if missing:
-        raise ValueError(f"the scenario {name!r} needs the folder of {' and '.join(missing)}")
+        raise ReIDError(f"the scenario {name!r} needs the folder of {' and '.join(missing)}")
+    fixed = {"validation": 0.0, "resume": True, "channels_last": "vit" not in student, **(common or {})}
 
-    def settings(data: str, recipe: str, folder: str, **more: Any) -> TrainSettings:
-        place = {"data": data, "data_dir": data_dirs[data], "data_options": scenario.options.get(data, {})}
-        fixed = {"validation": 0.0, "resume": True, "channels_last": "vit" not in student, **(common or {})}
-        return TrainSettings(**{**fixed, **place, **more}, recipe=recipe, output_dir=out / folder)
+    def options(data: str, recipe: str, folder: str, **more: Any) -> dict[str, Any]:
+        place = {"data": data, "data_dir": data_dirs[data], "data_option": scenario.options.get(data, {})}
+        return {**fixed, **place, "recipe": recipe, "out": out / folder, **more}
 
     width = family.students[student]
-    first = {"seed": 0}  # the seed is the student's: few-shot runs of one chain differ in nothing else
     name = f"{family.teacher}-{scenario.chain}"
-    teacher = settings(scenario.chain, family.recipes[0], name, model=family.teacher, init=init, **first)
-    chain = settings(scenario.chain, family.recipes[1], f"{name}.chain{width}", model=str(teacher.output_dir), **first)
-    chain = replace(chain, changes={**family.refinement, **chain.changes}, epochs=chain.epochs or family.refine_epochs)
-    if not is_done(chain):
-        if not is_done(teacher):
-            train(teacher)
-        refine(RefineSettings(**vars(chain), width=width))
+    # The seed is the student's: few-shot runs of one chain differ in nothing else.
+    teacher = options(scenario.chain, family.recipes[0], name, model=family.teacher, init=init, seed=0)
+    chain = options(
+        scenario.chain, family.recipes[1], f"{name}.chain{width}", model=str(out / name), width=width, seed=0,
+        set={**family.refinement, **fixed.get("set", {})}, epochs=fixed.get("epochs") or family.refine_epochs,
+    )  # fmt: skip
+    train(TrainSettings.of(**teacher))
+    refine(RefineSettings.of(**chain))
     few = f".{share:g}" if share != 1 else ""
-    run = f"{student}.oskt-{scenario.chain}-{scenario.student}{few}.seed{(common or {}).get('seed', 0)}"
+    run = f"{student}.oskt-{scenario.chain}-{scenario.student}{few}.seed{fixed.get('seed', 0)}"
     start = out / run / "start"
     if is_main_process() and not (start / "config.json").is_file():
-        open_chain(chain.output_dir).expand(None if family.narrowest else student).save_pretrained(start)
+        open_chain(chain["out"]).expand(None if family.narrowest else student).save_pretrained(start)
     wait_for_everyone()
-    last = settings(scenario.student, family.recipes[2], run, model=str(start), origin="oskt", keep_ids=share)
-    return train(last)
+    last = options(scenario.student, family.recipes[2], run, model=str(start), origin="oskt", keep_ids=share)
+    return train(TrainSettings.of(**last))

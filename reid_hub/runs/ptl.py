@@ -1,21 +1,33 @@
 """Progressive Transfer Learning: fine-tuning with a memory, over several data sets in turn, and distillation of it."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal, TypeVar
 
+from reid_hub.errors import ReIDError
 from reid_hub.evaluation import RetrievalEvaluation
 from reid_hub.files import atomic_file
 from reid_hub.methods import STDMethod
 from reid_hub.models import ReIDModel, list_variants
 from reid_hub.models.backbones import find_variant
 from reid_hub.registry import lookup
+from reid_hub.runs.classify import ClassifySettings
+from reid_hub.runs.lineage import note_teachers, public_source
 from reid_hub.runs.models import model_to_train, open_model
+from reid_hub.runs.options import Pairs, Part, option
 from reid_hub.runs.processes import is_main_process
-from reid_hub.runs.provenance import is_done, note_teachers, public_source
-from reid_hub.runs.train import TrainSettings, load_splits, train
-from reid_hub.training import RECIPES, TrainingSubset, override
+from reid_hub.runs.settings import (
+    EmbeddingArguments,
+    ModelArguments,
+    OutputArguments,
+    RecipeArguments,
+    RunSettings,
+    TrainSettings,
+)
+from reid_hub.runs.train import Train, load_splits
+from reid_hub.training import TrainingSubset
 
 Made = dict[Path, RetrievalEvaluation | None]  # results by folder
 
@@ -25,7 +37,7 @@ DATASET_NAMES = {"market": "market1501", "duke": "dukemtmc", "msmt": "msmt17", "
 
 
 def side_network(backbone: str, cell: str = "v1", memory: bool = True) -> dict[str, Any]:
-    """One of the arms that tell what the memory does, as fields of `TrainSettings`: the variant and its side network.
+    """One of the arms that tell what the memory does, as options of `TrainSettings`: the variant and its side network.
 
     Args:
         backbone: res50, densenet161, mgn, res18-x0.25, ...: what has a variant "-ptl".
@@ -33,25 +45,25 @@ def side_network(backbone: str, cell: str = "v1", memory: bool = True) -> dict[s
         memory: False lets it forget before every batch, as the released training did.
 
     Raises:
-        ValueError: for an unknown cell, or a backbone without such a variant.
+        ReIDError: for an unknown cell, or a backbone without such a variant.
     """
     lookup(dict.fromkeys(CELLS), cell, "cell")
     variants = list_variants()
     known = {name.removesuffix("-ptl"): name for name in variants if name.endswith("-ptl")}
     with_side = lookup(known, backbone, "backbone with a side network")
     if cell == "none":
-        return {"model": f"{backbone}-conv" if f"{backbone}-conv" in variants else backbone, "changes": {}}
-    return {"model": with_side, "changes": {"config.side": {"cell": cell, "memory": memory}}}
+        return {"model": f"{backbone}-conv" if f"{backbone}-conv" in variants else backbone, "set": {}}
+    return {"model": with_side, "set": {"config.side": {"cell": cell, "memory": memory}}}
 
 
 def classification_arm(backbone: str, cell: str = "v1", memory: bool = True, augment: bool = False) -> dict[str, Any]:
-    """The same for general pictures, as fields of `ClassifySettings`.
+    """The same for general pictures, as options of `ClassifySettings`.
 
     With cells two linear layers classify, as wide as the feature, which the paper leaves open. Without augmentation
     (neither flip nor crop) a DenseNet has the dropout of 0.2 of its own paper (arXiv:1608.06993).
     """
     fields = side_network(backbone, cell, memory)
-    variant, changes = find_variant(fields["model"]), fields["changes"]
+    variant, changes = find_variant(fields["model"]), fields["set"]
     if cell != "none":
         changes["config.classifier_hidden"] = [variant["embedding_dim"]]
     if not augment:
@@ -65,35 +77,110 @@ def with_changes(arm: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str
     """The fields of an arm with further changes of the recipe; of mappings of its own only the keys that they name.
 
     Raises:
-        ValueError: for options of a side network where the arm has none.
+        ReIDError: for options of a side network where the arm has none.
     """
-    own = arm["changes"]
+    own = arm["set"]
     if isinstance(changes.get("config.side"), Mapping) and "config.side" not in own:
-        raise ValueError(
+        raise ReIDError(
             f"config.side {dict(changes['config.side'])} is of a side network, and {arm['model']} without a cell has "
             "none: choose one, or leave config.side out"
         )
     nested = [key for key in own if isinstance(own[key], Mapping) and isinstance(changes.get(key), Mapping)]
-    return {**arm, "changes": {**own, **changes, **{key: {**own[key], **changes[key]} for key in nested}}}
+    return {**arm, "set": {**own, **changes, **{key: {**own[key], **changes[key]} for key in nested}}}
 
 
-@dataclass
-class STDSettings(TrainSettings):
-    """What to distill into which student.
+@dataclass(frozen=True)
+class ArmArguments(Part):
+    """Which arm of the experiment on the memory is trained; see `side_network`."""
 
-    Attributes:
-        output_dir: below it there will be lam-VALUE for each weight, and the table table.md.
-        model: the student: a variant, or the folder of a trained one to go on with.
-        teacher: a folder or a repository of the Hub: a network with a memory, or any other with as many features.
-        lams: weights of the distillation; 0 is the baseline and asks no teacher.
+    backbone: str = option("res18-x0.25", "Backbone of the arm: res50, densenet161, mgn, res18-x0.25, ...")
+    cell: Literal["none", "v1", "v2", "plain"] = option(
+        "v1", "Cell of its side network; none is the backbone alone, plain has as many weights but no memory."
+    )
+    memory: bool = option(True, "Carry the memory over from batch to batch.")
+
+
+@dataclass(frozen=True)
+class ArmSettings(TrainSettings):
+    """Which arm to train on people; `model` takes the place of the arm."""
+
+    model: ModelArguments = ModelArguments(model=None)
+    recipe: RecipeArguments = RecipeArguments(recipe="ptl-demo")
+    output: OutputArguments = OutputArguments(out="runs/ptl")
+    embedding: EmbeddingArguments = EmbeddingArguments(flip=True)
+    arm: ArmArguments = ArmArguments()
+
+
+@dataclass(frozen=True)
+class ClassifierArmArguments(ArmArguments):
+    """Which arm is trained on classes; see `classification_arm`."""
+
+    augment: bool = option(False, "Flip and crop; without, a DenseNet has a dropout of 0.2.")
+
+
+@dataclass(frozen=True)
+class ClassifierArmSettings(ClassifySettings):
+    """Which arm to train on classes; `model` takes the place of the arm."""
+
+    model: ModelArguments = ModelArguments(model=None)
+    output: OutputArguments = OutputArguments(out="runs/ptl-cifar")
+    arm: ClassifierArmArguments = ClassifierArmArguments()
+
+
+AnySettings = TypeVar("AnySettings", bound=RunSettings)
+
+
+def with_arm(settings: AnySettings) -> AnySettings:
+    """Settings with a part `arm`, with the model and the recipe's changes of that arm unless they name a model.
+
+    Raises:
+        ReIDError: see `side_network` and `with_changes`.
     """
+    if settings.model.model is not None:
+        return settings
+    make = classification_arm if isinstance(settings, ClassifySettings) else side_network
+    return settings.but(**with_changes(make(**vars(settings.arm)), settings.recipe.set))
 
-    output_dir: str | Path = "runs/std"
-    recipe: str = "std-demo"
-    model: str = "res18-x0.25-conv"
-    flip: bool = True
-    teacher: str | None = None
-    lams: Sequence[float] = (0.8,)
+
+@dataclass(frozen=True)
+class STDArguments(Part):
+    """Who teaches, and how strongly."""
+
+    teacher: str | None = option(None, "Teacher: a trained model's folder or repository; none for --lam 0 alone.")
+    lam: list[float] = option(list, "Weight of the distillation; 0 is the baseline. Repeat for a sweep.")
+
+
+@dataclass(frozen=True)
+class STDSettings(TrainSettings):
+    """What to distill into which student; below `out` there will be lam-VALUE for each weight, and table.md."""
+
+    model: ModelArguments = ModelArguments(model="res18-x0.25-conv")
+    recipe: RecipeArguments = RecipeArguments(recipe="std-demo")
+    output: OutputArguments = OutputArguments(out="runs/std")
+    embedding: EmbeddingArguments = EmbeddingArguments(flip=True)
+    std: STDArguments = STDArguments(lam=[0.8])
+
+
+class TrainSTD(Train):
+    """A student distilled with one weight."""
+
+    settings: STDSettings
+    kind: ClassVar[str] = "std"
+    method: ClassVar[str] = "std"
+
+    @cached_property
+    def teacher(self) -> ReIDModel | None:
+        """Who teaches, if anybody does."""
+        return open_model(self.settings.std.teacher) if self.recipe.options["lam"] else None
+
+    @cached_property
+    def inputs(self) -> Mapping[str, Any]:
+        return {"teacher": self.teacher and self.teacher.fingerprint()}
+
+    def parts(self, model: ReIDModel, subset: TrainingSubset) -> Mapping[str, Any]:
+        if self.teacher is not None:
+            note_teachers(model.config, {self.settings.std.teacher: self.teacher.config})
+        return {"teacher": self.teacher}
 
 
 def distill(settings: STDSettings) -> Made:
@@ -103,89 +190,95 @@ def distill(settings: STDSettings) -> Made:
         Folder and results of each; no results where the data set has no query and gallery.
 
     Raises:
-        ValueError, FileNotFoundError: before training starts, for anything unknown or impossible.
+        ReIDError: before training starts, for anything unknown or impossible.
     """
-    recipe = override(lookup(RECIPES, settings.recipe, "recipe"), settings.changes)
+    recipe, lams = settings.recipe.resolved, settings.std.lam
     if recipe.method != "std":
-        raise ValueError(f"distilling needs a recipe of the method 'std' (std, std-demo), got {settings.recipe!r}")
-    names = [f"lam-{lam:g}" for lam in settings.lams]
-    if not names or len(set(names)) < len(names) or "options.lam" in settings.changes:
-        raise ValueError(
-            f"lams must be different weights, at least one, and options.lam is set by them alone; got {settings.lams} "
-            f"and {settings.changes.get('options.lam')}"
+        raise ReIDError(
+            f"distilling needs a recipe of the method 'std' (std, std-demo), got {settings.recipe.recipe!r}"
         )
-    teacher = None if settings.teacher is None else open_model(settings.teacher)
-    for lam in {min(settings.lams), max(settings.lams)}:  # what cannot be is said before anything is trained
-        STDMethod(
-            model_to_train(settings, recipe), 2,
-            teacher=teacher, **{**recipe.options, "lam": lam},
-        )  # fmt: skip
+    names = [f"lam-{lam:g}" for lam in lams]
+    if not names or len(set(names)) < len(names) or "options.lam" in settings.recipe.set:
+        raise ReIDError(
+            f"lams must be different weights, at least one, and options.lam is set by them alone; got {lams} and "
+            f"{settings.recipe.set.get('options.lam')}"
+        )
+    teacher = None if settings.std.teacher is None else open_model(settings.std.teacher)
+    for lam in {min(lams), max(lams)}:  # what cannot be is said before anything is trained
+        STDMethod(model_to_train(settings), 2, teacher=teacher, **{**recipe.options, "lam": lam})
     made: Made = {}
-    for name, lam in zip(names, settings.lams, strict=True):
-        folder = Path(settings.output_dir) / name
-        stage = replace(settings, output_dir=folder, origin=settings.origin or f"std-{lam:g}")
-        stage.changes = {**settings.changes, "options.lam": lam}
-        stage.push_to = settings.push_to and settings.push_to + (f"-{name}" if len(names) > 1 else "")
-        made[folder] = _distill(stage, lam, teacher)
+    for name, lam in zip(names, lams, strict=True):
+        folder, push = Path(settings.output.out) / name, settings.output.push
+        stage = settings.but(
+            out=folder,
+            origin=settings.origin or f"std-{lam:g}",
+            set={**settings.recipe.set, "options.lam": lam},
+            push=push and push + (f"-{name}" if len(names) > 1 else ""),
+        )
+        made[folder] = TrainSTD(stage).run()
     _write_table(settings, made, "lam")
     return made
 
 
-def _distill(settings: STDSettings, lam: float, teacher: ReIDModel | None) -> RetrievalEvaluation | None:
-    about = {"teacher": teacher.fingerprint() if lam else None}
-    recipe = override(RECIPES[settings.recipe], settings.changes)
+@dataclass(frozen=True)
+class OrderArguments(Part):
+    """Over which data sets to go."""
 
-    def make_method(model: ReIDModel, subset: TrainingSubset) -> STDMethod:
-        if lam:
-            note_teachers(model.config, {settings.teacher: teacher.config})
-        return STDMethod(model, len(subset.identities), teacher=teacher, **recipe.options)
-
-    if settings.resume and is_done(settings, about):
-        return RetrievalEvaluation.read(Path(settings.output_dir) / "results.json")
-    return train(settings, make_method=make_method, about=about)
+    order: list[str] = option(
+        list, "Data sets in their order, also market, duke, msmt, market-duke; synthetic has other people in each step."
+    )
+    data_dirs: Pairs = option(Pairs, "Folder of a data set of the order (default: --data-dir).", metavar="NAME=DIR")
+    data_options: Pairs = option(Pairs, "Options of the loader of a data set, as a JSON mapping.", metavar="NAME=JSON")
 
 
-@dataclass
+@dataclass(frozen=True)
 class TransferSettings(TrainSettings):
-    """Over which data sets to go.
+    """Over which data sets to go; below `out` there will be 1-NAME, 2-NAME, ... for each step, and table.md.
 
-    Attributes:
-        output_dir: below it there will be 1-NAME, 2-NAME, ... for each step, and the table table.md.
-        order: names of data sets, also as the paper calls them (market, duke, msmt, market-duke). "synthetic" has
-            other people in each step.
-        data_dir: a folder that holds all of them, each in its own; data_dirs has another folder by name in the order.
-        data_options: options of each data set, by name in the order.
-        model, init: what the first step starts from; each other one goes on with the model of the step before, under a
-            new classifier.
+    `data_dir` holds all data sets, each in its own layout; `data_dirs` has another folder by name in the order, and
+    `data_options` the options of each. `model` and `init` are what the first step starts from; each other one goes on
+    with the model of the step before, under a new classifier.
     """
 
-    output_dir: str | Path = "runs/transfer"
-    recipe: str = "ptl-demo"
-    model: str = "res18-x0.25-ptl"
-    flip: bool = True
-    order: Sequence[str] = ("synthetic", "synthetic")
-    data_dirs: Mapping[str, str] = field(default_factory=dict)
-    data_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    model: ModelArguments = ModelArguments(model="res18-x0.25-ptl")
+    recipe: RecipeArguments = RecipeArguments(recipe="ptl-demo")
+    output: OutputArguments = OutputArguments(out="runs/transfer")
+    embedding: EmbeddingArguments = EmbeddingArguments(flip=True)
+    steps: OrderArguments = OrderArguments(order=["synthetic", "synthetic"])
+
+    @property
+    def order(self) -> list[str]:
+        """The data sets by name."""
+        return self.steps.order
 
     def step(self, number: int) -> TrainSettings:
         """The settings of a step, from 1."""
         name = self.order[number - 1]
         data = DATASET_NAMES.get(name, name)
-        drawn, options = data == "synthetic", self.data_options.get(name, {})
-        fields = {
+        drawn, options = data == "synthetic", self.steps.data_options.get(name, {})
+        values = {name: value for name, value in self.values().items() if name in TrainSettings.options()}
+        values |= {
             "data": data,
-            "data_dir": self.data_dirs.get(name, None if drawn else self.data_dir),
-            "data_options": {"seed": number, **options} if drawn else options,
+            "data_dir": self.steps.data_dirs.get(name, None if drawn else self.data.data_dir),
+            "data_option": {"seed": number, **options} if drawn else options,
         }
         if number > 1:
-            fields |= {"model": str(self.folder(number - 1)), "init": None}
+            values |= {"model": str(self.folder(number - 1)), "init": None}
         if number < len(self.order):
-            fields["push_to"] = None
-        return replace(self, output_dir=self.folder(number), dataset_name=name, **fields)
+            values["push"] = None
+        return TrainSettings.of(**{**values, "out": self.folder(number), "dataset_name": name, "origin": self.origin})
 
     def folder(self, number: int) -> Path:
         """Where the model of a step lies."""
-        return Path(self.output_dir) / f"{number}-{self.order[number - 1].replace('/', '-')}"
+        return Path(self.output.out) / f"{number}-{self.order[number - 1].replace('/', '-')}"
+
+
+@dataclass(frozen=True)
+class ArmTransferSettings(TransferSettings):
+    """Over which data sets to go with which arm; `model` takes the place of the arm."""
+
+    model: ModelArguments = ModelArguments(model=None)
+    arm: ArmArguments = ArmArguments()
 
 
 def transfer(settings: TransferSettings) -> Made:
@@ -195,22 +288,18 @@ def transfer(settings: TransferSettings) -> Made:
         Folder and results of each step, on the test set of its own data.
 
     Raises:
-        ValueError, FileNotFoundError: before training starts, for anything unknown or impossible.
+        ReIDError: before training starts, for anything unknown or impossible.
     """
     if not settings.order:
-        raise ValueError("the order names no data set: give at least one")
-    for name in {*settings.data_dirs, *settings.data_options}:
+        raise ReIDError("the order names no data set: give at least one")
+    for name in {*settings.steps.data_dirs, *settings.steps.data_options}:
         lookup(dict.fromkeys(settings.order), name, "data set of this order")
-    stages = [settings.step(number) for number in range(1, len(settings.order) + 1)]
-    splits = [load_splits(stage) for stage in stages]  # all of them, before hours are spent on the first
-    made: Made = {}
-    for number, (stage, data) in enumerate(zip(stages, splits, strict=True), start=1):
-        folder = Path(stage.output_dir)
-        about = {"order": list(settings.order[:number]), "start": public_source(settings.init or settings.model)}
-        done = stage.resume and is_done(stage, about)
-        made[folder] = (
-            RetrievalEvaluation.read(folder / "results.json") if done else train(stage, splits=data, about=about)
-        )
+    steps = [settings.step(number) for number in range(1, len(settings.order) + 1)]
+    splits = [load_splits(step) for step in steps]  # all of them, before hours are spent on the first
+    start, made = public_source(settings.model.init or settings.model.model), {}
+    for number, (step, data) in enumerate(zip(steps, splits, strict=True), start=1):
+        stage = Train(step, data, {"order": settings.order[:number], "start": start})
+        made[stage.folder] = stage.run()
     _write_table(settings, made, "step")
     return made
 
@@ -225,5 +314,5 @@ def _write_table(settings: TrainSettings, made: Made, title: str) -> None:
         cells = [f"{100 * metrics[name]:.2f}" if name in metrics else "-" for name in ("mAP", "rank1")]
         data = results.dataset.name if results else "-"
         lines.append(f"| {' | '.join([folder.name.removeprefix('lam-'), data, *cells])} |")
-    with atomic_file(Path(settings.output_dir) / "table.md") as temporary:
+    with atomic_file(Path(settings.output.out) / "table.md") as temporary:
         temporary.write_text("\n".join(lines) + "\n")

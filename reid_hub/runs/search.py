@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from reid_hub.data import decode_image
+from reid_hub.errors import MissingError, ReIDError
 from reid_hub.evaluation import plot_answers
 from reid_hub.files import inside
 from reid_hub.index import GalleryIndex
@@ -15,6 +17,82 @@ from reid_hub.models import ReIDModel
 from reid_hub.models.codes import STORED_AS
 from reid_hub.registry import lookup
 from reid_hub.runs.calibrate import decision_of
+from reid_hub.runs.options import Part, Settings, option
+from reid_hub.runs.settings import DataArguments, EmbeddingArguments
+
+CAMERA = "Regular expression whose first group is the camera's number in an image's path."
+
+
+@dataclass(frozen=True)
+class GalleryArguments(Part):
+    """A folder of images and the index of it."""
+
+    gallery: str = option(None, "Folder of images; their ids are the paths below it.", argument=True)
+    model: str = option(None, "Checkpoint folder or NAMESPACE/NAME that embeds the images.", required=True)
+    out: str = option(None, "Folder of the index.", required=True)
+    camera_pattern: str | None = option(None, CAMERA)
+
+
+@dataclass(frozen=True)
+class CodecArguments(Part):
+    """How an index stores vectors."""
+
+    codec: str | None = option(None, "float32, float16, int8, binary, binary+float16, ... (default: by the model).")
+
+
+@dataclass(frozen=True)
+class IndexAddSettings(Settings):
+    """The settings of `reid-hub index add`."""
+
+    gallery: GalleryArguments = GalleryArguments()
+    embedding: EmbeddingArguments = EmbeddingArguments(flip=True)
+
+
+@dataclass(frozen=True)
+class IndexBuildSettings(IndexAddSettings):
+    """The settings of `reid-hub index build`."""
+
+    storage: CodecArguments = CodecArguments()
+
+
+@dataclass(frozen=True)
+class SearchArguments(Part):
+    """What to search for in which index."""
+
+    index: str = option(None, "Folder that `reid-hub index build` wrote.", argument=True)
+    query: list[str] = option(list, "Images to search for.", argument=True)
+    model: str = option(None, "The model that the index was built with.", required=True)
+    top: int = option(10, "Number of answers.")
+    exclude_camera: int | None = option(None, "Leave out images of this camera.")
+    gallery: str | None = option(None, "The folder that was indexed, for --plot.")
+    plot: str | None = option(None, "Draw the answers into this file.")
+
+
+@dataclass(frozen=True)
+class SearchSettings(Settings):
+    """The settings of `reid-hub search`."""
+
+    search: SearchArguments = SearchArguments()
+    embedding: EmbeddingArguments = EmbeddingArguments(flip=True)
+
+
+@dataclass(frozen=True)
+class DatabaseArguments(Part):
+    """Which gallery lies where, and what is asked of it."""
+
+    model: str = option("runs/supervised", "Checkpoint folder or NAMESPACE/NAME that embeds the images.")
+    uri: str = option("people.db", "Address of a server, or a path that ends in .db.")
+    collection: str = option("gallery", "Name of the collection in the database.")
+    top: int = option(10, "Number of answers to each query.")
+
+
+@dataclass(frozen=True)
+class DatabaseSettings(Settings):
+    """A data set's gallery in a vector database, see `reid_hub.index.DatabaseIndex`."""
+
+    data: DataArguments = DataArguments()
+    database: DatabaseArguments = DatabaseArguments()
+
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
@@ -27,10 +105,10 @@ def find_pictures(folder: str | Path) -> list[Path]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}: give one with the gallery's pictures")
+        raise MissingError(f"no folder {folder}: give one with the gallery's pictures")
     found = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not found:
-        raise FileNotFoundError(f"no pictures below {folder}: looked for {', '.join(sorted(SUFFIXES))}")
+        raise MissingError(f"no pictures below {folder}: looked for {', '.join(sorted(SUFFIXES))}")
     return found
 
 
@@ -96,7 +174,7 @@ def build_index(
             camids = None if cameras is None else [cameras[name] for name in ids]
             index.add(encode_for(index, model, pictures, flip=flip, batch_size=batch_size, progress=True), ids, camids)
     if not len(index):
-        raise ValueError(f"none of the {len(found)} pictures below {folder} can be read; the first: {skipped[0]}")
+        raise ReIDError(f"none of the {len(found)} pictures below {folder} can be read; the first: {skipped[0]}")
     index.save(out)
     return index, len(index) - before, skipped
 
@@ -104,9 +182,7 @@ def build_index(
 def _camera(name: str, pattern: str) -> int:
     match = re.search(pattern, name)
     if match is None or not match.groups() or not match[1].isdigit():
-        raise ValueError(
-            f"the camera pattern {pattern!r} must find a number in every path as its first group: {name!r}"
-        )
+        raise ReIDError(f"the camera pattern {pattern!r} must find a number in every path as its first group: {name!r}")
     return int(match[1])
 
 
@@ -132,17 +208,19 @@ def search_index(
     exclude_camera: int | None = None,
     flip: bool = True,
     gallery_dir: str | Path | None = None,
-    picture: str | Path | None = None,
+    plot: str | Path | None = None,
 ) -> Answer:
     """Search an index for query pictures.
 
     Args:
         exclude_camera: leaves out what this camera took, in an index that knows cameras.
-        gallery_dir: the folder that was indexed, needed to draw the `picture` of the answer.
+        gallery_dir: the folder that was indexed, needed to draw the `plot` of the answer.
 
     Raises:
         ValueError: if the index was made by another model, or a query cannot be read.
     """
+    if top < 1:
+        raise ReIDError(f"top must be at least 1, got {top}")
     index = GalleryIndex.load(index_dir, fingerprint=model.fingerprint())
     pictures = [decode_image(query) for query in queries]
     excluded = None if exclude_camera is None else [exclude_camera] * len(pictures)
@@ -151,16 +229,16 @@ def search_index(
     verdicts = np.full(distances.shape, "", "<U8")
     if decision is not None:
         verdicts = np.where(decision.matches(distances), "match", "no match")
-    if picture is not None:
+    if plot is not None:
         if gallery_dir is None:
-            raise ValueError("a picture of the answer needs the gallery's folder: give gallery_dir")
+            raise ReIDError("a plot of the answers needs the gallery's folder: give gallery_dir")
         found = [[decode_image(inside(gallery_dir, name)) for name in row if name] for row in ids]
         captions = [
             [f"{_short(name)}\n{distance:.3f} {verdict}".strip() for name, distance, verdict in zip(*row, strict=True)]
             for row in zip(ids, distances, verdicts, strict=True)
         ]
         captions = [row[: len(answers)] for row, answers in zip(captions, found, strict=True)]  # fewer than asked for
-        plot_answers(picture, pictures, found, captions)
+        plot_answers(plot, pictures, found, captions)
     return Answer(distances, ids, verdicts, note)
 
 

@@ -1,6 +1,7 @@
 """Pictures of where trainings ended: the loss around the weights of each, side by side."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,48 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reid_hub.data import load_reid_dataset
 from reid_hub.data.augmentation import BatchTransform
 from reid_hub.data.images import ImageDataset
+from reid_hub.errors import ReIDError
 from reid_hub.evaluation import Results, loss_surface, plot_loss_surfaces
 from reid_hub.losses import identity_loss
 from reid_hub.methods import METHODS, SupervisedMethod
+from reid_hub.methods.state import known_identities, read_state
 from reid_hub.registry import lookup
 from reid_hub.runs.models import on_accelerator, open_model
-from reid_hub.training import RECIPES, known_identities, override, read_heads
+from reid_hub.runs.options import Part, Settings, option
+from reid_hub.runs.settings import DataArguments
+from reid_hub.training import RECIPES, override
 
 _BATCH = 64
+
+
+@dataclass(frozen=True)
+class SurfaceArguments(Part):
+    """Around which models, how far and how finely the loss is computed."""
+
+    runs: list[str] = option(list, "Folders of trainings, such as runs/ptl and runs/baseline.", argument=True)
+    count: int = option(256, "Number of training images that the loss is a mean over.")
+    points: int = option(21, "Number of losses along each side of the square.")
+    span: float = option(0.5, "How far to go, in lengths of the network's own filters.")
+    seed: int = option(0, "Seed of the two directions.")
+    out: str = option("surface.png", "File of the drawing.")
+
+
+@dataclass(frozen=True)
+class SurfaceSettings(Settings):
+    """The settings of `reid-hub surface`."""
+
+    surface: SurfaceArguments = SurfaceArguments()
+    data: DataArguments = DataArguments()
+
+
+def surface(settings: SurfaceSettings) -> Path:
+    """Draw the loss around trained models on their data set; see `draw_surfaces`."""
+    how, data = settings.surface, settings.data
+    split = load_reid_dataset(data.data, data.data_dir, **data.data_option)["train"]
+    return draw_surfaces(how.runs, split, how.out, count=how.count, points=how.points, span=how.span, seed=how.seed)
 
 
 def draw_surfaces(
@@ -49,7 +82,7 @@ def draw_surfaces(
     """
     surfaces, folders = {}, [Path(folder) for folder in folders]
     if len(set(folders)) < len(folders):
-        raise ValueError(f"each training is drawn once; got {', '.join(map(str, folders))}")
+        raise ReIDError(f"each training is drawn once; got {', '.join(map(str, folders))}")
     for folder in folders:
         method, loss = training_loss(folder, split, count=count, arguments=arguments)
         name = folder.name if folder.name not in surfaces else str(folder)
@@ -66,11 +99,11 @@ def training_loss(
         FileNotFoundError, ValueError: see there.
     """
     if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}")
+        raise ReIDError(f"count must be at least 1, got {count}")
     method, identities = _reopened(Path(folder))
     rows = np.flatnonzero(np.isin(split["pid"][:], identities))
     if not len(rows):
-        raise ValueError(f"{folder} was trained on other people: give its own data set")
+        raise ReIDError(f"{folder} was trained on other people: give its own data set")
     rows = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
     config, device = method.model.config, on_accelerator(method.model, arguments or {}).device
     images = ImageDataset(split.select(rows), tuple(config.image_size), interpolation=config.interpolation)
@@ -82,11 +115,11 @@ def training_loss(
 
 def _reopened(folder: Path) -> tuple[SupervisedMethod, list[int]]:
     """A training's model under its classifier, and the data set's pids of the classifier's rows."""
-    heads, identities = read_heads(folder), known_identities(folder)
+    heads, identities = read_state(folder), known_identities(folder)
     training = Results.read(folder / "results.json").training
     recipe = override(lookup(RECIPES, training.recipe, "recipe"), training.changes or {})
     if recipe.method not in ("ptl", "std", "supervised"):
-        raise ValueError(f"surfaces are drawn of the methods ptl, std and supervised; {folder} is of {recipe.method!r}")
+        raise ReIDError(f"surfaces are drawn of the methods ptl, std and supervised; {folder} is of {recipe.method!r}")
     alone = {"teacher": None, "lam": 0.0} if recipe.method == "std" else {}  # the loss without any teacher's
     model = open_model(folder)
     method = METHODS[recipe.method](model, len(identities), **{**recipe.options, **alone})

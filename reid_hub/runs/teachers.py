@@ -8,11 +8,12 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig, PreTrainedModel
 
+from reid_hub.errors import MissingError, ReIDError
 from reid_hub.hub.convert import load_weights
 from reid_hub.models import ReIDConfig, ReIDModel
 from reid_hub.runs.models import open_model
-from reid_hub.runs.provenance import is_done
-from reid_hub.runs.train import TrainSettings, load_splits, train
+from reid_hub.runs.settings import RunSettings, TrainSettings
+from reid_hub.runs.train import Train
 
 _SIZE = 224  # what image models are trained in, where nothing says another size
 
@@ -29,43 +30,47 @@ def open_teacher(name: str | Path) -> ReIDModel:
     if name.startswith("timm/"):
         return _from_timm(name)
     if not Path(name).is_dir() and "/" not in name:
-        raise ValueError(
+        raise ReIDError(
             f"a teacher is a trained model, a folder, NAMESPACE/NAME of the Hub or timm/NAME; got {name!r}: train that "
             "variant first (`reid-hub train`) and give its folder"
         )
     if Path(name).is_dir() and not Path(name, "config.json").is_file():
-        raise FileNotFoundError(f"{name} is no checkpoint folder: it has no config.json")
+        raise MissingError(f"{name} is no checkpoint folder: it has no config.json")
     config = AutoConfig.from_pretrained(name)
     if config.model_type == ReIDConfig.model_type:
         return open_model(name)
     return _from_transformers(name, config)
 
 
-def small_teacher(settings: TrainSettings) -> str:
-    """Train a small teacher on the labels of a run's data, in `output_dir`/teacher; returns its folder.
+def small_teacher(settings: RunSettings) -> str:
+    """Train a small teacher on the labels of a run's data, in `out`/teacher; returns its folder.
 
     A narrow ResNet-18 with a vector of twice its width, so that there is something to shorten. What is done is not done
     again, and what was begun goes on.
     """
-    stage = TrainSettings(
-        output_dir=Path(settings.output_dir) / "teacher",
-        data=settings.data,
-        data_dir=settings.data_dir,
-        data_options=settings.data_options,
-        changes={"config.head": "linear", "config.embedding_dim": 256, "config.neck": "none"},
-        image_size=settings.image_size,
-        epochs=3,
-        seed=settings.seed,
-        validation=0.0,
-        resume=True,
-        arguments=settings.arguments,
+    stage = Train(
+        TrainSettings.of(
+            out=Path(settings.output.out) / "teacher",
+            data=settings.data.data,
+            data_dir=settings.data.data_dir,
+            data_option=settings.data.data_option,
+            set={"config.head": "linear", "config.embedding_dim": 256, "config.neck": "none"},
+            image_size=settings.model.image_size,
+            epochs=3,
+            seed=settings.recipe.seed,
+            validation=0.0,
+            resume=True,
+            arg=settings.recipe.arg,
+        )
     )
-    if not is_done(stage):
-        splits = load_splits(stage)
+    if not stage.done():
+        splits = stage.load()
         if "pid" not in splits["train"].column_names or max(splits["train"]["pid"]) < 0:
-            raise ValueError(f"{settings.data} has no identities to train a teacher on: give a teacher that is trained")
-        train(stage, splits=splits)
-    return str(stage.output_dir)
+            raise ReIDError(
+                f"{settings.data.data} has no identities to train a teacher on: give a teacher that is trained"
+            )
+        stage.run()
+    return str(stage.folder)
 
 
 def _from_timm(name: str) -> ReIDModel:
@@ -94,9 +99,9 @@ def _from_transformers(name: str, config: PreTrainedConfig) -> ReIDModel:
         model = ReIDModel(ReIDConfig(**fields))
         ours = model.backbone.model.state_dict()
     except (ValueError, KeyError) as error:
-        raise ValueError(f"{name} ({config.model_type}) is no image model whose feature is known: {error}") from error
+        raise ReIDError(f"{name} ({config.model_type}) is no image model whose feature is known: {error}") from error
     if missing := sorted(set(ours) - set(source)):
-        raise ValueError(f"{name} lacks {len(missing)} tensors of its own trunk ({', '.join(missing[:3])}, ...)")
+        raise ReIDError(f"{name} lacks {len(missing)} tensors of its own trunk ({', '.join(missing[:3])}, ...)")
     model.backbone.model.load_state_dict({key: source[key] for key in ours})
     if getattr(processor, "do_flip_channel_order", False):
         _read_rgb(model.backbone.model, name)
@@ -135,7 +140,7 @@ def _read_rgb(network: nn.Module, name: str) -> None:
     """
     readers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d) and layer.in_channels == 3]
     if len(readers) != 1:
-        raise ValueError(
+        raise ReIDError(
             f"a model that reads BGR must read it by one convolution, whose weights are turned around; {name} has "
             f"{len(readers)} of three channels: take another teacher"
         )

@@ -1,270 +1,330 @@
 """Train a model: data set, model, recipe and trainer put together; evaluated, and saved with its results and card."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from inspect import signature
+from dataclasses import asdict, dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
+import torch
+from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from reid_hub.data import describe_splits, load_reid_dataset
 from reid_hub.data.stored import training_images
-from reid_hub.evaluation import RetrievalEvaluation, embed, evaluate_embedded
+from reid_hub.errors import ReIDError
+from reid_hub.evaluation import Results, RetrievalEvaluation, TrainingInfo, embed, evaluate_embedded
 from reid_hub.hub.convert import load_weights
 from reid_hub.hub.push import push_folder
 from reid_hub.logging import get_logger
-from reid_hub.methods import METHODS, Method, SupervisedMethod
+from reid_hub.methods import METHODS, Method, RunContext
 from reid_hub.models import ReIDModel
 from reid_hub.registry import lookup
 from reid_hub.runs.evaluate import evaluate
-from reid_hub.runs.models import is_checkpoint, model_to_train
-from reid_hub.runs.processes import wait_for_everyone
-from reid_hub.runs.provenance import data_and_start, epochs_of, note_step, provenance
+from reid_hub.runs.lineage import note_step, origin_of, public_source, training_info
+from reid_hub.runs.models import is_checkpoint, model_to_train, on_accelerator
+from reid_hub.runs.processes import is_main_process, wait_for_everyone
+from reid_hub.runs.settings import RunSettings, TrainSettings
+from reid_hub.runs.stage import Stage
 from reid_hub.training import (
-    RECIPES,
     Holdout,
     Recipe,
     ReIDTrainer,
     TrainingSubset,
+    deciding_arguments,
     draw_identities,
-    override,
-    read_heads,
     split_identities,
     training_arguments,
 )
+from reid_hub.training.resume import check_fresh
 
 logger = get_logger(__name__)
+Evaluator = Callable[[Any], Mapping[str, float]]
+AnySettings = TypeVar("AnySettings", bound=RunSettings)
 
 
 @dataclass
-class TrainSettings:
-    """What to train, on what, and where to write it.
+class TrainingRun(Stage[Results | None], Generic[AnySettings]):
+    """What every training is, whatever it trains: a model, images, a method, and a trainer that resumes.
 
-    Attributes:
-        output_dir: becomes the model's folder; best/ and the checkpoints to resume from lie in it.
-        data, data_dir, data_options: see `load_reid_dataset`.
-        dataset_name: what the results call the data set; by default `data`.
-        model: a variant (`list_variants`), or a checkpoint of ours (folder or repository) to go on with.
-        recipe, changes: a key of `RECIPES`, and values that replace the recipe's (see `override`).
-        image_size: (height, width); by default that of the model.
-        init: weights to start from, see `load_weights`.
-        epochs: in place of the recipe's, whose schedule is stretched in proportion.
-        validation: share of the *training* identities held out to watch the training; 0 trains on all.
-        resume: go on from the last checkpoint in `output_dir`, if there is one.
-        flip: average the embeddings of mirror images on the test set.
-        channels_last: memory format; faster for CNNs in half precision.
-        keep_ids: share of the training identities that are kept, drawn by the seed (the few-shot setting).
-        origin: how the initial weights came about ("oskt", "wtsel", ...); names the result.
-        push_to, private: publish the result as this repository of the Hub.
-        arguments: anything of `transformers.TrainingArguments`, such as bf16, report_to, save_steps.
+    A subclass says what its images are (`images`), what its method needs (`parts`), what else decides the result
+    (`inputs`) and how it is evaluated (`evaluate`).
+
+    Args:
+        settings: what to train, on what, and where to write it.
+        splits: in place of the settings' data set as it is.
+        said: more that decides the result, for the results to say.
     """
 
-    output_dir: str | Path = "runs/train"
-    data: str = "synthetic"
-    data_dir: str | None = None
-    data_options: Mapping[str, Any] = field(default_factory=dict)
-    dataset_name: str | None = None
-    model: str = "res18-x0.25"
-    recipe: str = "demo"
-    changes: Mapping[str, Any] = field(default_factory=dict)
-    image_size: Sequence[int] | None = None
-    init: str | None = None
-    epochs: float | None = None
-    seed: int = 0
-    validation: float = 0.1
-    resume: bool = False
-    flip: bool = False
-    channels_last: bool = False
-    keep_ids: float = 1.0
-    origin: str | None = None
-    push_to: str | None = None
-    private: bool | None = None
-    arguments: Mapping[str, Any] = field(default_factory=dict)
+    settings: AnySettings
+    splits: Mapping[str, Any] = field(default_factory=dict)
+    said: Mapping[str, Any] = field(default_factory=dict)
+
+    method: ClassVar[str | None] = None  # the only method whose recipes are taken
+    trained_by: ClassVar[str | None] = None  # the method that trains, if not the recipe's
+    arguments: ClassVar[Mapping[str, Any]] = {}  # of the trainer, unless the settings have others
+    kind: ClassVar[str] = "train"
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.settings.output.out)
+
+    @property
+    def resume(self) -> bool:
+        return self.settings.output.resume
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The recipe with what replaces its values.
+
+        Raises:
+            ReIDError: for an unknown recipe, or one of another method.
+        """
+        recipe = self.settings.recipe.resolved
+        if self.method is not None and recipe.method != self.method:
+            raise ReIDError(
+                f"this needs a recipe of the method {self.method!r} (`reid-hub list recipes`), got "
+                f"{self.settings.recipe.recipe!r} of {recipe.method!r}"
+            )
+        return recipe
+
+    def load(self) -> Mapping[str, Any]:
+        """The data set."""
+        return self.splits or load_splits(self.settings)
+
+    def key(self) -> dict[str, Any]:
+        recipe = {name: value for name, value in asdict(self.recipe).items() if name != "source"}
+        return {
+            **recipe,
+            "epochs": self.settings.epochs,
+            "seed": self.settings.recipe.seed,
+            "arguments": deciding_arguments(self.settings.recipe.arg),
+            **self.origin,
+        }
+
+    @cached_property
+    def origin(self) -> dict[str, Any]:
+        """What the run starts and learns from, by name; see `made_with`."""
+        init = self.settings.model.init
+        start = {"init": None if init is None else public_source(init)}
+        # A training has the size of its model unless another is asked for.
+        size = {"image_size": self.settings.model.image_size} if self.settings.model.image_size else {}
+        return {**origin_of(self.settings), **start, **size, **self.inputs}
+
+    @cached_property
+    def start_weights(self) -> str:
+        """The fingerprint of the model that is trained, before its first step; "random" if the seed decides it."""
+        given = self.settings.model.init is not None or is_checkpoint(self.settings.model.model)
+        return self.new_model().fingerprint() if given else "random"
+
+    @cached_property
+    def inputs(self) -> Mapping[str, Any]:
+        """What else decides the result, such as a teacher; it stands in the results too."""
+        return self.said
+
+    def new_model(self) -> ReIDModel:
+        """The model to train, with its initial weights."""
+        model = model_to_train(self.settings)
+        start_weights(model, self.settings)
+        note_step(model.config, self.settings)
+        return model
+
+    def images(self, model: ReIDModel, train_split: Any) -> tuple[TrainingSubset, Evaluator | None]:
+        """What a model is trained on, and what watches the training, if anything does."""
+        raise NotImplementedError
+
+    @property
+    def made_with(self) -> dict[str, Any]:
+        """What is known of it when the training begins, such as the weights themselves; checkpoints depend on it."""
+        return {"start_weights": self.start_weights}
+
+    def describe(self, trainer: ReIDTrainer) -> TrainingInfo:
+        """What the results say of the training."""
+        return training_info(self.settings, trainer).with_extra(self.inputs)
+
+    @property
+    def source(self) -> str | None:
+        """The folder of a training whose classifier goes on, if one does."""
+        return None
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The recipe's options of the method, and what the settings say in their place."""
+        return self.recipe.options
+
+    def parts(self, model: ReIDModel, subset: TrainingSubset) -> Mapping[str, Any]:
+        """What the method needs beside model and images, such as a teacher; see `RunContext`."""
+        return {}
+
+    def callbacks(self, method: Method) -> Sequence[TrainerCallback]:
+        """Further callbacks of the trainer."""
+        return ()
+
+    def report(self, splits: Mapping[str, Any]) -> None:
+        """Say what the data holds."""
+        report_splits(splits)
+
+    def evaluate(self, trainer: ReIDTrainer, splits: Mapping[str, Any], training: TrainingInfo) -> Results | None:
+        """Evaluate what was trained and write the results, where there is something to evaluate on."""
+        raise NotImplementedError
+
+    def trainer(self, train_split: Any) -> ReIDTrainer:
+        """The trainer of the run, ready to start."""
+        # In this order, and nothing that draws between: the seed decides weights and classifier.
+        set_seed(self.settings.recipe.seed)
+        model = self.new_model()
+        subset, evaluator = self.images(model, train_split)
+        context = RunContext(
+            model=model,
+            subset=subset,
+            options=self.options,
+            source=self.source,
+            seed=self.settings.recipe.seed,
+            embed=partial(self.embed, subset=subset),
+            parts=self.parts(model, subset),
+        )
+        method = lookup(METHODS, self.trained_by or self.recipe.method, "method").from_run(context)
+        return self.new_trainer(method, subset, evaluator)
+
+    def embed(self, model: ReIDModel, *, subset: TrainingSubset, retrieve: str | None = None) -> Tensor:
+        """Embeddings of the training images by the test transform, (N, D); see `embed`."""
+        on_accelerator(model, self.settings.recipe.arg)
+        rows = subset.dataset.dataset.select(subset.rows)
+        return torch.from_numpy(embed(model, rows, retrieve=retrieve).embeddings)
+
+    def new_trainer(
+        self, method: Method, subset: TrainingSubset, evaluator: Evaluator | None, **options: Any
+    ) -> ReIDTrainer:
+        """The trainer of a method; `options` are further ones of `ReIDTrainer`."""
+        recipe, settings = self.recipe, self.settings
+        values: dict[str, Any] = {"seed": settings.recipe.seed, "num_train_epochs": settings.epochs}
+        values["eval_strategy"] = "epoch" if evaluator else "no"
+        if "weight_decay" not in settings.recipe.set:
+            values["weight_decay"] = recipe.decay_for(len(subset) * settings.epochs)
+        args = training_arguments(recipe, settings.output.out, **{**values, **self.arguments, **settings.recipe.arg})
+        return ReIDTrainer(
+            method,
+            recipe,
+            args,
+            subset,
+            evaluator=evaluator,
+            channels_last=settings.model.channels_last,
+            origin={**self.origin, **self.made_with},
+            callbacks=self.callbacks(method),
+            **options,
+        )
+
+    def make(self) -> Results | None:
+        if not self.resume:
+            check_fresh(self.folder)
+        splits = self.load()
+        trainer = self.trainer(splits["train"])
+        last = get_last_checkpoint(str(self.folder)) if self.resume and self.folder.is_dir() else None
+        if trainer.is_world_process_zero():
+            self.report(splits)
+        self.begin()
+        trainer.train(resume_from_checkpoint=last)
+        trainer.save_model()
+        self.save(trainer)
+        wait_for_everyone()
+        results = self.evaluate(trainer, splits, self.describe(trainer))
+        if trainer.is_world_process_zero():
+            self.publish()
+        return results
+
+    def save(self, trainer: ReIDTrainer) -> None:
+        """Write what goes beside the exported model."""
+
+    def publish(self) -> None:
+        """Push the folder, where the settings name a repository."""
+        if self.settings.output.push:
+            push_folder(self.folder, self.settings.output.push, private=self.settings.output.private)
+
+    def facts(self, result: Results | None) -> dict[str, Any]:
+        return {"evaluated": result is not None}
+
+    def is_whole(self, facts: Mapping[str, Any]) -> bool:
+        return (self.folder / "results.json").is_file() or not facts["evaluated"]
+
+    def result(self) -> Results | None:
+        if is_main_process():
+            self.publish()  # a push that failed is made up for; one of the same files is no new commit
+        path = self.folder / "results.json"
+        return Results.read(path) if path.is_file() else None
 
 
-def train(
-    settings: TrainSettings,
-    *,
-    splits: Mapping[str, Any] | None = None,
-    about: Mapping[str, Any] | None = None,
-    **parts: Any,
-) -> RetrievalEvaluation | None:
+class Train(TrainingRun[TrainSettings]):
+    """A training on people with labels, watched on held-out training identities, evaluated once on the test set."""
+
+    def images(self, model: ReIDModel, train_split: Any) -> tuple[TrainingSubset, Evaluator | None]:
+        people, seed = self.settings.people, self.settings.recipe.seed
+        resize = {"interpolation": self.recipe.interpolation, "resize_shortest": model.config.resize_shortest}
+        images = training_images(train_split, tuple(model.config.image_size), self.recipe.augmentation, **resize)
+        rows, evaluator = np.flatnonzero(images.pids >= 0), None
+        if people.validation:
+            holdout = split_identities(images.pids, images.camids, people.validation, seed)
+            watch = partial(validate, train_split=images.dataset, holdout=holdout)
+            rows, evaluator = holdout.train, lambda exported: watch(self.evaluated(exported))
+        if people.keep_ids != 1:
+            rows = rows[np.isin(images.pids[rows], draw_identities(images.pids[rows], people.keep_ids, seed))]
+        return TrainingSubset(images, rows), evaluator
+
+    def evaluated(self, exported: PreTrainedModel) -> ReIDModel:
+        """The model that is evaluated, from what the method exports."""
+        return exported
+
+    def evaluate(self, trainer: ReIDTrainer, splits: Mapping[str, Any], training: TrainingInfo) -> Results | None:
+        if not {"query", "gallery"} <= splits.keys():
+            return None
+        return evaluate(
+            self.evaluated(trainer.model.export()),
+            splits,
+            dataset_name=self.settings.data.name,
+            name=self.result_name(trainer),
+            flip=self.settings.embedding.flip,
+            training=training,
+            folder=self.folder,
+        )
+
+    def result_name(self, trainer: ReIDTrainer) -> str | None:
+        """What the results call the model; None names variant and method."""
+        return None
+
+
+def train(settings: TrainSettings, *, splits: Mapping[str, Any] | None = None) -> RetrievalEvaluation | None:
     """Train by a recipe, then evaluate the last epoch's model once on the test set.
 
     Args:
         splits: in place of the settings' data set as it is.
-        about: more for the results to say of the training.
-        parts: what else `build_trainer` takes, for methods that need more than a data set.
 
     Returns:
         What results.json holds, or None where the data set has no query and gallery.
 
     Raises:
-        ValueError, FileNotFoundError: for anything unknown or impossible, before training starts.
+        ReIDError: for anything unknown or impossible, before training starts.
     """
-    recipe = override(lookup(RECIPES, settings.recipe, "recipe"), settings.changes)
-    splits = load_splits(settings) if splits is None else splits
-    trainer = build_trainer(settings, recipe, splits["train"], about=about, **parts)
-    run(trainer, settings, splits)
-    results = None
-    if {"query", "gallery"} <= splits.keys():
-        results = evaluate(
-            trainer.model.export(),
-            splits,
-            dataset_name=settings.dataset_name or settings.data,
-            flip=settings.flip,
-            training=provenance(settings, recipe, trainer).with_extra(about),
-            folder=settings.output_dir,
-        )
-    publish(trainer, settings)
-    return results
+    return Train(settings, splits or {}).run()
 
 
-def load_splits(settings: TrainSettings) -> Mapping[str, Any]:
+def load_splits(settings: RunSettings) -> Mapping[str, Any]:
     """The data set of a run.
 
     Raises:
-        ValueError: if it has nothing to train on.
+        ReIDError: if it has nothing to train on.
     """
-    splits = load_reid_dataset(settings.data, settings.data_dir, **settings.data_options)
+    data = settings.data
+    splits = load_reid_dataset(data.data, data.data_dir, **data.data_option)
     if "train" not in splits:
-        raise ValueError(f"{settings.data} has no training split, only {', '.join(splits)}")
+        raise ReIDError(f"{data.data} has no training split, only {', '.join(splits)}")
     return splits
 
 
-def run(
-    trainer: ReIDTrainer,
-    settings: TrainSettings,
-    splits: Mapping[str, Any],
-    report: Callable[[Mapping[str, Any]], None] | None = None,
-) -> None:
-    """Train, from the last checkpoint where the settings say so, and write the exported model; `report` of the data."""
-    output_dir = Path(settings.output_dir)
-    last = get_last_checkpoint(str(output_dir)) if settings.resume and output_dir.is_dir() else None
-    if trainer.is_world_process_zero():
-        (report or report_splits)(splits)
-    trainer.train(resume_from_checkpoint=last)
-    trainer.save_model()
-    wait_for_everyone()
-
-
-def publish(trainer: ReIDTrainer, settings: TrainSettings) -> None:
-    """Push what a run made, where the settings name a repository."""
-    if settings.push_to and trainer.is_world_process_zero():
-        push_folder(settings.output_dir, settings.push_to, private=settings.private)
-
-
-def build_trainer(
-    settings: TrainSettings,
-    recipe: Recipe,
-    train_split: Any,
-    *,
-    make_method: Callable[[ReIDModel, TrainingSubset], Method] | None = None,
-    validated: Callable[[PreTrainedModel], ReIDModel] = lambda model: model,
-    make_callbacks: Callable[[Method], Sequence[TrainerCallback]] = lambda method: (),
-    about: Mapping[str, Any] | None = None,
-) -> ReIDTrainer:
-    """The trainer of a run: a model on the training split, watched on held-out identities of it.
-
-    Args:
-        make_method: from the model and what it is trained on; by default the recipe's method with its options.
-        validated: from what the method exports to the model that is evaluated.
-        make_callbacks: further callbacks of the trainer.
-        about: what else decides the run, such as a teacher; it goes on from checkpoints of the same alone.
-    """
-    set_seed(settings.seed)
-    model = model_to_train(settings, recipe)
-    start_weights(model, settings)
-    note_step(model.config, settings, recipe)
-    given = settings.init is not None or is_checkpoint(settings.model)
-    about = {"start_weights": model.fingerprint() if given else "random", **(about or {})}
-    resize = {"interpolation": recipe.interpolation, "resize_shortest": model.config.resize_shortest}
-    images = training_images(train_split, tuple(model.config.image_size), recipe.augmentation, **resize)
-    rows, evaluator = np.flatnonzero(images.pids >= 0), None
-    if settings.validation:
-        holdout = split_identities(images.pids, images.camids, settings.validation, settings.seed)
-        watch = partial(validate, train_split=images.dataset, holdout=holdout)
-        rows, evaluator = holdout.train, lambda exported: watch(validated(exported))
-    if settings.keep_ids != 1:
-        rows = rows[np.isin(images.pids[rows], draw_identities(images.pids[rows], settings.keep_ids, settings.seed))]
-    subset = TrainingSubset(images, rows)
-    method = (make_method or partial(method_of, recipe))(model, subset)
-    options = {"evaluator": evaluator, "callbacks": make_callbacks(method), "about": about}
-    return new_trainer(settings, recipe, method, subset, **options)
-
-
-def start_weights(model: ReIDModel, settings: TrainSettings) -> None:
+def start_weights(model: ReIDModel, settings: RunSettings) -> None:
     """Give a model the initial weights that the settings name, if they name some."""
-    if settings.init is not None:
-        logger.info(f"initial weights from {settings.init}: {load_weights(model, settings.init)}")
-
-
-def new_trainer(
-    settings: TrainSettings,
-    recipe: Recipe,
-    method: Method,
-    subset: TrainingSubset,
-    *,
-    evaluator: Callable[[Any], Mapping[str, float]] | None = None,
-    arguments: Mapping[str, Any] | None = None,
-    about: Mapping[str, Any] | None = None,
-    **options: Any,
-) -> ReIDTrainer:
-    """The trainer that the settings describe, of a method on a training set.
-
-    Args:
-        arguments: defaults for the settings' arguments.
-        about: see `build_trainer`.
-        options: further ones of `ReIDTrainer`.
-    """
-    decay = recipe.weight_decay
-    if "weight_decay" not in settings.changes:
-        decay = recipe.decay_for(len(subset) * epochs_of(settings, recipe))
-    values = {
-        "weight_decay": decay,
-        "seed": settings.seed,
-        "eval_strategy": "epoch" if evaluator else "no",
-        **({} if settings.epochs is None else {"num_train_epochs": settings.epochs}),
-        **(arguments or {}),
-        **settings.arguments,
-    }
-    args = training_arguments(recipe, settings.output_dir, **values)
-    origin = {**data_and_start(settings), **(about or {})}
-    options = {"evaluator": evaluator, "channels_last": settings.channels_last, "origin": origin, **options}
-    return ReIDTrainer(method, recipe, args, subset, **options)
-
-
-def method_of(recipe: Recipe, model: ReIDModel, subset: TrainingSubset) -> Method:
-    """The recipe's method with its options; a ValueError if it needs more than a data set."""
-    make = lookup(METHODS, recipe.method, "method")
-    needs = [p.name for p in signature(make).parameters.values() if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
-    if needs:
-        raise ValueError(
-            f"the method {recipe.method!r} needs more than a data set ({', '.join(needs)}): see reid-hub --help"
-        )
-    return make(model, int(subset.pids.max()) + 1, **recipe.options)
-
-
-def start_heads(method: SupervisedMethod, folder: str | Path, subset: TrainingSubset) -> None:
-    """Start a method's classifier and centers from those of the training run in a folder; says what does not fit.
-
-    Raises:
-        ValueError: if they are of other identities.
-    """
-    try:
-        heads = read_heads(folder, subset.identities)
-    except FileNotFoundError:
-        logger.warning(f"{folder} has no classifier beside it: it starts from random weights")
-        return
-    state = method.state_dict()
-    used = {name: tensor for name, tensor in heads.items() if name in state and tensor.shape == state[name].shape}
-    method.load_state_dict({**state, **used})
-    if left := sorted(set(heads) - set(used)):
-        logger.warning(f"this recipe has another classifier than {folder}: {', '.join(left)} of it are not used")
+    if settings.model.init is not None:
+        logger.info("initial weights from %s: %s", settings.model.init, load_weights(model, settings.model.init))
 
 
 def validate(model: ReIDModel, *, train_split: Any, holdout: Holdout) -> dict[str, float]:
@@ -275,15 +335,18 @@ def validate(model: ReIDModel, *, train_split: Any, holdout: Holdout) -> dict[st
     return {name: getattr(results, name) for name in ("mAP", "rank1", "rank5", "rank10", "mINP")}
 
 
-def report_splits(splits: Mapping[str, Any], show: Callable[[str], None] = print) -> None:
-    """Say what the data holds and what in it training or evaluation will skip."""
+def report_splits(splits: Mapping[str, Any]) -> None:
+    """Log what the data holds and what in it training or evaluation will skip."""
     report = describe_splits(splits)
     for name in splits:
         part = report[name]
         single = part["single_image_ids"], part["single_camera_ids"]
         note = f" ({single[0]} with one image, {single[1]} with one camera)" if any(single) else ""
-        show(f"{name}: {part['images']:,} images of {part['identities']:,} identities{note}, {part['cameras']} cameras")
-    if report.get("queries_without_true_match"):
-        show(f"{report['queries_without_true_match']} queries have no true match and are left out of the evaluation")
+        logger.info(
+            "%s: %s images of %s identities%s, %s cameras",
+            name, f"{part['images']:,}", f"{part['identities']:,}", note, part["cameras"],
+        )  # fmt: skip
+    if missing := report.get("queries_without_true_match"):
+        logger.info("%s queries have no true match and are left out of the evaluation", missing)
     if report["camera_note"]:
-        show(report["camera_note"])
+        logger.warning(report["camera_note"])

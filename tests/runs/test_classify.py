@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -24,8 +23,7 @@ from reid_hub.data.batch import Batch
 from reid_hub.evaluation import topk_accuracy
 from reid_hub.hub.folder import checkpoint_files
 from reid_hub.methods import ClassificationMethod
-from reid_hub.runs.classify import ClassifySettings, classify, new_classifier
-from reid_hub.training import RECIPES, override
+from reid_hub.runs.classify import Classify, ClassifySettings, classify, new_classifier
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,25 +56,29 @@ def start(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def settings(pictures, start) -> ClassifySettings:
-    return ClassifySettings(
+    return ClassifySettings.of(
         data="cifar10", data_dir=str(pictures), dataset_name="colours", model=start, epochs=3,
-        changes={"batch_size": 8, "learning_rate": 0.02}, arguments={"use_cpu": True, "disable_tqdm": True},
+        set={"batch_size": 8, "learning_rate": 0.02}, arg={"use_cpu": True, "disable_tqdm": True},
     )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def made(settings, tmp_path_factory) -> tuple[ClassifySettings, dict, list[float]]:
     """One run, with what was measured after each epoch by a loop over the pictures."""
-    settings, measured = replace(settings, output_dir=tmp_path_factory.mktemp("run")), []
+    settings, measured = settings.but(out=tmp_path_factory.mktemp("run")), []
 
     class Watch(TrainerCallback):
         def __init__(self, method):
             self.method = method
 
         def on_epoch_end(self, args, state, control, **kwargs):
-            measured.append(accuracy_by_hand(self.method.model, settings.data_dir))
+            measured.append(accuracy_by_hand(self.method.model, settings.data.data_dir))
 
-    return settings, classify(settings, make_callbacks=lambda method: [Watch(method)]).to_dict(), measured
+    class Watched(Classify):
+        def callbacks(self, method):
+            return [Watch(method)]
+
+    return settings, Watched(settings).run().to_dict(), measured
 
 
 def accuracy_by_hand(model: ReIDForImageClassification, root: str) -> float:
@@ -101,7 +103,7 @@ def test_last_and_best_are_what_a_loop_measures(made):
     assert results["metrics"]["top1_best"] == pytest.approx(max(measured))
     assert results["metrics"]["best_epoch"] == measured.index(max(measured)) + 1
     assert results["metrics"]["top5"] == 1.0  # of three classes
-    assert results == json.loads(Path(settings.output_dir, "results.json").read_text())
+    assert results == json.loads(Path(settings.output.out, "results.json").read_text())
     assert results["task"] == "classification"
     assert results["dataset"]["data_dir_counts"]["train"] == {"images": 24, "classes": 3}
     assert results["protocol"]["best_chosen_on"] == "the test set"
@@ -110,17 +112,17 @@ def test_last_and_best_are_what_a_loop_measures(made):
 
 def test_the_folder_is_the_model_that_was_measured(made):
     settings, results, _ = made
-    last = AutoModelForImageClassification.from_pretrained(settings.output_dir)
-    best = AutoModelForImageClassification.from_pretrained(Path(settings.output_dir, "best"))
-    assert accuracy_by_hand(last, settings.data_dir) == pytest.approx(results["metrics"]["top1"])
-    assert accuracy_by_hand(best, settings.data_dir) == pytest.approx(results["metrics"]["top1_best"])
+    last = AutoModelForImageClassification.from_pretrained(settings.output.out)
+    best = AutoModelForImageClassification.from_pretrained(Path(settings.output.out, "best"))
+    assert accuracy_by_hand(last, settings.data.data_dir) == pytest.approx(results["metrics"]["top1"])
+    assert accuracy_by_hand(best, settings.data.data_dir) == pytest.approx(results["metrics"]["top1_best"])
     assert last.config.id2label == {0: "ant", 1: "bee", 2: "cat"}
-    card = Path(settings.output_dir, "README.md").read_text()
+    card = Path(settings.output.out, "README.md").read_text()
     assert "pipeline_tag: image-classification" in card
     assert f"| colours | test | {100 * results['metrics']['top1']:.1f} | 100.0 |" in card
     assert f"The best was after epoch {results['metrics']['best_epoch']:g}." in card
     assert {"config.json", "model.safetensors", "classification_reid.py"} <= checkpoint_files(
-        Path(settings.output_dir)
+        Path(settings.output.out)
     ).keys()  # fit to be published
     for wrong in ("person", "gallery", "surveillance"):
         assert wrong not in card.partition("# ")[2].partition("```bibtex")[0].lower()
@@ -159,7 +161,7 @@ def test_top_k_against_a_loop():
 
 
 def test_few_shots_of_every_class(settings, tmp_path):
-    results = classify(replace(settings, output_dir=tmp_path, keep=0.4, epochs=1, evaluate_every=5)).to_dict()
+    results = classify(settings.but(out=tmp_path, keep=0.4, epochs=1, evaluate_every=5)).to_dict()
     assert results["training"]["images"] == 9  # 3.2 of 8, rounded down, of three classes
     assert results["training"]["keep"] == 0.4
     assert results["protocol"]["evaluations"] == 1  # the last epoch always has one
@@ -167,18 +169,18 @@ def test_few_shots_of_every_class(settings, tmp_path):
 
 
 def test_the_trunk_starts_from_a_classifier_of_other_classes(made, settings, tmp_path, pictures):
-    before = load_file(Path(made[0].output_dir, "model.safetensors"))
+    before = load_file(Path(made[0].output.out, "model.safetensors"))
     (tmp_path / "two").mkdir()
     for part in ("train", "test"):
         (tmp_path / "two" / part).mkdir()
         for name in ("ant", "cat"):
             (tmp_path / "two" / part / name).symlink_to(pictures / part / name)
-    tiny = replace(
-        settings, data_dir=str(tmp_path / "two"), output_dir=tmp_path / "run", init=str(made[0].output_dir), epochs=1,
-        changes={**settings.changes, "learning_rate": 1e-12},
+    tiny = settings.but(
+ data_dir=str(tmp_path / "two"), out=tmp_path / "run", init=str(made[0].output.out), epochs=1,
+        set={**settings.recipe.set, "learning_rate": 1e-12},
     )  # fmt: skip
     with pytest.raises(ValueError, match=r"knows 3 classes \(ant, bee, cat\.\.\.\), not the 2 of the data"):
-        classify(replace(tiny, model=str(made[0].output_dir), init=None))
+        classify(tiny.but(model=str(made[0].output.out), init=None))
     classify(tiny)
     after = load_file(tmp_path / "run" / "model.safetensors")
     assert after["classifier.weight"].shape == (2, 8)
@@ -190,10 +192,10 @@ def test_the_trunk_starts_from_a_classifier_of_other_classes(made, settings, tmp
 def test_transfer_by_crops_of_the_originals(settings, tmp_path):
     """The recipe as it is but for its size: another picture size in training, the paper's transform in the test."""
     changes = {"batch_size": 8, "config.image_size": [28, 28], "config.resize_shortest": 32}
-    transfer = replace(settings, output_dir=tmp_path, model="res18-x0.25", recipe="transfer", changes=changes, epochs=1)
+    transfer = settings.but(out=tmp_path, model="res18-x0.25", recipe="transfer", set=changes, epochs=1)
     results = classify(transfer).to_dict()
     assert results["metrics"]["top1"] == pytest.approx(
-        accuracy_by_hand(AutoModelForImageClassification.from_pretrained(tmp_path), settings.data_dir)
+        accuracy_by_hand(AutoModelForImageClassification.from_pretrained(tmp_path), settings.data.data_dir)
     )
     assert results["protocol"]["resize_shortest"] == 32
     assert json.loads((tmp_path / "preprocessor_config.json").read_text())["size"] == {"shortest_edge": 32}
@@ -205,12 +207,10 @@ def test_a_trunk_gets_the_edges_of_the_recipe_and_is_the_variant_but_for_its_wei
     trunk = ReIDModel(ReIDConfig.from_variant("res18-x0.25", image_size=(32, 32), last_stride=None)).eval()
     trunk.save_pretrained(tmp_path / "trunk")
     changes = {"config.image_size": [28, 28], "config.resize_shortest": 36, "config.image_std": [0.5, 0.5, 0.5]}
-    tuned = replace(settings, output_dir=tmp_path / "out")
+    tuned = settings.but(out=tmp_path / "out")
 
     def begin(model: str, recipe: str = "transfer", **more):
-        asked = {**changes, **more}
-        begun = replace(tuned, model=model, changes=asked, recipe=recipe)
-        return new_classifier(begun, override(RECIPES[recipe], asked), ["a", "b"])
+        return new_classifier(tuned.but(model=model, set={**changes, **more}, recipe=recipe), ["a", "b"])
 
     plain, begun = begin("res18-x0.25"), begin(str(tmp_path / "trunk"))
     of_a_file = ("_name_or_path", "auto_map", "dtype", "lineage")
@@ -234,29 +234,29 @@ def test_a_trunk_gets_the_edges_of_the_recipe_and_is_the_variant_but_for_its_wei
 def test_so_many_pictures_of_each_class_and_the_decay_of_the_budget(settings, tmp_path, monkeypatch):
     monkeypatch.setattr("reid_hub.training.recipe.BUDGET_DECAYS", {6: 0.125, 600: 0.25})
     small = {"batch_size": 4, "config.image_size": [16, 16], "config.resize_shortest": 18}
-    short = replace(settings, recipe="kdep-supervised", changes=small, model="res18-x0.25", per_class=2, epochs=1)
-    results = classify(replace(short, output_dir=tmp_path / "few")).to_dict()
+    short = settings.but(recipe="kdep-supervised", set=small, model="res18-x0.25", per_class=2, epochs=1)
+    results = classify(short.but(out=tmp_path / "few")).to_dict()
     assert (results["training"]["images"], results["training"]["per_class"]) == (6, 2)
     assert results["training"]["weight_decay"] == 0.125
-    given = replace(short, output_dir=tmp_path / "given", changes={**small, "weight_decay": 0.0})
+    given = short.but(out=tmp_path / "given", set={**small, "weight_decay": 0.0})
     assert classify(given).training.weight_decay == 0
     with pytest.raises(ValueError, match="in place of keep"):
-        replace(short, keep=0.5)
+        short.but(keep=0.5)
 
 
 def test_what_cannot_be_trained_is_refused(settings, tmp_path, people):
-    tiny = replace(settings, output_dir=tmp_path / "out")
+    tiny = settings.but(out=tmp_path / "out")
     for changes, reason in (
         ({"data": people[1], "data_dir": str(people[3])}, "train and test"),
-        ({"recipe": "demo", "changes": {}}, "recipe of the method 'classification'"),
+        ({"recipe": "demo", "set": {}}, "recipe of the method 'classification'"),
         ({"recipe": "nothing"}, "unknown recipe"),
         ({"keep": 0.0}, r"share of each class must be in \(0, 1\]"),
     ):
         with pytest.raises(ValueError, match=reason):
-            classify(replace(tiny, **changes))
+            classify(tiny.but(**changes))
     for field, value in (("validation", 0.1), ("keep_ids", 0.5), ("flip", True), ("evaluate_every", 0)):
         with pytest.raises(ValueError, match=field):
-            replace(tiny, **{field: value})
+            tiny.but(**{field: value})
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["x", "y"])})
     rows = {"image": [np.zeros((4, 4, 3), np.uint8)] * 3, "label": [0, 1, -1]}
     splits = dict.fromkeys(("train", "test"), datasets.Dataset.from_dict(rows, features=features))
@@ -284,7 +284,7 @@ def test_killed_and_resumed_gives_the_same_bits_and_the_same_best(made, pictures
     assert not (tmp_path / "results.json").exists()
     finished = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr[-4000:]
-    first, second = (load_file(Path(out) / "model.safetensors") for out in (settings.output_dir, tmp_path))
+    first, second = (load_file(Path(out) / "model.safetensors") for out in (settings.output.out, tmp_path))
     for name in first:
         assert torch.equal(first[name], second[name]), name
     assert json.loads((tmp_path / "results.json").read_text())["metrics"] == results["metrics"]

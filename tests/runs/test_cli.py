@@ -59,19 +59,19 @@ def test_every_command_has_help_with_an_example(command):
     assert f"Example: reid-hub {' '.join(command)}" in text
 
 
-def test_train_evaluate_and_search_a_folder_of_pictures(pictures, model, tmp_path):
+def test_train_evaluate_and_search_a_folder_of_pictures(pictures, model, tmp_path, caplog):
     out = tmp_path / "trained"
     common = ["--data", "image_folder", "--data-dir", pictures, "--dataset-name", "mine"]
     settings = ["--set", "batch_size=8", "--set", "num_instances=2", "--validation", "0", "--epochs", "2"]
     said = run("train", *common, "--model", model, "--out", out, *settings)
-    assert "No test picture has a camera id" in said
+    assert "No test picture has a camera id" in caplog.text
     assert "mine: mAP" in said
     trained = json.loads((out / "results.json").read_text())
     assert trained["dataset"]["name"] == trained["training"]["dataset"] == "mine"
     assert "camera id" in (out / "README.md").read_text()
     assert str(tmp_path) not in json.dumps(trained)
 
-    run("evaluate", out, *common, "--flip", "--pictures", tmp_path / "shown")
+    run("evaluate", out, *common, "--flip", "--plots", tmp_path / "shown")
     evaluated = json.loads((out / "results.json").read_text())
     assert evaluated["training"] == trained["training"]
     assert evaluated["protocol"]["flip"]
@@ -80,10 +80,10 @@ def test_train_evaluate_and_search_a_folder_of_pictures(pictures, model, tmp_pat
     (pictures / "broken.jpg").write_bytes(b"not a picture")
     said = run("index", "build", pictures, "--model", out, "--out", tmp_path / "index", stream="output")
     (pictures / "broken.jpg").unlink()
-    assert "72 pictures, 72 of them new, 1 skipped" in said
+    assert "72 images, 72 of them new, 1 skipped" in said
     assert "broken.jpg" in said
     query = pictures / "person03" / "2.png"
-    picture = ["--gallery", pictures, "--picture", tmp_path / "answer.png"]
+    picture = ["--gallery", pictures, "--plot", tmp_path / "answer.png"]
     said = run("search", tmp_path / "index", query, "--model", out, "--top", "3", *picture)
     assert said.splitlines()[1].split() == ["1", "0.0000", "person03/2.png"]
     with Image.open(tmp_path / "answer.png") as image:

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 from reid_hub import evaluate_model, load_reid_dataset
 from reid_hub.cli import app
 from reid_hub.evaluation import embed
+from reid_hub.methods.state import read_state
 from reid_hub.runs.models import open_model
-from reid_hub.training import read_heads
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def compress(people, short, teacher):
     """Run `reid-hub compress` on the teacher and return what it says."""
 
     def run(*words) -> str:
-        result = CliRunner().invoke(app, list(map(str, ["compress", teacher, *people, *short, *words])))
+        result = CliRunner().invoke(app, list(map(str, ["compress", "--model", teacher, *people, *short, *words])))
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
         return result.stdout
@@ -98,23 +98,23 @@ def test_a_finished_size_is_not_trained_again(compress, tmp_path):
     before = (tmp_path / "slice-5" / "model.safetensors").stat().st_mtime_ns
     compress(*words, "--resume")
     assert (tmp_path / "slice-5" / "model.safetensors").stat().st_mtime_ns == before
-    with pytest.raises(ValueError, match="seed 0 instead of 1"):
+    with pytest.raises(ValueError, match="seed was 0 and is 1"):
         compress(*words, "--resume", "--seed", 1)
 
 
 def test_what_lies_there_must_be_what_is_asked_for(compress, tmp_path):
     words = ("--head", "matryoshka", "--dim", 8, "--dim", 3, "--int8", "--out", tmp_path)
     compress(*words)
-    with pytest.raises(ValueError, match=r"prefixes \[8, 3\] instead of \[4\]"):
+    with pytest.raises(ValueError, match=r"prefixes was \[8, 3\] and is \[4\]"):
         compress("--head", "matryoshka", "--dim", 4, "--int8", "--resume", "--out", tmp_path)
-    with pytest.raises(ValueError, match="granularity tensor instead of dimension"):
+    with pytest.raises(ValueError, match="granularity was 'tensor' and is 'dimension'"):
         compress(*words, "--resume", "--granularity", "dimension")
     assert not (tmp_path / "matryoshka-4-int8").exists()
 
 
 def test_training_goes_on_from_norm_and_classifier_of_the_model(compress, teacher, tmp_path):
     compress("--head", "slice", "--dim", 5, "--out", tmp_path, "--set", "learning_rate=1e-12")
-    heads, old = read_heads(tmp_path / "slice-5"), read_heads(teacher)
+    heads, old = read_state(tmp_path / "slice-5"), read_state(teacher)
     torch.testing.assert_close(heads["classifier.weight"], old["classifier.weight"][:, :5], rtol=1e-3, atol=1e-5)
 
 
@@ -129,9 +129,9 @@ def test_wrong_input_is_said_in_one_line(complaint, people, teacher, tmp_path):
         ("--head", "prune", "--retrain", 0): "retrain must be above 0",
     }
     for words, reason in cases.items():
-        assert reason in complaint(["compress", teacher, *people, *words, "--out", tmp_path / "out"])
+        assert reason in complaint(["compress", "--model", teacher, *people, *words, "--out", tmp_path / "out"])
     assert not (tmp_path / "out").exists()
-    assert "no checkpoint folder" in complaint(["compress", tmp_path / "nothing", "--head", "pca", *people])
+    assert "no checkpoint folder" in complaint(["compress", "--model", tmp_path / "nothing", "--head", "pca", *people])
 
 
 def test_the_paper_s_aerial_data_set_through_the_same_command(people, short, teacher, tmp_path):
@@ -150,7 +150,20 @@ def test_the_paper_s_aerial_data_set_through_the_same_command(people, short, tea
     marks = [0] * len(names["query"]) + [1] * len(names["gallery"])
     partitions = {"trainval_im_names": names["train"], "test_im_names": tests, "test_marks": marks}
     (root / "partitions.pkl").write_bytes(pickle.dumps(partitions, protocol=2))
-    words = ["compress", teacher, "--data", "prai1581", "--data-dir", tmp_path, *short, "--head", "slice", "--dim", 4]
+    words = [
+        "compress",
+        "--model",
+        teacher,
+        "--data",
+        "prai1581",
+        "--data-dir",
+        tmp_path,
+        *short,
+        "--head",
+        "slice",
+        "--dim",
+        4,
+    ]
     result = CliRunner().invoke(app, list(map(str, [*words, "--out", tmp_path / "out"])))
     assert result.exit_code == 0, result.output
     counts = results_of(tmp_path / "out" / "slice-4")["dataset"]["data_dir_counts"]
@@ -161,7 +174,20 @@ def test_the_paper_s_aerial_data_set_through_the_same_command(people, short, tea
 @pytest.mark.parametrize("head", ["low_rank", "pca"])
 def test_compressed_models_are_published(head, people, short, teacher, tmp_path, hub):
     environment = hub.environment(tmp_path / "home")
-    words = ["compress", teacher, *people, *short, "--head", head, "--dim", 4, "--int8", "--out", tmp_path / "out"]
+    words = [
+        "compress",
+        "--model",
+        teacher,
+        *people,
+        *short,
+        "--head",
+        head,
+        "--dim",
+        4,
+        "--int8",
+        "--out",
+        tmp_path / "out",
+    ]
     command = [sys.executable, "-m", "reid_hub.cli", *map(str, words), "--push", "alice/compressed"]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr[-2000:]
@@ -173,13 +199,13 @@ def test_compressed_models_are_published(head, people, short, teacher, tmp_path,
 
 def test_a_compressed_model_is_only_pruned_further_and_only_alike(compress, complaint, people, short, tmp_path):
     compress("--head", "prune", "--dim", 8, "--int8", "--base", "--out", tmp_path)
-    common = [tmp_path / "prune-8-int8", *people, *short, "--dim", 4, "--out", tmp_path / "on"]
+    common = ["--model", tmp_path / "prune-8-int8", *people, *short, "--dim", 4, "--out", tmp_path / "on"]
     for words in (["--head", "slice"], ["--head", "prune"], ["--head", "prune", "--int8", "--granularity", "vector"]):
         assert "compressed already" in complaint(["compress", *common, *words])
     assert not (tmp_path / "on").exists()
     result = CliRunner().invoke(app, list(map(str, ["compress", *common, "--head", "prune", "--int8"])))
     assert result.exit_code == 0, result.output
     first, second = (
-        set(open_model(f).compression.kept.tolist()) for f in (common[0], tmp_path / "on" / "prune-4-int8")
+        set(open_model(f).compression.kept.tolist()) for f in (common[1], tmp_path / "on" / "prune-4-int8")
     )
     assert second < first

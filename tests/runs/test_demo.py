@@ -27,10 +27,10 @@ def mean_colour_map(splits) -> float:
 
 def test_demo_makes_everything_and_learns_more_than_colour(tmp_path, capsys):
     made = run_demo(tmp_path, epochs=EPOCHS)
-    for name in ("model/model.safetensors", "model/README.md", "model/results.json", "pictures/rank_lists.png",
-                 "pictures/cmc.png", "pictures/embedding_map.png", "pictures/search.png"):  # fmt: skip
+    for name in ("model/model.safetensors", "model/README.md", "model/results.json", "plots/rank_lists.png",
+                 "plots/cmc.png", "plots/embedding_map.png", "plots/search.png"):  # fmt: skip
         assert (tmp_path / name).stat().st_size > 0
-    for picture in (tmp_path / "pictures").iterdir():
+    for picture in (tmp_path / "plots").iterdir():
         with Image.open(picture) as image:
             assert min(image.size) > 200
     results = json.loads((tmp_path / "model/results.json").read_text())

@@ -24,7 +24,7 @@ from reid_hub.methods.fd import attention_maps
 from reid_hub.runs import fd
 from reid_hub.runs.fd import FDSettings, distill, train_student
 from reid_hub.runs.models import open_model
-from reid_hub.training import known_identities, read_heads
+from reid_hub.training import known_identities, read_state
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,17 +43,17 @@ def backbone(tmp_path_factory):
 @pytest.fixture(scope="module")
 def settings(people, backbone):
     changes = {"batch_size": 8, "num_instances": 2}
-    return FDSettings(
+    return FDSettings.of(
         data="market_layout", data_dir=str(people[3]), dataset_name="coloured", model=backbone, backbone=backbone,
-        image_size=(64, 32), view_size=(48, 48), validation=0, epochs=2, teacher_epochs=2, changes=changes,
-        teacher_changes=changes, views=["Hol", "Dn1"], arguments={"use_cpu": True, "disable_tqdm": True},
+        image_size=(64, 32), view_size=(48, 48), validation=0, epochs=2, teacher_epochs=2, set=changes,
+        set_teacher=changes, view=["Hol", "Dn1"], arg={"use_cpu": True, "disable_tqdm": True},
     )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def made(settings, tmp_path_factory):
     """All three steps, done once."""
-    settings = replace(settings, output_dir=tmp_path_factory.mktemp("fd"))
+    settings = settings.but(out=tmp_path_factory.mktemp("fd"))
     distill(settings)
     return settings
 
@@ -67,7 +67,7 @@ def files(folder: Path, pattern: str) -> dict[Path, int]:
 
 
 def test_the_student_is_a_plain_model_with_its_results(made):
-    out, splits = Path(made.output_dir), load_reid_dataset("market_layout", made.data_dir)
+    out, splits = Path(made.output.out), load_reid_dataset("market_layout", made.data.data_dir)
     results = results_of(out / "student")
     assert results["training"]["method"] == "fd"
     assert results["training"]["views"] == ["Hol", "Dn1"]
@@ -82,13 +82,13 @@ def test_the_student_is_a_plain_model_with_its_results(made):
     assert said.stdout.split() == [str(sum(p.numel() for p in initial.parameters())), "False"], said.stderr
     model = AutoModel.from_pretrained(out / "student").eval()
     assert evaluate_model(model, splits, flip=True).mAP == pytest.approx(results["metrics"]["mAP"])
-    assert {"classifier.weight", "fmfb.Dn1.select.0.weight", "rfb.Hol.embed.fc.weight"} <= read_heads(
+    assert {"classifier.weight", "fmfb.Dn1.select.0.weight", "rfb.Hol.embed.fc.weight"} <= read_state(
         out / "student"
     ).keys()
 
 
 def test_teachers_see_their_views_at_full_resolution(made):
-    out, splits = Path(made.output_dir), load_reid_dataset("market_layout", made.data_dir)
+    out, splits = Path(made.output.out), load_reid_dataset("market_layout", made.data.data_dir)
     for view in made.chosen:
         folder = out / "teachers" / view.name
         teacher = open_model(folder)
@@ -100,51 +100,45 @@ def test_teachers_see_their_views_at_full_resolution(made):
 
 
 def test_resuming_repeats_nothing(made, capsys):
-    out = Path(made.output_dir)
+    out = Path(made.output.out)
     before = files(out, "*.safetensors")
-    assert distill(replace(made, resume=True)).to_dict() == results_of(out / "student")
+    assert distill(made.but(resume=True)).to_dict() == results_of(out / "student")
     assert files(out, "*.safetensors") == before
-    with pytest.raises(ValueError, match=r"made with views \['Hol', 'Dn1'\] instead of \['Hol'\]"):
-        train_student(replace(made, resume=True, initial=str(out / "initial"), views="Hol"))
-    with pytest.raises(ValueError, match="seed 0 instead of 1"):
-        distill(replace(made, resume=True, seed=1))
+    with pytest.raises(ValueError, match=r"views was \['Hol', 'Dn1'\] and is \['Hol'\]"):
+        train_student(made.but(resume=True, initial=str(out / "initial"), view=["Hol"]))
+    with pytest.raises(ValueError, match="seed was 0 and is 1"):
+        distill(made.but(resume=True, seed=1))
 
 
 def test_what_is_done_is_of_the_same_views_teachers_and_start(made, tmp_path):
-    out = Path(made.output_dir)
-    again = replace(made, resume=True, initial=str(out / "initial"))
+    out = Path(made.output.out)
+    again = made.but(resume=True, initial=str(out / "initial"))
     ready = {view.name: str(out / "teachers" / view.name) for view in made.chosen}
-    legs = replace(again, views=(made.chosen[0], replace(made.chosen[1], rows=("1/2", 1))))
-    with pytest.raises(ValueError, match=r"made with view .*3/4.* instead of .*1/2"):
+    legs = again.but(cut=(made.chosen[0], replace(made.chosen[1], rows=("1/2", 1))))
+    with pytest.raises(ValueError, match=r"view.* was .*3/4.* and is .*1/2"):
         fd.train_teachers(legs)
     shutil.copytree(out / "teachers", tmp_path / "cut" / "teachers")
     (tmp_path / "cut" / "teachers" / "Dn1" / "results.json").unlink()  # as if killed behind its last checkpoint
-    with pytest.raises(ValueError, match=r"view was .*3/4.* and is .*1/2"):
-        fd.train_teachers(replace(legs, output_dir=tmp_path / "cut"))
-    with pytest.raises(ValueError, match=r"made with init .* instead of other.pth"):
-        distill(replace(made, resume=True, init="other.pth"))
+    with pytest.raises(ValueError, match=r"view.* was .*3/4.* and is .*1/2"):
+        fd.train_teachers(legs.but(out=tmp_path / "cut"))
+    with pytest.raises(ValueError, match=r"init was None and is 'other.pth'"):
+        distill(made.but(resume=True, init="other.pth"))
     shutil.copytree(ready["Dn1"], tmp_path / "initial")  # of the same name
-    with pytest.raises(ValueError, match=r"made with initial \w+ instead of \w+"):
-        train_student(replace(again, initial=str(tmp_path / "initial")))
-    with pytest.raises(ValueError, match=r"made with teachers .* instead of"):
-        train_student(replace(again, online=True, teachers={**ready, "Dn1": ready["Hol"]}))
+    with pytest.raises(ValueError, match=r"initial was '\w+' and is '\w+'"):
+        train_student(again.but(initial=str(tmp_path / "initial")))
+    with pytest.raises(ValueError, match=r"teachers.Dn1 was '\w+' and is"):
+        train_student(again.but(online=True, teacher={**ready, "Dn1": ready["Hol"]}))
     with pytest.raises(ValueError, match="Dn1 was made with other teacher"):
-        train_student(replace(again, teachers={**ready, "Dn1": ready["Hol"]}))
+        train_student(again.but(teacher={**ready, "Dn1": ready["Hol"]}))
     with pytest.raises(FileNotFoundError, match="no representations"):
-        train_student(replace(again, cache=str(tmp_path / "nothing")))
-    earlier = results_of(out / "student")
-    for name in ("cuts", "teachers", "initial", "init"):
-        del earlier["training"][name]
-    (tmp_path / "student").mkdir()
-    (tmp_path / "student" / "results.json").write_text(json.dumps(earlier))
-    assert train_student(replace(again, output_dir=tmp_path, cache=str(made.cache_dir))).to_dict() == earlier
+        train_student(again.but(cache=str(tmp_path / "nothing")))
 
 
 def test_online_teachers_teach_the_same(made, tmp_path):
     """Gradients of the first steps come from equal targets: the weights agree to rounding."""
-    out = Path(made.output_dir)
+    out = Path(made.output.out)
     ready = {view.name: str(out / "teachers" / view.name) for view in made.chosen}
-    online = replace(made, output_dir=tmp_path, online=True, teachers=ready, initial=str(out / "initial"))
+    online = made.but(out=tmp_path, online=True, teacher=ready, initial=str(out / "initial"))
     distill(online)
     assert not (tmp_path / "cache").exists()
     first, second = (load_file(folder / "student" / "model.safetensors") for folder in (out, tmp_path))
@@ -153,33 +147,33 @@ def test_online_teachers_teach_the_same(made, tmp_path):
 
 
 def test_the_control_of_equal_length_needs_no_teachers(made, tmp_path):
-    initial = str(Path(made.output_dir) / "initial")
-    changes = {**made.changes, "options.alpha": 0, "options.beta": 0}
-    results = distill(replace(made, output_dir=tmp_path, initial=initial, changes=changes)).to_dict()
+    initial = str(Path(made.output.out) / "initial")
+    changes = {**made.recipe.set, "options.alpha": 0, "options.beta": 0}
+    results = distill(made.but(out=tmp_path, initial=initial, set=changes)).to_dict()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["student"]
     assert results["training"]["method"] == "fd-control"
     assert results["training"]["epochs"] == 2
 
 
 def test_it_starts_from_the_initial_student_with_its_classifier(made, tmp_path):
-    initial = Path(made.output_dir) / "initial"
-    changes = {**made.changes, "learning_rate": 1e-12}
-    train_student(replace(made, output_dir=tmp_path, cache=str(made.cache_dir), initial=str(initial), changes=changes))
+    initial = Path(made.output.out) / "initial"
+    changes = {**made.recipe.set, "learning_rate": 1e-12}
+    train_student(made.but(out=tmp_path, cache=str(made.cache_dir), initial=str(initial), set=changes))
     before, after = (load_file(folder / "model.safetensors") for folder in (initial, tmp_path / "student"))
     for name in before:
         if "running" not in name and "tracked" not in name:
             torch.testing.assert_close(after[name], before[name])
-    classifier = [read_heads(folder)["classifier.weight"] for folder in (initial, tmp_path / "student")]
+    classifier = [read_state(folder)["classifier.weight"] for folder in (initial, tmp_path / "student")]
     torch.testing.assert_close(*classifier)
 
 
 def test_an_annotated_region_is_a_view_like_any_other(made, tmp_path):
     """Also where the training pictures alone are annotated; its teacher is then not evaluated."""
-    out, splits = Path(made.output_dir), load_reid_dataset("market_layout", made.data_dir)
+    out, splits = Path(made.output.out), load_reid_dataset("market_layout", made.data.data_dir)
     boxes = dict.fromkeys(splits["train"]["path"], (0.25, 0.5, 0.75, 1.0))
     views = (made.chosen[0], View("bag", region=boxes.__getitem__, image_size=(48, 48), dim=4))
     ready = {"Hol": str(out / "teachers" / "Hol")}
-    again = replace(made, output_dir=tmp_path, initial=str(out / "initial"), views=views, teachers=ready, resume=True)
+    again = made.but(out=tmp_path, initial=str(out / "initial"), cut=views, teacher=ready, resume=True)
     results = distill(again).to_dict()
     assert results["training"]["views"] == ["Hol", "bag"]
     assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["Hol", "bag"]
@@ -188,32 +182,32 @@ def test_an_annotated_region_is_a_view_like_any_other(made, tmp_path):
     assert distill(again).to_dict() == results
     assert (files(tmp_path / "cache", "*"), open_model(tmp_path / "teachers" / "bag").fingerprint()) == before
     others = dict.fromkeys(boxes, (0.0, 0.0, 0.5, 0.5))
-    with pytest.raises(ValueError, match=r"view was .*bag.* and is .*bag"):
-        distill(replace(again, views=(views[0], replace(views[1], region=others.__getitem__))))
+    with pytest.raises(ValueError, match=r"teachers/bag belongs to another run: view.regions was"):
+        distill(again.but(cut=(views[0], replace(views[1], region=others.__getitem__))))
     boxes.popitem()
     with pytest.raises(ValueError, match="view 'bag' has no region for image bounding_box_train/"):
-        distill(replace(again, output_dir=tmp_path / "new", initial=None))
+        distill(again.but(out=tmp_path / "new", initial=None))
     assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"views": "up1"}, "did you mean 'Up1'"),
-        ({"views": ["Hol", "Legs=1/2:2"]}, "a band of your own is"),
-        ({"views": ["Hol", "Hat=0:1/70"]}, "too small for view 'Hat'"),
-        ({"model": "res18-x0.25", "teacher_changes": {"config.resize_shortest": 64}}, "shown the middle alone"),
+        ({"view": ["up1"]}, "did you mean 'Up1'"),
+        ({"view": ["Hol", "Legs=1/2:2"]}, "a band of your own is"),
+        ({"view": ["Hol", "Hat=0:1/70"]}, "too small for view 'Hat'"),
+        ({"model": "res18-x0.25", "set_teacher": {"config.resize_shortest": 64}}, "shown the middle alone"),
         # SqueezeNet's map of 7x3 is large enough for this window, so that what is wrong is the view.
         (
-            {"model": "squeezenet", "image_size": (128, 64), "teacher_changes": {"config.pooling_window": 3},
-             "views": ["Hol", "Hat=0:1/70"]},
+            {"model": "squeezenet", "image_size": (128, 64), "set_teacher": {"config.pooling_window": 3},
+             "view": ["Hol", "Hat=0:1/70"]},
             "too small for view 'Hat'",
         ),
     ],
 )  # fmt: skip
 def test_what_cannot_be_taught_is_refused_before_anything_is_trained(settings, tmp_path, changes, reason):
     with pytest.raises(ValueError, match=reason):
-        distill(replace(settings, output_dir=tmp_path / "new", **changes))
+        distill(settings.but(out=tmp_path / "new", **changes))
     assert not (tmp_path / "new").exists()
 
 
@@ -225,48 +219,49 @@ def test_what_cannot_be_taught_is_refused_before_anything_is_trained(settings, t
     ],
 )
 def test_a_teacher_has_the_head_that_is_asked_for_and_that_fits(settings, tmp_path, variant, changes, expected):
-    short = {"teacher_epochs": 0.25, "arguments": {**settings.arguments, "save_strategy": "no"}}
-    changes = {**settings.teacher_changes, **changes}
-    made = replace(settings, output_dir=tmp_path, backbone=variant, teacher_changes=changes, views="Hol", **short)
+    short = {"teacher_epochs": 0.25, "arg": {**settings.recipe.arg, "save_strategy": "no"}}
+    changes = {**settings.teachers.set_teacher, **changes}
+    made = settings.but(out=tmp_path, backbone=variant, set_teacher=changes, view=["Hol"], **short)
     config = open_model(fd.train_teachers(made)["Hol"]).config
     assert (config.pooling, config.head, config.embedding_dim) == expected
 
 
 def test_what_does_not_belong_together_is_refused(made, settings, tmp_path):
-    out = Path(made.output_dir)
+    out = Path(made.output.out)
     ready = {view.name: str(out / "teachers" / view.name) for view in made.chosen}
-    base = replace(made, output_dir=tmp_path, initial=str(out / "initial"), cache=str(made.cache_dir))
+    base = made.but(out=tmp_path, initial=str(out / "initial"), cache=str(made.cache_dir))
     for changes, reason in (
         ({"validation": 0.3}, "trained on 8 identities|was trained on 8"),
-        ({"views": "Hol+G1"}, "Mid1 has no representations|Up1 has no representations"),
+        ({"view": ["Hol+G1"]}, "Mid1 has no representations|Up1 has no representations"),
         ({"initial": None}, "starts from an initial one"),
-        ({"recipe": "demo", "changes": {}}, "recipe of the method 'fd'"),
-        ({"changes": {"augmentation.pad": 4}}, "pad 0, crop_scale 1, rotation 0 and no resized_area, got 4"),
-        ({"changes": {"augmentation.resized_area": (0.1, 0.5)}}, r"no resized_area, got .* and \(0.1, 0.5\)"),
+        ({"recipe": "demo", "set": {}}, "recipe of the method 'fd'"),
+        ({"set": {"augmentation.pad": 4}}, "pad 0, crop_scale 1, rotation 0 and no resized_area, got 4"),
+        ({"set": {"augmentation.resized_area": (0.1, 0.5)}}, r"no resized_area, got .* and \(0.1, 0.5\)"),
         ({"cache": str(tmp_path / "nothing")}, "no representations"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=reason):
-            train_student(replace(base, **changes))
+            train_student(base.but(**changes))
     with pytest.raises(ValueError, match="'Dn1' has no teacher"):
-        fd.make_cache(replace(base, teachers={"Hol": ready["Hol"]}))
+        fd.make_cache(base.but(teacher={"Hol": ready["Hol"]}))
     with pytest.raises(ValueError, match="unknown view of these teachers 'Dn2'"):
-        fd.train_teachers(replace(base, teachers={"Dn2": ready["Hol"]}))
+        fd.train_teachers(base.but(teacher={"Dn2": ready["Hol"]}))
     with pytest.raises(ValueError, match="made with other teacher"):
-        fd.make_cache(replace(base, teachers={**ready, "Dn1": ready["Hol"]}))
+        fd.make_cache(base.but(teacher={**ready, "Dn1": ready["Hol"]}))
     with pytest.raises(ValueError, match="a map of at least 4x4, got 2x1"):
-        distill(replace(settings, output_dir=tmp_path / "small", image_size=(16, 8)))
+        distill(settings.but(out=tmp_path / "small", image_size=(16, 8)))
     assert not (tmp_path / "small").exists()
-    few = replace(base, output_dir=tmp_path / "few", validation=0.3, cache=None)
-    others = {**ready, **fd.train_teachers(replace(few, views=["Hol"]))}
+    few = base.but(out=tmp_path / "few", validation=0.3, cache=None)
+    others = {**ready, **fd.train_teachers(few.but(view=["Hol"]))}
     with pytest.raises(ValueError, match=r"'Hol' and 'Dn1' were trained on different identities, \d and 8"):
-        fd.make_cache(replace(few, teachers=others))
+        fd.make_cache(few.but(teacher=others))
 
 
 def test_the_command_takes_bands_and_ready_teachers(made, people, tmp_path):
-    out = Path(made.output_dir)
+    out = Path(made.output.out)
     words = [
         "distill", "fd", *people, "--out", tmp_path, "--initial", out / "initial", "--teacher",
-        f"Hol={out / 'teachers' / 'Hol'}", "--view", "Hol", "--view", "Legs=1/2:1", "--backbone", made.backbone,
+        f"Hol={out / 'teachers' / 'Hol'}", "--view", "Hol", "--view", "Legs=1/2:1",
+        "--backbone", made.teachers.backbone,
         "--image-size", 64, 32, "--view-size", 48, 48, "--epochs", 1, "--teacher-epochs", 1, "--validation", 0,
         "--set", "batch_size=8", "--set", "num_instances=2", "--set-teacher", "batch_size=8",
         "--set-teacher", "num_instances=2", "--arg", "use_cpu=true",
@@ -282,8 +277,9 @@ def test_the_command_takes_bands_and_ready_teachers(made, people, tmp_path):
 @pytest.mark.parametrize("stage", ["initial", "teachers/Dn1", "student"])
 def test_killed_in_any_stage_and_resumed_gives_the_same_bits(stage, made, people, tmp_path):
     words = [
-        "distill", "fd", *people, "--out", tmp_path, "--student", made.model, "--backbone", made.backbone, "--view",
-        "Hol", "--view", "Dn1", "--image-size", 64, 32, "--view-size", 48, 48, "--epochs", 2, "--teacher-epochs", 2,
+        "distill", "fd", *people, "--out", tmp_path, "--model", made.model.model,
+        "--backbone", made.teachers.backbone, "--view", "Hol", "--view", "Dn1",
+        "--image-size", 64, 32, "--view-size", 48, 48, "--epochs", 2, "--teacher-epochs", 2,
         "--validation", 0, "--set", "batch_size=8", "--set", "num_instances=2", "--set-teacher", "batch_size=8",
         "--set-teacher", "num_instances=2", "--arg", "use_cpu=true", "--resume",
     ]  # fmt: skip
@@ -298,15 +294,15 @@ def test_killed_in_any_stage_and_resumed_gives_the_same_bits(stage, made, people
     assert not (tmp_path / "student" / "results.json").exists()
     finished = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr[-4000:]
-    first, second = (load_file(Path(out) / "student" / "model.safetensors") for out in (made.output_dir, tmp_path))
+    first, second = (load_file(Path(out) / "student" / "model.safetensors") for out in (made.output.out, tmp_path))
     for name in first:
         assert torch.equal(first[name], second[name]), name
 
 
 def test_attention_is_where_features_are_long(made, tmp_path):
     """By hand: 1x1 convolution, batch norm of evaluation, ReLU, and the root of the summed squares at each place."""
-    folder = Path(made.output_dir) / "student"
-    model, heads = open_model(folder).eval(), read_heads(folder)
+    folder = Path(made.output.out) / "student"
+    model, heads = open_model(folder).eval(), read_state(folder)
     pixels = torch.randn(3, 3, 64, 32, generator=torch.Generator().manual_seed(0))
     maps = attention_maps(model, heads, pixels)
     assert list(maps) == ["student", "Hol", "Dn1"]
@@ -320,7 +316,7 @@ def test_attention_is_where_features_are_long(made, tmp_path):
     )
     selected = (((mixed - mean) / (var + 1e-5).sqrt()) * weight + bias).clamp(min=0)
     torch.testing.assert_close(maps["Dn1"], (selected**2).sum(1).sqrt(), rtol=1e-4, atol=1e-5)
-    words = ["distill", "attention", folder, "--data", "market_layout", "--data-dir", made.data_dir, "--count", 2]
+    words = ["distill", "attention", folder, "--data", "market_layout", "--data-dir", made.data.data_dir, "--count", 2]
     out = tmp_path / "attention.png"
     result = CliRunner().invoke(app, [*map(str, words), "--out", str(out)])
     assert result.exit_code == 0, result.output

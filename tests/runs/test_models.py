@@ -8,8 +8,8 @@ from reid_hub import ReIDConfig, ReIDModel, load_reid_dataset
 from reid_hub.evaluation.embedding import open_images
 from reid_hub.runs.classify import ClassifySettings, new_classifier
 from reid_hub.runs.models import new_model, recipe_config, shortest_in
-from reid_hub.runs.train import TrainSettings, build_trainer
-from reid_hub.training import RECIPES, override
+from reid_hub.runs.settings import TrainSettings
+from reid_hub.runs.train import Train
 
 
 @pytest.fixture(scope="module")
@@ -29,28 +29,25 @@ def test_what_is_cut_off_shrinks_with_the_picture():
 
 
 def test_a_recipe_cuts_off_as_much_of_pictures_of_another_size():
-    recipe = RECIPES["kdep"]
-    assert recipe_config(TrainSettings(), recipe)["resize_shortest"] == 256
-    assert recipe_config(TrainSettings(image_size=(64, 64)), recipe)["resize_shortest"] == 73
-    changes = {"config.resize_shortest": 100}
-    said = TrainSettings(image_size=(64, 64), changes=changes)
-    assert recipe_config(said, override(recipe, changes))["resize_shortest"] == 100
-    assert "resize_shortest" not in recipe_config(TrainSettings(image_size=(64, 64)), RECIPES["demo"])
+    kdep = TrainSettings.of(recipe="kdep")
+    assert recipe_config(kdep)["resize_shortest"] == 256
+    assert recipe_config(kdep.but(image_size=(64, 64)))["resize_shortest"] == 73
+    said = kdep.but(image_size=(64, 64), set={"config.resize_shortest": 100})
+    assert recipe_config(said)["resize_shortest"] == 100
+    assert "resize_shortest" not in recipe_config(TrainSettings.of(image_size=(64, 64)))
 
 
 @pytest.mark.parametrize(("size", "shortest"), [((64, 64), 73), ((64, 32), None)])
 def test_a_checkpoint_in_another_size_cuts_off_as_much(trunk, size, shortest):
-    settings = ClassifySettings(model=trunk, image_size=size)
-    classifier = new_classifier(settings, RECIPES["classify-demo"], ["a", "b"])
+    classifier = new_classifier(ClassifySettings.of(model=trunk, image_size=size), ["a", "b"])
     for config in (new_model(trunk, size).config, classifier.config):
         assert config.resize_shortest == shortest
         assert tuple(config.image_size) == size
 
 
 def test_without_a_size_a_classifier_on_a_trunk_has_the_recipe_s(trunk):
-    settings = ClassifySettings(model=trunk)
     for recipe, size, shortest in (("classify-demo", [64, 64], 73), ("transfer", [224, 224], 256)):
-        config = new_classifier(settings, RECIPES[recipe], ["a", "b"]).config
+        config = new_classifier(ClassifySettings.of(model=trunk, recipe=recipe), ["a", "b"]).config
         assert (config.image_size, config.resize_shortest) == (size, shortest)
 
 
@@ -58,7 +55,7 @@ def test_a_trunk_with_a_position_for_each_patch_keeps_its_size(tmp_path):
     vit = ReIDConfig.from_variant("vit-s-s1", image_size=(32, 32))
     vit.backbone_config.depth = 1
     ReIDModel(ReIDConfig.from_dict(vit.to_dict())).save_pretrained(tmp_path)
-    config = new_classifier(ClassifySettings(model=str(tmp_path)), RECIPES["classify-demo"], ["a", "b"]).config
+    config = new_classifier(ClassifySettings.of(model=tmp_path), ["a", "b"]).config
     assert config.image_size == [32, 32]
 
 
@@ -76,10 +73,11 @@ def test_people_are_trained_on_as_they_are_evaluated(trunk, tmp_path, size):
     for name in ("query", "bounding_box_test"):
         Image.fromarray(pixels).save(tmp_path / name / f"0003_c{1 + (name == 'query')}s1_000001_00.jpg", "PNG")
     split = load_reid_dataset("market_layout", tmp_path)["train"]
-    settings = TrainSettings(
-        tmp_path / "out", model=trunk, image_size=size, validation=0, arguments={"use_cpu": True, "disable_tqdm": True}
-    )
-    trainer = build_trainer(settings, override(RECIPES["demo"], {"batch_size": 4, "num_instances": 2}), split)
+    settings = TrainSettings.of(
+        out=tmp_path / "out", model=trunk, image_size=size, validation=0, set={"batch_size": 4, "num_instances": 2},
+        arg={"use_cpu": True, "disable_tqdm": True},
+    )  # fmt: skip
+    trainer = Train(settings).trainer(split)
     trained = trainer.train_dataset.__getitems__([0, 3])["pixel_values"]
     tested = open_images(split, trainer.model.model.config, progress=False).__getitems__([0, 3])["pixel_values"]
     assert trained.equal(tested)

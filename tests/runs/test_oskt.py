@@ -10,13 +10,13 @@ from typer.testing import CliRunner
 from reid_hub import ReIDConfig, ReIDModel, WeightChain
 from reid_hub.cli import app
 from reid_hub.evaluation import measure_cost
+from reid_hub.methods.state import read_state
 from reid_hub.models.weight_chain import WeightChainConfig
 from reid_hub.models.width_scale import at_width
 from reid_hub.runs import oskt
 from reid_hub.runs.expand import choose_chain, expand_within, legal_widths, parse_amount
 from reid_hub.runs.models import open_chain
 from reid_hub.runs.refine import chain_widths
-from reid_hub.training import read_heads
 
 TINY = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
 SHORT = ["--set", "batch_size=8", "--set", "num_instances=2", "--epochs", "2", "--validation", "0"]
@@ -45,7 +45,7 @@ def test_refining_leaves_chain_teacher_classifiers_results_and_card(chain, teach
     student = opened.expand()
     assert results["cost"]["parameters"] == sum(p.numel() for p in student.parameters())
     # Refinement went on from the teacher's classifier, and both ends of the chain have one of their own.
-    started, refined, narrow = (read_heads(path)["classifier.weight"] for path in (teacher, chain / "teacher", chain))
+    started, refined, narrow = (read_state(path)["classifier.weight"] for path in (teacher, chain / "teacher", chain))
     assert started.shape == refined.shape == (8, 16)
     assert torch.nn.functional.cosine_similarity(started.flatten(), refined.flatten(), dim=0) > 0.5
     assert narrow.shape == (8, student.embedding_dim) == (8, 6)
@@ -90,7 +90,7 @@ def test_progressive_chains_teach_one_another(people, teacher, tmp_path):
 
 
 def test_an_expanded_student_trains_further(people, chain, tmp_path):
-    said = run("expand", chain, "--width", "5", "--out", tmp_path / "start")
+    said = run("expand", chain, "--student", "5", "--out", tmp_path / "start")
     assert "multiply-adds" in said
     assert ReIDModel.from_pretrained(tmp_path / "start").config.backbone_config.hidden_sizes == [5, 10]
     said = run("train", *people, *SHORT, "--model", tmp_path / "start", "--out", tmp_path / "out", "--keep-ids", "0.5")
@@ -175,7 +175,7 @@ def test_a_published_scenario_from_beginning_to_end(people, tmp_path, monkeypatc
     small = oskt.Family("res18-x0.25", ("demo", "oskt-demo", "demo"), {"res18-x0.25": 8})
     monkeypatch.setitem(oskt.FAMILIES, "res50", small)
     monkeypatch.setitem(oskt.SCENARIOS, "m", oskt.Scenario("market_layout", "market_layout"))
-    common = {"epochs": 1, "image_size": (32, 16), "changes": {"batch_size": 8}}
+    common = {"epochs": 1, "image_size": (32, 16), "set": {"batch_size": 8}}
     folders = {"market_layout": str(people[3])}
     first = oskt.run_scenario("m", "res18-x0.25", folders, out=tmp_path, common=common)
     assert first.training.method == "oskt"
@@ -186,7 +186,7 @@ def test_a_published_scenario_from_beginning_to_end(people, tmp_path, monkeypatc
     assert (tmp_path / "res18-x0.25-market_layout.chain8" / "model.safetensors").stat().st_mtime_ns == made
     with pytest.raises(ValueError, match="needs the folder of market_layout"):
         oskt.run_scenario("m", "res18-x0.25", {}, out=tmp_path)
-    with pytest.raises(ValueError, match="was made with epochs 1 instead of 2"):
+    with pytest.raises(ValueError, match="epochs was 1 and is 2"):
         oskt.run_scenario("m", "res18-x0.25", folders, out=tmp_path, common=common | {"epochs": 2})
 
 
@@ -229,21 +229,21 @@ def test_baselines_from_the_same_teacher(people, teacher, tmp_path):
     [
         (["expand", "{teacher}", "--out", "x"], "is no weight chain but a 'reid'"),
         (["expand", "no/such/chain", "--out", "x"], "no checkpoint folder no/such/chain"),
-        (["expand", "{chain}", "--width", "9", "--out", "x"], "between the chain's 3 and the teacher's 8, got 9"),
-        (["expand", "{chain}", "--width", "4", "--budget-ms", "9", "--out", "x"], "give one of --student, --width"),
+        (["expand", "{chain}", "--student", "9", "--out", "x"], "between the chain's 3 and the teacher's 8, got 9"),
+        (["expand", "{chain}", "--student", "4", "--budget-ms", "9", "--out", "x"], "give --student or the budgets"),
         (["expand", "{chain}", "--budget-params", "9", "--out", "x"], "the narrowest student of this chain"),
         (["expand", "{chain}", "--student", "vit-s-s1", "--out", "x"], "only widths may differ"),
         (["refine", "--model", "{teacher}", "--recipe", "bot"], "needs a recipe of the method 'oskt'"),
         (["refine", "--model", "{teacher}", "--width", "4", "--width", "9", "{people}"], "a width from 1 to 8, got 9"),
         (["refine", "--model", "{chain}", "--width", "4", "{people}"], "is a weight chain, no model"),
         (["refine", "--model", "{teacher}", "--width", "4", "{people}", "--epochs", "0"], "epochs must be above 0"),
-        (["refine", "--model", "{teacher}", "{people}", "--resume", "--out", "{chain}"], "another chain: width was 3"),
+        (["refine", "--model", "{teacher}", "{people}", "--resume", "--out", "{chain}"], "chain.width was 3 and is 8"),
         (["expand", "{chain}", "--out", "{chain}"], "take the place of its chain"),
         (["expand", "{chain}", "--budget-params", "", "--out", "x"], "an amount must read like"),
         (["expand", "{chain}", "--budget-ms", "nan", "--out", "x"], "above 0 and finite"),
         (["expand", "{damaged}", "--out", "x"], "are damaged"),
         (["refine", "--model", "{teacher}", "--width", "4", "{people}", "--keep-ids", "0.5"], "here are 4"),
-        (["train", "--recipe", "oskt", "{people}"], "needs more than a data set (chain)"),
+        (["train", "--recipe", "oskt", "{people}"], "needs `chain`, and the run has none"),
         (["distill", "kdpp", "--teacher", "{teacher}", "{people}", "--keep-ids", "0.5"], "here are 4"),
     ],
 )  # fmt: skip

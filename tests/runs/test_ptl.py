@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +26,10 @@ from reid_hub.runs.ptl import (
     transfer,
     with_changes,
 )
+from reid_hub.runs.settings import TrainSettings
 from reid_hub.runs.surface import draw_surfaces, training_loss
-from reid_hub.runs.train import TrainSettings, train
-from reid_hub.training import RECIPES, known_identities, override, read_heads
+from reid_hub.runs.train import train
+from reid_hub.training import RECIPES, known_identities, override, read_state
 
 TRUNK = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
 HEAD = {"head": "linear", "head_bias": True, "head_norm": False, "embedding_dim": 6, "neck": "none"}
@@ -51,9 +51,9 @@ def plain(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def settings(people, plain):
-    return STDSettings(
+    return STDSettings.of(
         data="market_layout", data_dir=str(people[3]), dataset_name="coloured", model=plain, validation=0, epochs=2,
-        changes=CHANGES, arguments={"use_cpu": True, "disable_tqdm": True},
+        set=CHANGES, arg={"use_cpu": True, "disable_tqdm": True},
     )  # fmt: skip
 
 
@@ -61,16 +61,16 @@ def settings(people, plain):
 def teacher(settings, tmp_path_factory):
     """A network with a memory, trained by PTL."""
     out = tmp_path_factory.mktemp("ptl")
-    fields = {name: getattr(settings, name) for name in ("data", "data_dir", "dataset_name", "validation", "epochs",
-                                                         "changes", "arguments")}  # fmt: skip
+    shared = ("data", "data_dir", "dataset_name", "validation", "epochs", "set", "arg")
+    fields = {name: settings.values()[name] for name in shared}
     start = saved(tmp_path_factory.mktemp("start"), side={"cell": "v1"})
-    train(TrainSettings(out, model=start, recipe="ptl-demo", **fields))
+    train(TrainSettings.of(out=out, model=start, recipe="ptl-demo", **fields))
     return str(out)
 
 
 @pytest.fixture(scope="module")
 def made(settings, teacher, tmp_path_factory):
-    settings = replace(settings, output_dir=tmp_path_factory.mktemp("std"), teacher=teacher, lams=(0.0, 0.8))
+    settings = settings.but(out=tmp_path_factory.mktemp("std"), teacher=teacher, lam=(0.0, 0.8))
     return settings, distill(settings)
 
 
@@ -80,7 +80,7 @@ def times(folder: Path) -> dict[Path, int]:
 
 def built(arm: dict, classes: int | None = None):
     """The model of an arm, without memory for its weights."""
-    recipe = override(RECIPES["ptl"], arm["changes"])
+    recipe = override(RECIPES["ptl"], arm["set"])
     with torch.device("meta"):
         config = ReIDConfig.from_variant(arm["model"], **recipe.config, **({"num_labels": classes} if classes else {}))
         return ReIDForImageClassification(config) if classes else ReIDModel(config)
@@ -125,15 +125,15 @@ def test_the_arms_for_general_pictures():
         (342, 342), (10, 342),
     ]  # fmt: skip
     assert model.config.backbone_config.dropout == 0.2
-    recipe = override(RECIPES["cifar"], arm["changes"])
+    recipe = override(RECIPES["cifar"], arm["set"])
     assert (recipe.augmentation.flip, recipe.augmentation.pad) == (0.0, 0)
     augmented = classification_arm("densenet-bc-100", "v2", augment=True)
     assert built(augmented, classes=10).config.backbone_config.dropout == 0
     changed = with_changes(arm, {"config.backbone_config": {"blocks": [2, 2, 2]}, "config.side": {"memory": False}})
     backbone = built(changed, classes=10).config.backbone_config
     assert (backbone.blocks, backbone.dropout, backbone.growth) == ([2, 2, 2], 0.2, 12)
-    assert changed["changes"]["config.side"] == {"cell": "v2", "memory": False}
-    assert override(RECIPES["cifar"], augmented["changes"]).augmentation == RECIPES["cifar"].augmentation
+    assert changed["set"]["config.side"] == {"cell": "v2", "memory": False}
+    assert override(RECIPES["cifar"], augmented["set"]).augmentation == RECIPES["cifar"].augmentation
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_unknown_arms_are_named(words, message):
 
 def test_a_student_for_every_weight_and_a_table_of_them(made, plain):
     settings, results = made
-    out = Path(settings.output_dir)
+    out = Path(settings.output.out)
     assert list(results) == [out / "lam-0", out / "lam-0.8"]
     lines = (out / "table.md").read_text().splitlines()
     for line, (folder, result) in zip(lines[2:], results.items(), strict=True):
@@ -164,22 +164,22 @@ def test_a_student_for_every_weight_and_a_table_of_them(made, plain):
         assert not any("side" in name or "teacher" in name for name in checkpoint)
     assert results[out / "lam-0.8"].training.method == "std-0.8"
     assert results[out / "lam-0"].training.extra["teacher"] is None
-    assert results[out / "lam-0.8"].training.extra["teacher"] == open_model(settings.teacher).fingerprint()
+    assert results[out / "lam-0.8"].training.extra["teacher"] == open_model(settings.std.teacher).fingerprint()
 
 
 def test_weight_0_is_the_baseline_to_the_last_bit(made, settings, tmp_path):
-    fields = {name: getattr(settings, name) for name in ("data", "data_dir", "model", "validation", "epochs",
-                                                         "changes", "arguments")}  # fmt: skip
-    train(TrainSettings(tmp_path, recipe="ptl-demo", **fields))
+    shared = ("data", "data_dir", "model", "validation", "epochs", "set", "arg")
+    fields = {name: settings.values()[name] for name in shared}
+    train(TrainSettings.of(out=tmp_path, recipe="ptl-demo", **fields))
     first, second = (load_file(Path(folder) / "model.safetensors")
-                     for folder in (tmp_path, Path(made[0].output_dir) / "lam-0"))  # fmt: skip
+                     for folder in (tmp_path, Path(made[0].output.out) / "lam-0"))  # fmt: skip
     for name in first:
         assert torch.equal(first[name], second[name]), name
 
 
 def test_distilling_brings_the_features_nearer_to_the_teachers(made, teacher):
     settings, results = made
-    split = load_reid_dataset("market_layout", settings.data_dir)["train"]
+    split = load_reid_dataset("market_layout", settings.data.data_dir)["train"]
     pictures = [row["image"] for row in split]
     taught = open_model(teacher).encode(pictures, flip=False)
     gaps = [abs(open_model(folder).encode(pictures, flip=False) - taught).mean() for folder in results]
@@ -188,32 +188,32 @@ def test_distilling_brings_the_features_nearer_to_the_teachers(made, teacher):
 
 def test_resuming_repeats_nothing_and_refuses_what_is_something_else(made, plain, tmp_path):
     settings, results = made
-    before = times(Path(settings.output_dir))
-    assert distill(replace(settings, resume=True)) == results
-    assert times(Path(settings.output_dir)) == before
-    with pytest.raises(ValueError, match="made with teacher"):
-        distill(replace(settings, resume=True, teacher=plain))
-    with pytest.raises(ValueError, match="seed 0 instead of 1"):
-        distill(replace(settings, resume=True, seed=1))
+    before = times(Path(settings.output.out))
+    assert distill(settings.but(resume=True)) == results
+    assert times(Path(settings.output.out)) == before
+    with pytest.raises(ValueError, match="teacher was"):
+        distill(settings.but(resume=True, teacher=plain))
+    with pytest.raises(ValueError, match="seed was 0 and is 1"):
+        distill(settings.but(resume=True, seed=1))
     other = saved(tmp_path / "other")
     for change, said in (
-        ({"model": other}, "model .* instead of other"),
-        ({"dataset_name": "others"}, "dataset coloured instead of others"),
-        ({"keep_ids": 0.5}, "keep_ids 1.0 instead of 0.5"),
-        ({"validation": 0.5}, "validation 0 instead of 0.5"),
+        ({"model": other}, "model was .* and is 'other'"),
+        ({"dataset_name": "others"}, "dataset was 'coloured' and is 'others'"),
+        ({"keep_ids": 0.5}, "keep_ids was 1.0 and is 0.5"),
+        ({"validation": 0.5}, "validation was 0 and is 0.5"),
     ):
         with pytest.raises(ValueError, match=said):
-            distill(replace(settings, resume=True, **change))
+            distill(settings.but(resume=True, **change))
 
 
 def test_a_run_that_was_cut_goes_on_with_the_same_teacher_and_student_alone(made, plain, tmp_path):
     settings, _ = made
     out = tmp_path / "std"
-    shutil.copytree(Path(settings.output_dir), out)
+    shutil.copytree(Path(settings.output.out), out)
     (out / "lam-0.8" / "results.json").unlink()
     for path in sorted((out / "lam-0.8").glob("checkpoint-*"), key=lambda path: int(path.name[11:]))[1:]:
         shutil.rmtree(path)
-    settings = replace(settings, output_dir=out, lams=(0.8,), resume=True)
+    settings = settings.but(out=out, lam=(0.8,), resume=True)
     before = times(out)
     for change, word in (
         ({"teacher": plain}, "teacher was"),
@@ -221,21 +221,21 @@ def test_a_run_that_was_cut_goes_on_with_the_same_teacher_and_student_alone(made
         ({"model": saved(tmp_path / Path(plain).name, seed=1)}, "start_weights was"),
     ):
         with pytest.raises(ValueError, match=word):
-            distill(replace(settings, **change))
+            distill(settings.but(**change))
     assert times(out) == before
     resumed = distill(settings)
-    assert resumed[out / "lam-0.8"].metrics == made[1][Path(made[0].output_dir) / "lam-0.8"].metrics
+    assert resumed[out / "lam-0.8"].metrics == made[1][Path(made[0].output.out) / "lam-0.8"].metrics
 
 
 def test_what_cannot_be_distilled_is_said_before_anything_is_trained(settings, teacher, tmp_path):
     other = saved(tmp_path / "other", embedding_dim=7)
     grey = saved(tmp_path / "grey", image_mean=(0.5, 0.5, 0.5))
-    base = replace(settings, output_dir=tmp_path / "out", teacher=teacher)
+    base = settings.but(out=tmp_path / "out", teacher=teacher)
     for changes, reason in (
-        ({"lams": (0.0, 1.5)}, r"lam must be from 0 .* to 1"),
-        ({"lams": (0.5, 0.5)}, "different weights"),
-        ({"lams": ()}, "at least one"),
-        ({"changes": {"options.lam": 0.3}}, "set by them alone; got .* and 0.3"),
+        ({"lam": (0.0, 1.5)}, r"lam must be from 0 .* to 1"),
+        ({"lam": (0.5, 0.5)}, "different weights"),
+        ({"lam": ()}, "at least one"),
+        ({"set": {"options.lam": 0.3}}, "set by them alone; got .* and 0.3"),
         ({"teacher": None}, "give a teacher, or lam=0"),
         ({"teacher": other}, "features have 7 numbers, the student's 6"),
         ({"teacher": grey}, "image_mean is"),
@@ -244,23 +244,23 @@ def test_what_cannot_be_distilled_is_said_before_anything_is_trained(settings, t
         ({"image_size": (48, 16)}, "image_size is"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=reason):
-            distill(replace(base, **changes))
+            distill(base.but(**changes))
     assert not (tmp_path / "out").exists()
 
 
 def test_the_commands_say_what_is_wrong(complaint, teacher, people, short, plain):
-    assert "needs more than a data set (teacher)" in complaint(
+    assert "`teacher` is required when lam > 0" in complaint(
         ["train", *people, "--recipe", "std-demo", "--model", plain, "--validation", 0]
     )
     tokens = ["--set", 'config.side={"cell": "v1"}', "--set", "config.pooling=avg", "--set", "config.neck=none"]
     assert "needs a backbone with stages" in complaint(["train", *people, *short, "--model", "vit-s", *tokens])
-    assert "1.5" in complaint(["distill", "std", teacher, *people, "--student", plain, "--lam", 1.5])
+    assert "1.5" in complaint(["distill", "std", "--teacher", teacher, *people, "--model", plain, "--lam", 1.5])
 
 
 def test_the_command_distills(teacher, people, plain, tmp_path):
     words = [
-        "distill", "std", teacher, *people, "--student", plain, "--lam", 1, "--epochs", 1, "--validation", 0, "--set",
-        "batch_size=8", "--set", "options.hidden=[8]", "--arg", "use_cpu=true", "--out", tmp_path,
+        "distill", "std", "--teacher", teacher, *people, "--model", plain, "--lam", 1, "--epochs", 1, "--validation", 0,
+        "--set", "batch_size=8", "--set", "options.hidden=[8]", "--arg", "use_cpu=true", "--out", tmp_path,
     ]  # fmt: skip
     result = CliRunner().invoke(app, list(map(str, words)), catch_exceptions=False)
     assert f"model: {tmp_path / 'lam-1'}" in result.stdout
@@ -287,19 +287,19 @@ def others(tmp_path_factory):
 def journey(settings, people, others, tmp_path_factory):
     """First eight people in a layout of their own, then six others in Market-1501's."""
     start = saved(tmp_path_factory.mktemp("start"), side={"cell": "v1"})
-    settings = TransferSettings(
-        tmp_path_factory.mktemp("transfer"), model=start, validation=0, epochs=2, changes=CHANGES,
+    settings = TransferSettings.of(
+        out=tmp_path_factory.mktemp("transfer"), model=start, validation=0, epochs=2, set=CHANGES,
         order=["market_layout", "market"], data_dirs={"market_layout": str(people[3]), "market": others},
-        arguments={"use_cpu": True, "disable_tqdm": True},
+        arg={"use_cpu": True, "disable_tqdm": True},
     )  # fmt: skip
     return settings, transfer(settings)
 
 
 def test_every_step_goes_on_with_the_last_under_a_new_classifier(journey):
     settings, results = journey
-    out = Path(settings.output_dir)
+    out = Path(settings.output.out)
     assert list(results) == [out / "1-market_layout", out / "2-market"]
-    heads = [read_heads(folder) for folder in results]
+    heads = [read_state(folder) for folder in results]
     assert [len(head["classifier.weight"]) for head in heads] == [8, 6]
     assert [known_identities(folder) for folder in results] == [list(range(8)), list(range(6))]
     assert not torch.equal(heads[0]["hidden.0.weight"], heads[1]["hidden.0.weight"])
@@ -315,11 +315,11 @@ def test_every_step_goes_on_with_the_last_under_a_new_classifier(journey):
 
 def test_a_step_without_any_learning_keeps_the_model_of_the_one_before(journey, tmp_path):
     settings, _ = journey
-    shutil.copytree(Path(settings.output_dir) / "1-market_layout", tmp_path / "1-market_layout")
-    slow = replace(settings, output_dir=tmp_path, resume=True, changes={**CHANGES, "learning_rate": 1e-12})
-    with pytest.raises(ValueError, match="changes"):
+    shutil.copytree(Path(settings.output.out) / "1-market_layout", tmp_path / "1-market_layout")
+    slow = settings.but(out=tmp_path, resume=True, set={**CHANGES, "learning_rate": 1e-12})
+    with pytest.raises(ValueError, match="learning_rate was"):
         transfer(slow)
-    train(replace(slow.step(2), resume=False))
+    train(slow.step(2).but(resume=False))
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("1-market_layout", "2-market"))
     for name in first:
         if "running" not in name and "tracked" not in name:
@@ -328,21 +328,21 @@ def test_a_step_without_any_learning_keeps_the_model_of_the_one_before(journey, 
 
 def test_a_journey_that_was_cut_goes_on_where_it_was(journey, tmp_path):
     settings, results = journey
-    shutil.copytree(Path(settings.output_dir) / "1-market_layout", tmp_path / "1-market_layout")
+    shutil.copytree(Path(settings.output.out) / "1-market_layout", tmp_path / "1-market_layout")
     before = times(tmp_path)
-    again = transfer(replace(settings, output_dir=tmp_path, resume=True))
+    again = transfer(settings.but(out=tmp_path, resume=True))
     assert times(tmp_path).items() >= before.items()
     whole, cut = (load_file(Path(folder) / "2-market" / "model.safetensors")
-                  for folder in (settings.output_dir, tmp_path))  # fmt: skip
+                  for folder in (settings.output.out, tmp_path))  # fmt: skip
     for name in whole:
         assert torch.equal(whole[name], cut[name]), name
     assert [r.metrics for r in again.values()] == [r.metrics for r in results.values()]
-    with pytest.raises(ValueError, match=r"start start\d instead of res18"):
-        transfer(replace(settings, output_dir=tmp_path, resume=True, model="res18-x0.25-conv"))
+    with pytest.raises(ValueError, match=r"start was 'start\d' and is 'res18"):
+        transfer(settings.but(out=tmp_path, resume=True, model="res18-x0.25-conv"))
 
 
 def test_a_wrong_order_is_refused_before_its_first_step(journey, people, tmp_path):
-    base = replace(journey[0], output_dir=tmp_path / "out")
+    base = journey[0].but(out=tmp_path / "out")
     for changes, reason in (
         ({"order": ["market_layout", "markt1501"]}, "did you mean 'market1501'"),
         ({"order": ["market_layout", "duke"]}, "needs|folder|data_dir"),
@@ -351,27 +351,28 @@ def test_a_wrong_order_is_refused_before_its_first_step(journey, people, tmp_pat
     ):
         data_dirs = {"market_layout": str(people[3])}
         with pytest.raises((ValueError, FileNotFoundError), match=reason):
-            transfer(replace(base, **{"data_dirs": data_dirs, **changes}))
+            transfer(base.but(**{"data_dirs": data_dirs, **changes}))
     assert not (tmp_path / "out").exists()
 
 
 def test_drawn_people_are_others_in_every_step():
-    settings = TransferSettings(order=("synthetic", "synthetic"), data_options={"synthetic": {"num_train_ids": 12}})
+    settings = TransferSettings.of(order=("synthetic", "synthetic"), data_options={"synthetic": {"num_train_ids": 12}})
     steps = [settings.step(number) for number in (1, 2)]
-    assert [step.data_options for step in steps] == [{"seed": n, "num_train_ids": 12} for n in (1, 2)]
-    assert [Path(step.output_dir).name for step in steps] == ["1-synthetic", "2-synthetic"]
-    together = TransferSettings(order=("duke", "market-duke"), data_dir="root").step(2)
-    assert (together.data, together.data_dir, together.dataset_name) == ("market_duke", "root", "market-duke")
+    assert [step.data.data_option for step in steps] == [{"seed": n, "num_train_ids": 12} for n in (1, 2)]
+    assert [Path(step.output.out).name for step in steps] == ["1-synthetic", "2-synthetic"]
+    together = TransferSettings.of(order=("duke", "market-duke"), data_dir="root").step(2)
+    data = together.data
+    assert (data.data, data.data_dir, data.dataset_name) == ("market_duke", "root", "market-duke")
 
 
 def test_surfaces_are_of_the_classification_of_training_pictures(made, teacher, people, tmp_path):
     """The loss in the middle, by hand: evaluation mode, pictures as they are, the classifier of the training."""
     settings, results = made
-    split = load_reid_dataset("market_layout", settings.data_dir)["train"]
+    split = load_reid_dataset("market_layout", settings.data.data_dir)["train"]
     student = next(iter(results))
     for folder in (teacher, student):
         method, loss = training_loss(folder, split, count=32)
-        model, heads = open_model(folder).eval(), read_heads(folder)
+        model, heads = open_model(folder).eval(), read_state(folder)
         images = ImageDataset(split, (32, 16))
         batch = images.__getitems__(range(32))
         mean, std = (torch.tensor(getattr(model.config, f"image_{n}")).view(3, 1, 1) for n in ("mean", "std"))

@@ -26,7 +26,7 @@ def run(*words) -> str:
 def model(people, short, teacher, tmp_path_factory):
     """Eight numbers of one byte, calibrated."""
     out = tmp_path_factory.mktemp("compressed")
-    run("compress", teacher, *people, *short, "--head", "low_rank", "--dim", 8, "--int8", "--out", out)
+    run("compress", "--model", teacher, *people, *short, "--head", "low_rank", "--dim", 8, "--int8", "--out", out)
     folder = out / "low_rank-8-int8"
     said = run("calibrate", folder, *people, "--false-match-rate", 0.05)
     return folder, said
@@ -56,11 +56,11 @@ def test_a_gallery_of_codes_is_searched_and_decided(model, people, codec, tmp_pa
     gallery = people[3] / "bounding_box_test"
     built = run("index", "build", gallery, "--model", folder, "--out", tmp_path / "index",
                 *(("--codec", codec) if codec else ()))  # fmt: skip
-    assert "12 pictures, 12 of them new, 0 skipped" in built
+    assert "12 images, 12 of them new, 0 skipped" in built
     index = GalleryIndex.load(tmp_path / "index")
     assert index.codec.name == (codec or "int8").partition("+")[0]
     query = sorted(gallery.glob("*.jpg"))[0]
-    picture = ("--gallery", gallery, "--picture", tmp_path / "answer.png")
+    picture = ("--gallery", gallery, "--plot", tmp_path / "answer.png")
     said = run("search", tmp_path / "index", query, "--model", folder, "--top", "50", *picture)
     rows = re.findall(r"^ +\d+  ([\d.]+)  (\S+)(?:  (match|no match))?$", said, re.MULTILINE)
     assert len(rows) == len(index)
@@ -97,8 +97,8 @@ def test_a_gallery_grows_and_its_cameras_can_be_left_out(model, people, complain
     before = GalleryIndex.load(out)
     for path in aside:
         path.rename(gallery / path.name)
-    assert f"{len(before) + 2} pictures, 2 of them new, 0 skipped" in run("index", "add", gallery, *options)
-    assert f"{len(before) + 2} pictures, 0 of them new, 0 skipped" in run("index", "add", gallery, *options)
+    assert f"{len(before) + 2} images, 2 of them new, 0 skipped" in run("index", "add", gallery, *options)
+    assert f"{len(before) + 2} images, 0 of them new, 0 skipped" in run("index", "add", gallery, *options)
     assert GalleryIndex.load(out).ids == [*before.ids, *(path.name for path in late)]
     said = run("search", out, late[0], "--model", folder, "--top", 50, "--exclude-camera", 2)
     names = set(re.findall(r"\S+\.jpg(?=  )", said))
