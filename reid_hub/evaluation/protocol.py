@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from reid_hub.errors import ReIDError
+from reid_hub.evaluation.codes import Shortlist
 from reid_hub.evaluation.embedding import Embedded, embed
 from reid_hub.evaluation.metrics import UNKNOWN_CAMERA, RetrievalResults, evaluate_retrieval
 from reid_hub.evaluation.rerank import Rerank
@@ -26,7 +27,7 @@ def evaluate_model(
 
     Args:
         splits: `load_reid_dataset(...)`, or any mapping with the splits (or `ImageDataset`s) "query" and "gallery".
-        flip: average the embeddings of each picture and of its mirror image.
+        flip: average the embeddings of each image and of its mirror image.
         metric, max_rank, rerank, per_query: as in `evaluate_retrieval`.
 
     Raises:
@@ -38,16 +39,48 @@ def evaluate_model(
     query, gallery = (
         embed(model, splits[name], batch_size=batch_size, flip=flip, progress=progress) for name in ("query", "gallery")
     )
-    options = {"metric": metric, "max_rank": max_rank, "rerank": rerank, "per_query": per_query, "progress": progress}
-    return evaluate_embedded(query, gallery, flip=flip, **options)
+    return evaluate_embedded(
+        query,
+        gallery,
+        flip=flip,
+        metric=metric,
+        max_rank=max_rank,
+        rerank=rerank,
+        per_query=per_query,
+        progress=progress,
+    )
 
 
-def evaluate_embedded(query: Embedded, gallery: Embedded, *, flip: bool, **options) -> RetrievalResults:
-    """`evaluate_retrieval` of two embedded splits; the protocol also says if they were flip-averaged, and if cameras
-    are known ("cameras" False: the same-camera rule could not be applied).
+def evaluate_embedded(
+    query: Embedded,
+    gallery: Embedded,
+    *,
+    flip: bool,
+    metric: str = "cosine",
+    max_rank: int = 50,
+    rerank: bool | Rerank = False,
+    shortlist: Shortlist | None = None,
+    per_query: bool = False,
+    progress: bool = False,
+) -> RetrievalResults:
+    """`evaluate_retrieval` of two embedded splits, by its options.
+
+    The protocol also says whether the embeddings are averaged with those of the mirror images ("flip"), and whether
+    cameras are known ("cameras"; if not, the same-camera rule cannot be applied).
     """
     results = evaluate_retrieval(
-        query.embeddings, gallery.embeddings, query.pids, gallery.pids, query.camids, gallery.camids, **options
+        query.embeddings,
+        gallery.embeddings,
+        query.pids,
+        gallery.pids,
+        query.camids,
+        gallery.camids,
+        metric=metric,
+        max_rank=max_rank,
+        rerank=rerank,
+        shortlist=shortlist,
+        per_query=per_query,
+        progress=progress,
     )
     cameras = all(bool((split.camids != UNKNOWN_CAMERA).any()) for split in (query, gallery))
     return replace(results, protocol={**results.protocol, "flip": flip, "cameras": cameras})

@@ -100,6 +100,8 @@ class RetrievalCard(Card):
         return {**protocol, "rerank": protocol.get("rerank") or False}
 
     def _setting(self, result: Results) -> str | None:
+        if not isinstance(result, RetrievalEvaluation):
+            return None
         protocol = result.protocol
         applied = [LABELS[name].lower() for name in ("flip", "rerank") if getattr(protocol, name)]
         return ", ".join(part for part in (protocol.metric, protocol.codec, *applied) if part) or None
