@@ -77,7 +77,7 @@ def kind_of(config: ReIDConfig | WeightChainConfig, results: Sequence[Results]) 
         return ClassifierCard
     if results and all(isinstance(result, Pretraining) for result in results):
         return BackboneCard
-    return QuantizedCard if config.quantization == "int8" else RetrievalCard
+    return QuantizedCard if (config.codes or {}).get("quantization") == "int8" else RetrievalCard
 
 
 class RetrievalCard(Card):
@@ -115,7 +115,7 @@ class QuantizedCard(RetrievalCard):
     @property
     def scale(self) -> str:
         """The argument of the index of such codes."""
-        by_dimension = self.config.quantization_granularity == "dimension"
+        by_dimension = self.config.codes["granularity"] == "dimension"
         return ", scale=model.int8_scale(None)" if by_dimension else ""
 
 

@@ -121,7 +121,7 @@ class Card:
             "Parameters": f"{parameters:,}",
             "Input": f"{height} x {width} pixels (height x width)",
             "Embedding": f"{dim} numbers",
-            "Pooling, head, neck": f"{config.pooling}, {config.head}, {config.neck}",
+            "Pooling, head, neck": ", ".join(part["name"] for part in (config.pooling, config.embedding, config.neck)),
         }
 
     @property
@@ -223,12 +223,12 @@ class Card:
 def _option_facts(config: ReIDConfig, model: ReIDModel) -> dict[str, str]:
     """What only some models have."""
     facts = {}
-    if config.compression is not None:
-        kind = {"low_rank": "by a learned linear map", "pruned": "by pruning"}.get(config.compression, "by slicing")
+    if (codes := config.codes) is not None:
+        kind = {"low_rank": "by a learned linear map", "pruned": "by pruning"}.get(codes["name"], "by slicing")
         facts["Compressed"] = f"from {model.compression.in_features} numbers {kind}"
-    if config.quantization is not None:
-        granularity = config.quantization_granularity
-        facts["Stored as"] = f"{model.embedding_dim} bytes ({config.quantization}, one scale per {granularity})"
+        if codes["quantization"]:
+            coded = f"{codes['quantization']}, one scale per {codes['granularity']}"
+            facts["Stored as"] = f"{model.embedding_dim} bytes ({coded})"
     if config.side is not None:
         memory = "with" if config.side["memory"] else "without"
         facts["Side network"] = f"cells {config.side['cell']}, trained {memory} a memory of earlier batches"

@@ -79,6 +79,8 @@ class DenseNet(nn.Module):
         stage_channels, stage_reductions: of the maps that `stages` returns.
     """
 
+    gives = ("map", "stages")
+
     def __init__(self, config: DenseNetConfig):
         super().__init__()
         layers = {"conv0": nn.Conv2d(3, config.stem, 7, stride=2, padding=3, bias=False)}

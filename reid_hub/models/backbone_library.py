@@ -36,6 +36,11 @@ class LibraryBackbone(nn.Module):
         elif last_stride is not None:
             self._set_stride(4, last_stride, f"last_stride={last_stride}")
 
+    @property
+    def gives(self) -> tuple[str, ...]:
+        """A map or tokens, which of them shows with the first image; and stages if there are any."""
+        return ("map", "tokens", "stages") if self.stage_channels else ("map", "tokens")
+
     def build(self, config: PreTrainedConfig) -> tuple[nn.Module, int]:
         """The library's model, and the channels C of its output."""
         channels = _out_channels(config)

@@ -47,6 +47,7 @@ class MGN(nn.Module):
         stage_channels, stage_reductions: of those maps.
     """
 
+    gives = ("branches",)
     branches = 3
 
     def __init__(self, config: MGNConfig):
@@ -115,10 +116,7 @@ def _mgn(side: dict[str, Any] | None = None) -> Variant:
     """MGN as Progressive Transfer Learning's authors reproduced it: eight vectors of 256 numbers."""
     fields = {
         "pooling": "branch_stripes",
-        "head": "shared_linear",
-        "head_bias": side is not None,
-        "head_relu": True,
-        "embedding_dim": 256,
+        "embedding": {"name": "shared_linear", "dim": 256, "bias": side is not None, "relu": True},
         "neck": "none",
         "side": side,
         "image_size": (384, 128),

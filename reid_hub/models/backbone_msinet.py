@@ -170,6 +170,7 @@ class MSINet(nn.Module):
         stage_channels, stage_reductions: of the maps that `stages` returns.
     """
 
+    gives = ("map", "stages")
     stage_reductions = (4, 8, 16, 16)
 
     def __init__(self, config: MSINetConfig):

@@ -159,6 +159,7 @@ class OSNet(nn.Module):
         stage_channels, stage_reductions: of the maps that `stages` returns.
     """
 
+    gives = ("map", "stages")
     stage_reductions = (4, 8, 16, 16)
 
     def __init__(self, config: OSNetConfig):
@@ -226,8 +227,8 @@ CHANNELS = {
 
 def _osnet(channels: list[int], backbone_parameters: int, parameters: int) -> Variant:
     """The 512-d vector behind FC, BN and ReLU is classified, compared and retrieved."""
-    head = {"head": "linear", "head_bias": True, "head_relu": True, "head_init_std": 0.01, "embedding_dim": 512}
-    return Variant({"channels": channels}, {**head, "neck": "none"}, backbone_parameters, parameters)
+    embedding = {"name": "linear", "dim": 512, "bias": True, "relu": True, "init_std": 0.01}
+    return Variant({"channels": channels}, {"embedding": embedding, "neck": "none"}, backbone_parameters, parameters)
 
 
 OSNET = register(

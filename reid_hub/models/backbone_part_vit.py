@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig
 from transformers import initialization as init
 
 from .families import BNNECK, Family, Foreign, Variant, Width, register
+from .layers import NormalLinear
 from .width_groups import WidthGroups
 
 TOKENS = ("cls_token", "part_token1", "part_token2", "part_token3")
@@ -172,6 +173,8 @@ class PartViT(nn.Module):
         ValueError: for a image of another size than the positions are made for.
     """
 
+    gives = ("tokens", "part_tokens")
+
     # OSKT clusters the rows of a ViT by angle, those of a CNN by Euclidean distance.
     row_distance = "cosine"
 
@@ -251,10 +254,8 @@ class PartViT(nn.Module):
         self.gradient_checkpointing = False
 
 
-def _linear(in_features: int, out_features: int) -> nn.Linear:
-    layer = nn.Linear(in_features, out_features)
-    layer.init_std = INIT_STD  # read by ReIDModel._init_weights, which sees leaves only
-    return layer
+def _linear(in_features: int, out_features: int) -> NormalLinear:
+    return NormalLinear(in_features, out_features, std=INIT_STD)
 
 
 NOISE_STD, NOISE_SEED = 0.02, 0

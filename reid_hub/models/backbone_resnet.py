@@ -17,6 +17,8 @@ from .width_groups import WidthGroups
 class ResNet(LibraryBackbone):
     """transformers' ResNet, basic or bottleneck, (B, 3, H, W) -> (B, C, h, w)."""
 
+    gives = ("map", "stages")
+
     def build(self, config: ResNetConfig) -> tuple[nn.Module, int]:
         return without_pooler(config), config.hidden_sizes[-1]
 

@@ -41,6 +41,7 @@ class SqueezeNet(nn.Module):
         stage_channels, stage_reductions: of the maps that `stages` returns.
     """
 
+    gives = ("map", "stages")
     stage_channels = (96, *(2 * stage[-1][1] for stage in STAGES))
     stage_reductions = (4, 4, 8, 16)
 

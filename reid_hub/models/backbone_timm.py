@@ -36,6 +36,10 @@ class TimmBackbone(LibraryBackbone):
         prefix_tokens: how many tokens, class and registers, stand in front of those of the patches.
     """
 
+    @property
+    def gives(self) -> tuple[str, ...]:
+        return (*super().gives, "patches") if self.prefix_tokens else super().gives
+
     def build(self, config: PreTrainedConfig) -> tuple[nn.Module, int]:
         require_timm()
         from .timm_model import TimmModel

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .layers import FanInConv2d
+
 
 class Cell(nn.Module):
     """What the cells share: (B, c_in, h, w) -> (B, c_out, ceil(h / stride), ceil(w / stride)), and the memory.
@@ -103,7 +105,7 @@ class BConvCell2(Cell):
         self.recover = nn.ConvTranspose2d(c_out, c_in, kernel, stride, padding, bias=False)
         self.gates = _gates(2 * c_in, c_out, stride, bias)
         self.kind = aggregate
-        self.aggregate = fan_in(nn.Conv2d(2 * c_out, c_out, 1, bias=False)) if aggregate == "conv" else None
+        self.aggregate = FanInConv2d(2 * c_out, c_out, 1, bias=False) if aggregate == "conv" else None
 
     def forward(self, x: Tensor) -> Tensor:
         state, history, last = self.recall(x)
@@ -129,7 +131,6 @@ class PlainCell(Cell):
         return self.gates(x).unflatten(1, (4, self.c_out)).amax(1).tanh()
 
 
-# Their names are `SIDE_CELLS` of the configuration.
 CELLS: dict[str, type[Cell]] = {"v1": BConvCell, "v2": BConvCell2, "plain": PlainCell}
 
 
@@ -179,13 +180,7 @@ def _cells(module: nn.Module) -> list[Cell]:
 
 def _gates(c_in: int, c_out: int, stride: int, bias: bool) -> nn.Conv2d:
     """3x3 convolution to input, forget, output gate and candidate, in this order."""
-    return fan_in(nn.Conv2d(c_in, 4 * c_out, 3, stride, 1, bias=bias))
-
-
-def fan_in(layer: nn.Module) -> nn.Module:
-    """Mark a layer to start with Kaiming's fan-in, as in the published code of PTL and MGN, instead of fan-out."""
-    layer.init_mode = "fan_in"  # read by ReIDModel._init_weights, which sees leaves only
-    return layer
+    return FanInConv2d(c_in, 4 * c_out, 3, stride, 1, bias=bias)
 
 
 def _at_least_float32(dtype: torch.dtype) -> torch.dtype:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 
 from .backbones import carry_family, family_of
+from .flat_fields import flat_fields
 from .image_processing_reid import ReIDImageProcessor
 
 # Fields of the configuration that change an embedding without changing a weight.
@@ -47,8 +48,10 @@ class CheckpointMixin:
         """A digest of what decides the embeddings, weights and configuration; stored with an index of them."""
         digest = hashlib.sha256()
         config = self.config.to_dict()
+        if hasattr(self.config, "pooling"):  # as digests have always named the parts
+            config |= flat_fields(self.config)
         later = {key: config[key] for key in LATER_VECTOR_FIELDS if config.get(key)}
-        config = {key: value for key, value in config.items() if key in VECTOR_FIELDS} | later
+        config = {key: value for key, value in config.items() if key in VECTOR_FIELDS or "." in key} | later
         if (backbone := getattr(self.config, "backbone_config", None)) is not None:
             names = family_of(backbone).vector_fields
             config |= {f"backbone.{name}": getattr(backbone, name) for name in names if hasattr(backbone, name)}

@@ -41,10 +41,10 @@ class ReIDForImageClassification(CheckpointMixin, PreTrainedModel):
 
     def __init__(self, config: ReIDConfig):
         super().__init__(config)
-        if config.retrieve == "features" and config.neck != "none":
+        if config.retrieve == "features" and config.neck["name"] != "none":
             raise ValueError(
                 "a classifier reads the same vector in training and in use: with retrieve='features' the neck must be "
-                f"'none', got {config.neck!r}"
+                f"'none', got {config.neck['name']!r}"
             )
         self.num_labels = config.num_labels
         self.reid = ReIDModel(config)

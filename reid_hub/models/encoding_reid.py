@@ -15,7 +15,7 @@ from transformers.image_utils import load_image
 
 from .codes import CODECS, Codec, vector_scale
 from .image_processing_reid import ReIDImageProcessor
-from .layers import BNNeck
+from .neck import BNNeck
 
 # How pictures are turned by the values of their EXIF orientation.
 _TURNS = {
@@ -47,6 +47,11 @@ class EncodingMixin:
             vectors = (vectors + self(pixel_values.flip(3), **options).embeddings) / 2
         return self.quantizer(vectors) if quantized and self.quantizer is not None else vectors
 
+    @property
+    def precision(self) -> str:
+        """The codes that the embeddings are made for: "int8" for a model that quantises them, else "float32"."""
+        return "float32" if self.quantizer is None else self.quantizer.kind or "float32"
+
     def codec(self, name: str) -> Codec:
         """How a gallery stores this model's embeddings, with the scale and the centre that training has found.
 
@@ -63,7 +68,7 @@ class EncodingMixin:
         state: dict[str, Any] = {}
         if name == "binary":
             state["center"] = self.center.detach().float().cpu().numpy()
-        elif name == "int8" and self.config.quantization and self.config.quantization_granularity != "vector":
+        elif name == "int8" and self.precision == "int8" and self.quantizer.granularity != "vector":
             state["scale"] = self.int8_scale(self.center).cpu().numpy()
         return CODECS[name](self.embedding_dim, **state)
 
@@ -80,7 +85,7 @@ class EncodingMixin:
         Raises:
             ValueError: for a model that is to have a scale of its own, before it was trained or fitted.
         """
-        if self.quantizer is not None and self.quantizer.kind == "int8":
+        if self.precision == "int8":
             if not self.quantizer.num_batches_tracked:
                 raise ValueError("this model has no int8 scale yet: train it, or fit its quantizer, before it encodes")
             return self.quantizer.scale(vectors)

@@ -82,7 +82,8 @@ class Family:
         title: what it is called in messages.
         network: (configuration) -> module, (B, 3, H, W) -> (B, C, h, w), or tokens (B, N, C), with `out_channels`, C.
             For pooling and side networks that read earlier maps it also has `stages(pixel_values)`, `stage_channels`
-            and `stage_reductions`; where its widths can change, `width_groups(groups)` (see `WidthGroups`).
+            and `stage_reductions`, and `gives`, a class attribute or property, says so: `KINDS` of `parts.py`, by
+            default ("map",). Where its widths can change it has `width_groups(groups)` (see `WidthGroups`).
         config: class of the configurations; None if transformers has it.
         variants: named configurations.
         width: how its width is read and changed; None if it has no single width.

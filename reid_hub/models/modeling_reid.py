@@ -1,7 +1,8 @@
-"""The re-identification model: a backbone, a pooling, a head and a neck, as a `PreTrainedModel`."""
+"""The re-identification model: a backbone, a pooling, an embedding layer and a neck, as a `PreTrainedModel`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,17 +16,12 @@ from .bconv import all_memory, set_memory
 from .checkpoint_reid import CheckpointMixin
 from .configuration_reid import RETRIEVALS, ReIDConfig
 from .encoding_reid import EncodingMixin
-from .head_linear import LinearHead, SharedLinearHead
-from .head_low_rank import LowRank
-from .head_pruned import Pruned
-from .head_slice import Slice
-from .layers import BATCH_NORMS, BNNeck, GeMPool, PartBNNeck, PartTokens, build_neck, build_pooling, fuse_parts
+from .flat_fields import PARTS
+from .layers import BATCH_NORMS, reset_statistics
+from .parts import Part
 from .quantization import Quantizer
-from .side_network import build_side
+from .side_network import SideNetwork
 from .width_groups import WidthGroups
-
-# What shortens an embedding, by `config.compression`: (in_features, dim) -> module.
-COMPRESSIONS: dict[str, Callable[[int, int], nn.Module]] = {"slice": Slice, "low_rank": LowRank, "pruned": Pruned}
 
 
 @dataclass
@@ -49,9 +45,9 @@ class ReIDModel(CheckpointMixin, EncodingMixin, PreTrainedModel):
     """Pictures to vectors for person re-identification, (B, 3, H, W) -> `ReIDOutput`.
 
     Attributes:
-        backbone, pooling, head, neck: what a picture goes through, in this order.
+        backbone, pooling, head, neck: what an image goes through, in this order; `head` is the embedding layer.
         side: a side network beside the backbone, whose maps are pooled like its own; None in most models.
-        compression, quantizer: what follows in a compressed model; None in others.
+        compression, quantizer: what follows in a model with codes; None in others.
         feature_dim, embedding_dim: lengths of the features and of the embeddings.
         part_dims: lengths of the vectors that features and embeddings are made of, for losses of their own; mostly one.
         global_parts: how many of these parts, the first ones, see the whole person.
@@ -71,39 +67,28 @@ class ReIDModel(CheckpointMixin, EncodingMixin, PreTrainedModel):
         super().__init__(config)
         strides = {"last_stride": config.last_stride, "stride1_stage": config.stride1_stage}
         self.backbone = build_backbone(config.backbone_config, **strides)
-        self.pooling = build_pooling(config, self.backbone)
-        self.side = build_side(config, self.backbone)
-        self.part_dims = getattr(self.pooling, "part_dims", (self.backbone.out_channels,))
-        self.global_parts = getattr(self.pooling, "global_parts", len(self.part_dims))
+        config.check_parts(getattr(self.backbone, "gives", ("map",)))
+        self.pooling = self._part("pooling", self.backbone)
+        self.side = None if config.side is None else SideNetwork.behind(self.backbone, **config.side)
+        self.part_dims = self.pooling.part_dims or (self.backbone.out_channels,)
         if self.side is not None:
             self.part_dims = tuple(dim + self.side.out_channels for dim in self.part_dims)
-        self.head = self._build_head(config)
-        self.neck = build_neck(config, self.part_dims)
-        self.compression, self.quantizer = self._build_compression(config)
+        self.global_parts = self.pooling.global_parts or len(self.part_dims)
+        self.head = self._part("embedding", self.part_dims)  # "head" is its name in the checkpoints that are out
+        self.part_dims = self.head.part_dims
+        self.neck = self._part("neck", self.part_dims)
+        self.compression, self.quantizer = None, None
+        if config.codes is not None:
+            self.compression = self._part("codes", self.part_dims)
+            self.part_dims = (self.compression.dim,)
+            self.quantizer = Quantizer(self.compression.dim, config.codes["quantization"], config.codes["granularity"])
+        self.global_parts = min(self.global_parts, len(self.part_dims))
         self.feature_dim = self.embedding_dim = sum(self.part_dims)
         self.post_init()
 
-    def _build_head(self, config: ReIDConfig) -> nn.Module:
-        options = {"bias": config.head_bias, "norm": config.head_norm, "relu": config.head_relu}
-        options["init_std"] = config.head_init_std
-        dims, dim = self.part_dims, config.embedding_dim
-        if config.head == "shared_linear":
-            self.part_dims = (dim,) * len(dims)
-            return SharedLinearHead(dims[0], dim, **options)
-        if config.head == "linear":
-            self.part_dims, self.global_parts = (dim,), 1
-            return LinearHead(sum(dims), dim, **options)
-        return nn.Identity()
-
-    def _build_compression(self, config: ReIDConfig) -> tuple[nn.Module | None, nn.Module | None]:
-        if config.compression is None:
-            return None, None
-        full, dim = sum(self.part_dims), config.compressed_dim
-        if dim > full:
-            raise ValueError(f"compressed_dim must be between 1 and {full}, the length of the embedding, got {dim}")
-        self.part_dims, self.global_parts = (dim,), 1
-        quantizer = Quantizer(dim, config.quantization, config.quantization_granularity)
-        return COMPRESSIONS[config.compression](full, dim), quantizer
+    def _part(self, part: str, before: Any) -> Part:
+        options = dict(getattr(self.config, part))
+        return PARTS[part][options.pop("name")].behind(before, **options)
 
     @can_return_tuple
     def forward(
@@ -122,15 +107,15 @@ class ReIDModel(CheckpointMixin, EncodingMixin, PreTrainedModel):
         if pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
             raise ValueError(f"pixel_values must be (B, 3, H, W), got {tuple(pixel_values.shape)}")
         retrieve = self._retrieves(retrieve)
-        takes_stages = self.side is not None or getattr(self.pooling, "takes_stages", False)
+        takes_stages = self.side is not None or self.pooling.takes_stages
         stages = self.backbone.stages(pixel_values) if takes_stages else (self.backbone(pixel_values),)
         pooled = self._pool(stages)
         if self.side is not None:
             pooled = torch.cat([pooled, self._pool(self.side(pixel_values, stages))], -1)
-        features = self.head(fuse_parts(pooled) if isinstance(self.pooling, PartTokens) else pooled)
+        features = self.head(self.pooling.fuse(pooled))
         embeddings = features
         if self.training or retrieve == "neck":
-            embeddings = self.neck(pooled if isinstance(self.neck, PartBNNeck) else features)
+            embeddings = self.neck(features if "vector" in self.neck.needs else pooled)
         if self.compression is not None:
             features = embeddings = self.compression(embeddings)
             if quantized:
@@ -145,7 +130,7 @@ class ReIDModel(CheckpointMixin, EncodingMixin, PreTrainedModel):
         return retrieve
 
     def _pool(self, maps: tuple[Tensor, ...]) -> Tensor:
-        return self.pooling(maps if getattr(self.pooling, "takes_stages", False) else maps[-1])
+        return self.pooling(maps if self.pooling.takes_stages else maps[-1])
 
     def memory(self) -> list[Tensor]:
         """What the side network's cells remember, for `restore_memory`; nothing without a side network."""
@@ -184,37 +169,27 @@ class ReIDModel(CheckpointMixin, EncodingMixin, PreTrainedModel):
         vector = stages[-1:]  # pooling over positions renumbers nothing
         if hasattr(self.pooling, "width_groups"):
             vector = self.pooling.width_groups(groups.inside("pooling"), stages)
-        if isinstance(self.head, LinearHead):
-            vector = self.head.width_groups(groups.inside("head"), vector)
+        vector = self.head.width_groups(groups.inside("head"), vector)
         if hasattr(self.neck, "width_groups"):
             self.neck.width_groups(groups.inside("neck"), vector)
         return groups
 
     @torch.no_grad()
     def _init_weights(self, module):
-        """Initialise one leaf of ours; nested library models and modules with `initialise` answer for their own.
+        """Let a module of ours that has `initialise` start as it says; nested library models do so too.
 
-        Convolutions: Kaiming normal, fan-out, or as their `init_mode` says. FC: the same, or N(0, init_std^2) where it
-        has an `init_std`. Norms: 1, or N(1, gain_std^2) where it has a `gain_std`, and 0.
+        For layers of torch: convolutions and linear layers Kaiming normal by fan-out, norms 1 and 0, biases 0.
         """
         if hasattr(module, "initialise"):
             module.initialise()
             return
-        if isinstance(module, nn.Linear) and getattr(module, "init_std", None) is not None:
-            init.normal_(module.weight, std=module.init_std)
-        elif isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             # What torch calls fan-out is a transposed convolution's fan-in.
-            init.kaiming_normal_(module.weight, mode=getattr(module, "init_mode", "fan_out"), nonlinearity="relu")
-        elif isinstance(module, (BNNeck, nn.BatchNorm1d, nn.BatchNorm2d)):
-            init.zeros_(module.running_mean)
-            init.ones_(module.running_var)
-            init.zeros_(module.num_batches_tracked)
-        elif isinstance(module, GeMPool):
-            init.constant_(module.p, module.initial_p)
-        if isinstance(module, (BNNeck, nn.BatchNorm1d, nn.BatchNorm2d, nn.InstanceNorm2d, nn.LayerNorm)):
+            init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            reset_statistics(module)
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.InstanceNorm2d, nn.LayerNorm)):
             init.ones_(module.weight)
-            if hasattr(module, "gain_std"):
-                init.normal_(module.weight, mean=1.0, std=module.gain_std)
         if isinstance(getattr(module, "bias", None), Tensor):
             init.zeros_(module.bias)
 

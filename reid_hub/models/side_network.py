@@ -1,11 +1,14 @@
 """The side network of Progressive Transfer Learning (arXiv:1908.02492): BConv cells beside a backbone, map by map."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .bconv import CELLS, fan_in, fit
+from .bconv import CELLS, fit
+from .layers import FanInConv2d
+from .parts import Part
 
 # Channels of the released network beside a ResNet-50, whose stem has 64: of the cells on the picture, and of each
 # pair's 1x1 convolution and cell.
@@ -13,9 +16,12 @@ STEM = (16, 32)
 PAIRS = ((64, 64), (128, 256), (256, 512), (512, 128))
 STEM_CHANNELS = 64
 
+OPTIONS = ("cell", "memory", "stem", "pairs", "bias", "batch_mean", "aggregate")
+AGGREGATES = ("mean", "last", "conv")
 
-class SideNetwork(nn.Module):
-    """Cells that read the picture and a backbone's maps, and give nothing back to it; paper, eq. 3.
+
+class SideNetwork(Part):
+    """Cells that read the image and a backbone's maps, and give nothing back to it; paper, eq. 3.
 
     y0 is what the first cells make of the picture, in the size of the first map. A pair takes map x_i beside y_i-1
     through a 1x1 convolution with norm and ReLU, and that through a cell, which goes down where the backbone does.
@@ -34,6 +40,9 @@ class SideNetwork(nn.Module):
     Raises:
         ValueError: if the backbone has fewer maps than the pairs need, or branches that they do not reach.
     """
+
+    needs = ("stages", "branches")
+    gives = ("map", "branches")  # as many maps as the backbone, see `behind`
 
     def __init__(
         self,
@@ -72,7 +81,7 @@ class SideNetwork(nn.Module):
             width, rest = channels, rest // stride
         self.fuse, self.cells, self.ends = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for number, (fused, channels) in enumerate(pairs, start=1):
-            convolution = fan_in(nn.Conv2d(stage_channels[number - 1] + width, fused, 1))
+            convolution = FanInConv2d(stage_channels[number - 1] + width, fused, 1)
             self.fuse.append(nn.Sequential(convolution, nn.BatchNorm2d(fused), nn.ReLU()))
             last = number == len(pairs)
             # Behind the last tap the branches stand side by side, and each goes down by its own stride.
@@ -81,6 +90,12 @@ class SideNetwork(nn.Module):
                 (self.ends if last else self.cells).append(build(fused, channels, stride))
             width = channels
         self.out_channels = width
+
+    @classmethod
+    def behind(cls, backbone: nn.Module, **options) -> "SideNetwork":
+        """Beside a backbone."""
+        branches = getattr(backbone, "branches", 1)
+        return cls(backbone.stage_channels, backbone.stage_reductions, branches, **options)
 
     def forward(self, pixel_values: Tensor, stages: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Pictures (B, 3, H, W) and the backbone's maps -> one map (B, out_channels, h, w) for each branch."""
@@ -93,23 +108,41 @@ class SideNetwork(nn.Module):
         return tuple(cell(z) for cell in self.ends)
 
 
-def build_side(config, backbone: nn.Module) -> SideNetwork | None:
-    """The side network that `config.side` describes, or None.
-
-    Raises:
-        ValueError: for a backbone without stages.
-    """
-    if config.side is None:
-        return None
-    if not getattr(backbone, "stage_channels", None):
-        raise ValueError(
-            f"a side network needs a backbone with stages: ResNet, DenseNet, MGN, OSNet, MSINet, SqueezeNet or a "
-            f"convolutional network of timm; {config.backbone_config.model_type!r} "
-            f"({config.variant or 'no variant'}) has none"
-        )
-    shape = backbone.stage_channels, backbone.stage_reductions, getattr(backbone, "branches", 1)
-    return SideNetwork(*shape, **config.side)
-
-
 def _scaled(channels: Sequence[int], scale: float) -> list[int]:
     return [max(1, round(width * scale)) for width in channels]
+
+
+def read_side(side: str | Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The options of a side network in a configuration, with its cell and memory; a name is that of the cell.
+
+    Raises:
+        ValueError: for an unknown option, or a value that makes no sense.
+    """
+    if side is None:
+        return None
+    side = {"cell": "v1", "memory": True, **({"cell": side} if isinstance(side, str) else side)}
+    if unknown := sorted(set(side) - set(OPTIONS)):
+        raise ValueError(f"unknown options {unknown} of a side network; it has {', '.join(OPTIONS)}")
+    cell = side["cell"]
+    if cell not in CELLS:
+        raise ValueError(f"the side network's cell must be one of {', '.join(CELLS)}, got {cell!r}")
+    if "aggregate" in side and (cell != "v2" or side["aggregate"] not in AGGREGATES):
+        raise ValueError(
+            f"aggregate belongs to a side network of cell 'v2' and is one of {', '.join(AGGREGATES)}; got "
+            f"{side['aggregate']!r} for {cell!r}"
+        )
+    flags = [name for name in ("memory", "bias", "batch_mean") if not isinstance(side.get(name, True), bool)]
+    if flags:
+        raise ValueError(f"{', '.join(flags)} of a side network must be true or false, got {side}")
+    stem, pairs = side.get("stem"), side.get("pairs")
+    listed = pairs if isinstance(pairs, list | tuple) else [[1, 1] if pairs is None or type(pairs) is int else []]
+    if not (stem is None or _are_widths(stem)) or not all(_are_widths(pair) and len(pair) == 2 for pair in listed):
+        raise ValueError(
+            "stem of a side network must be channels of its first cells, and pairs a number or pairs of channels, "
+            f"all at least 1; got {stem} and {pairs}"
+        )
+    return side
+
+
+def _are_widths(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) > 0 and all(type(n) is int and n > 0 for n in value)

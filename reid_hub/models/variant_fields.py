@@ -5,7 +5,7 @@ from typing import Any
 
 def factorized(embedding_dim: int) -> dict[str, Any]:
     """Factorized Distillation (arXiv:1811.08073) 2.2-2.3: stabilised max pooling, then FC without bias and BN."""
-    return {"pooling": "stabilised_max", "head": "linear", "embedding_dim": embedding_dim, "neck": "none"}
+    return {"pooling": "stabilised_max", "embedding": {"name": "linear", "dim": embedding_dim}, "neck": "none"}
 
 
 def progressive(embedding_dim: int, side: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -13,5 +13,5 @@ def progressive(embedding_dim: int, side: dict[str, Any] | None = None) -> dict[
 
     The paper's ResNet-50 goes down to 1/32. Without `side` these are its baselines, and its students.
     """
-    head = {"head": "linear", "head_bias": True, "head_norm": False, "embedding_dim": embedding_dim}
-    return {**head, "neck": "none", "last_stride": None, "side": side}
+    embedding = {"name": "linear", "dim": embedding_dim, "bias": True, "norm": False}
+    return {"embedding": embedding, "neck": "none", "last_stride": None, "side": side}

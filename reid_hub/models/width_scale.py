@@ -30,13 +30,13 @@ def at_width(config: ReIDConfig, width: int) -> ReIDConfig:
     scale.set(backbone, width)
     name = None if config.variant is None else f"{config.variant}-w{width}"
     fields = {**config.to_dict(), "backbone_config": backbone, "variant": name}
-    if config.embedding_dim is not None and config.embedding_dim == scale.out(config.backbone_config):
-        fields["embedding_dim"] = scale.out(backbone)
+    if config.embedding.get("dim", 0) == scale.out(config.backbone_config):
+        fields["embedding"] = {**config.embedding, "dim": scale.out(backbone)}
     return ReIDConfig(**fields)
 
 
 def student_of(teacher: ReIDConfig, student: int | str | ReIDConfig) -> ReIDConfig:
-    """The configuration of a student: the teacher's input, head and neck, at the width of what is named.
+    """The configuration of a student: the teacher's input, embedding layer and neck, at the width of what is named.
 
     Args:
         student: a width (also as text), the name of a variant, or a configuration, which is taken as it is.
@@ -60,7 +60,8 @@ def student_of(teacher: ReIDConfig, student: int | str | ReIDConfig) -> ReIDConf
     width = family_of(teacher.backbone_config).width
     names = set(width.fields) & set(theirs) if width is not None else ()
     fields["backbone_config"] = {**ours, **{name: theirs[name] for name in names}}
-    fields["embedding_dim"] = variant.get("embedding_dim", fields["embedding_dim"])
+    if "dim" in fields["embedding"]:
+        fields["embedding"] |= {"dim": variant.get("embedding", fields["embedding"])["dim"]}
     return ReIDConfig(**{**fields, "variant": student})
 
 

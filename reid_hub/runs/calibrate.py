@@ -91,7 +91,7 @@ def calibrate_model(
         *(part for pair in pairs for part in pair),
         false_match_rate=false_match_rate,
         dataset=dataset_name,
-        precision=model.config.quantization or "float32",
+        precision=model.precision,
         flip=flip,
         progress=True,
     )

@@ -221,14 +221,14 @@ def _check(settings: CompressSettings, model: ReIDModel) -> None:
         raise ReIDError(f"granularity {how.granularity!r} is of int8: give int8 too, or leave it out")
     if how.head == "prune" and how.retrain <= 0:
         raise ReIDError(f"retrain must be above 0, a share of the recipe's epochs, got {how.retrain}")
-    if config.compression is None:
+    if (codes := config.codes) is None:
         return
-    same = (config.quantization, config.quantization_granularity) == tuple(settings.quantization.values())
-    if how.head != "prune" or config.compression == "low_rank" or not same or how.base:
+    same = settings.quantization.items() <= codes.items()
+    if how.head != "prune" or codes["name"] == "low_rank" or not same or how.base:
         raise ReIDError(
-            f"{settings.model.model} is compressed already ({config.compression}, {config.compressed_dim} numbers, "
-            f"{config.quantization or 'float32'}): only prune goes on from a pruned or sliced one, with the same int8 "
-            "and granularity, and without base; start from the model that it was made of"
+            f"{settings.model.model} is compressed already ({codes['name']}, {codes['dim']} numbers, "
+            f"{codes['quantization'] or 'float32'}): only prune goes on from a pruned or sliced one, with the same "
+            "int8 and granularity, and without base; start from the model that it was made of"
         )
 
 
@@ -252,13 +252,13 @@ def _prune(settings: CompressSettings, dims: Sequence[int]) -> Made:
     """Train at full length, then prune and retrain from size to size (arXiv:2405.14730)."""
     how, model = settings.compress, new_model(settings.model.model, settings.model.image_size)
     made, source, full = {}, settings.model.model, model.embedding_dim
-    trained = model.name_or_path != "" and (not how.int8 or model.config.quantization == "int8")
+    trained = model.name_or_path != "" and (not how.int8 or model.precision == "int8")
     if how.base or (how.base is None and not trained):
         made = dict([_train(settings.at(full), _new_head("pruned", full, settings))])
         source = settings.at(full).output.out
 
     def pruned(base: ReIDModel, embeddings: Embeddings, *, dim: int) -> ReIDModel:
-        if base.config.compression is None:
+        if base.config.codes is None:
             base = compress_model(base, "pruned", base.embedding_dim, **settings.quantization)
         return narrow(base, most_important(importance(embeddings(), how.criterion), dim))
 

@@ -135,7 +135,7 @@ def evaluate(
         embed(model, splits[part], batch_size=batch_size, flip=flip, quantized=codec is None)
         for part in ("query", "gallery")
     )
-    cost = measure_cost(model, dtype=torch.int8 if model.config.quantization else torch.float32)
+    cost = measure_cost(model, dtype=torch.int8 if model.precision == "int8" else torch.float32)
     if codec is None:
         measured = evaluate_embedded(query, gallery, flip=flip, rerank=rerank)
     else:

@@ -350,4 +350,4 @@ def _has_map(backbone: str, image_size: Sequence[int]) -> bool:
         return False
     with torch.device("meta"):
         model = new_model(backbone, image_size).eval()
-        return model.config.pooling != "branch_stripes" and model.backbone(torch.zeros(1, 3, *image_size)).ndim == 4
+        return "map" in model.backbone.gives and model.backbone(torch.zeros(1, 3, *image_size)).ndim == 4

@@ -13,6 +13,7 @@ from transformers import AutoConfig
 from reid_hub.errors import MissingError, ReIDError
 from reid_hub.models import ReIDConfig, ReIDModel, WeightChain, WeightChainConfig
 from reid_hub.models.backbones import takes_any_size
+from reid_hub.models.flat_fields import flat_fields
 from reid_hub.runs.settings import RunSettings
 
 
@@ -95,9 +96,11 @@ def check_changes(config: ReIDConfig, changes: Mapping[str, Any]) -> None:
     Raises:
         ValueError: naming the first that differs.
     """
-    found = json.loads(config.to_json_string(use_diff=False))
+    found, flat = json.loads(config.to_json_string(use_diff=False)), flat_fields(config)
     for name, value in changes.items():
         field, value = name.removeprefix("config."), json.loads(json.dumps(value))
+        if field in flat and not isinstance(value, dict):
+            found[field] = flat[field]
         if field == name or _agrees(found.get(field), value):
             continue
         raise ReIDError(
@@ -107,9 +110,11 @@ def check_changes(config: ReIDConfig, changes: Mapping[str, Any]) -> None:
 
 
 def _agrees(found: Any, asked: Any) -> bool:
-    """Whether nothing is asked that is not so; of options by name, those that are named."""
+    """Whether nothing is asked that is not so; of options by name, those that are named; of a part, its name."""
     if isinstance(found, dict) and isinstance(asked, dict):
         return asked.items() <= found.items()
+    if isinstance(found, dict) and isinstance(asked, str):
+        return asked == found.get("name", found.get("cell"))
     return found == asked
 
 

@@ -65,7 +65,7 @@ def classification_arm(backbone: str, cell: str = "v1", memory: bool = True, aug
     fields = side_network(backbone, cell, memory)
     variant, changes = find_variant(fields["model"]), fields["set"]
     if cell != "none":
-        changes["config.classifier_hidden"] = [variant["embedding_dim"]]
+        changes["config.classifier_hidden"] = [variant["embedding"]["dim"]]
     if not augment:
         changes |= {"augmentation.flip": 0.0, "augmentation.pad": 0}
         if variant["backbone_config"]["model_type"] == "reid_densenet":

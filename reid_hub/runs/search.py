@@ -158,7 +158,7 @@ def build_index(
     if add:
         index = GalleryIndex.load(out, fingerprint=model.fingerprint())
     else:
-        index = new_index(model, codec or model.config.quantization or "float32")
+        index = new_index(model, codec or model.precision)
     found, skipped, before = [str(path) for path in find_pictures(folder)], [], len(index)
     names = [name for name in found if name not in index]
     cameras = None if camera_pattern is None else {name: _camera(name, camera_pattern) for name in names}

@@ -65,7 +65,7 @@ def test_osnet_with_an_embedding_as_wide_as_its_trunk_has_the_size_that_oskt_com
 def test_network_with_its_classifier_has_the_published_number_of_parameters(variant, ids, published):
     model = build_on_meta(variant)
     classifier = sum((dim + 1) * ids for dim in model.part_dims)
-    if model.config.head == "linear":
+    if model.config.embedding["name"] == "linear":
         classifier = (model.feature_dim + 1) * 256 + 257 * 256 + 257 * ids
     assert count(model) + classifier == published
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from reid_hub.models.layers import AveragePool, BNNeck, ClsPool, GeMPool, MaxPool, StabilisedMaxPool
+from reid_hub.models.neck import BNNeck
+from reid_hub.models.pooling import AveragePool, ClsPool, GeMPool, MaxPool, StabilisedMaxPool
 
 
 def test_stabilised_max_is_the_largest_window_average():
@@ -13,23 +14,26 @@ def test_stabilised_max_is_the_largest_window_average():
     for y in range(7 - 4 + 1):
         for x in range(6 - 4 + 1):
             slow = torch.maximum(slow, feature_map[:, :, y : y + 4, x : x + 4].mean((2, 3)))
-    torch.testing.assert_close(StabilisedMaxPool(4)(feature_map), slow)
+    torch.testing.assert_close(StabilisedMaxPool(window=4)(feature_map), slow)
 
 
 def test_stabilised_max_limits():
     feature_map = torch.randn(2, 3, 8, 8)
-    assert torch.equal(StabilisedMaxPool(1)(feature_map), MaxPool()(feature_map))
-    assert (StabilisedMaxPool(4)(feature_map) <= MaxPool()(feature_map)).all()
-    torch.testing.assert_close(StabilisedMaxPool(4)(torch.full((1, 2, 5, 5), 3.0)), torch.full((1, 2), 3.0))
-    torch.testing.assert_close(StabilisedMaxPool(4)(feature_map.flip(3)), StabilisedMaxPool(4)(feature_map))
+    assert torch.equal(StabilisedMaxPool(window=1)(feature_map), MaxPool()(feature_map))
+    assert (StabilisedMaxPool(window=4)(feature_map) <= MaxPool()(feature_map)).all()
+    torch.testing.assert_close(StabilisedMaxPool(window=4)(torch.full((1, 2, 5, 5), 3.0)), torch.full((1, 2), 3.0))
+    pool = StabilisedMaxPool(window=4)
+    torch.testing.assert_close(pool(feature_map.flip(3)), pool(feature_map))
     with pytest.raises(ValueError, match="at least 4x4, got 3x8"):
-        StabilisedMaxPool(4)(torch.randn(1, 2, 3, 8))
+        StabilisedMaxPool(window=4)(torch.randn(1, 2, 3, 8))
 
 
 def test_gem_lies_between_average_and_maximum():
     feature_map = torch.rand(2, 3, 5, 4) + 0.1
-    torch.testing.assert_close(GeMPool(1.0)(feature_map), AveragePool()(feature_map))
-    torch.testing.assert_close(GeMPool(400.0)(feature_map.double()), MaxPool()(feature_map.double()), atol=2e-2, rtol=0)
+    torch.testing.assert_close(GeMPool(p=1.0)(feature_map), AveragePool()(feature_map))
+    torch.testing.assert_close(
+        GeMPool(p=400.0)(feature_map.double()), MaxPool()(feature_map.double()), atol=2e-2, rtol=0
+    )
 
 
 def test_tokens_pool_like_maps():

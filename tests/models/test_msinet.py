@@ -202,7 +202,7 @@ def test_wrong_configurations_are_refused():
         MSINetConfig(genotype=[["gate", "gate"]])
     with pytest.raises(ValueError, match=r"must be made of none, .* got \['gates'\]"):
         MSINetConfig(genotype=[["gate", "gates"]] * 6)
-    with pytest.raises(ValueError, match="needs a backbone with stages"):
+    with pytest.raises(ValueError, match="needs the maps of several stages"):
         ReIDModel(ReIDConfig.from_variant("timm/vit_tiny_patch16_224", pooling="global_stripes"))
     with pytest.raises(ValueError, match="at least 2 rows"):
         tiny_model()(torch.randn(1, 3, 16, 16))

@@ -225,9 +225,15 @@ def test_the_size_of_the_picture_is_said_once():
         ({"backbone_config": {**TINY, "width": 100, "heads": 6}}, "multiple of the 6 heads, got 100: .* 96 and 102"),
         ({"backbone_config": {**TINY, "width": 4, "heads": 6}}, "nearest are 6 and 12"),
         ({"backbone_config": {**TINY, "drop_path": 1.0}}, "probability below 1"),
-        ({"backbone_config": {"model_type": "reid_osnet"}}, "needs a backbone with part tokens"),
-        ({"pooling": "cls"}, "needs pooling='part_tokens'"),
-        ({"head": "linear", "embedding_dim": 8}, "behind a head take neck='bnneck'"),
+        (
+            {"backbone_config": {"model_type": "reid_osnet"}},
+            "needs part tokens, but a 'reid_osnet' backbone gives a map",
+        ),
+        ({"pooling": "cls"}, "needs part tokens, but pooling='cls' gives a vector"),
+        (
+            {"head": "linear", "embedding_dim": 8},
+            "needs part tokens, but embedding='linear' gives a vector: take neck bnneck",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused(changes, message):

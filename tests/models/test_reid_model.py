@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, ViTConfig, p
 from transformers.image_utils import load_image
 
 from reid_hub import ReIDConfig, ReIDImageProcessor, ReIDModel, list_variants
-from reid_hub.models.layers import BNNeck
+from reid_hub.models.neck import BNNeck
 
 from ..data.pictures import DAMAGED_EXIF
 
@@ -293,9 +293,11 @@ def test_unknown_names_offer_the_nearest():
         ReIDConfig.from_variant("res50", last_stirde=1)
     with pytest.raises(ValueError, match="pooling must be one of avg"):
         ReIDConfig.from_variant("res50", pooling="median")
-    with pytest.raises(ValueError, match="needs a ViT of timm with a class token or registers"):
+    with pytest.raises(
+        ValueError, match="pooling='patches' needs tokens of patches behind others, but a 'resnet' backbone gives a map"
+    ):
         ReIDModel(ReIDConfig.from_variant("res18-x0.25", pooling="patches"))
-    with pytest.raises(ValueError, match="embedding_dim belongs to"):
+    with pytest.raises(ValueError, match="unknown options dim of embedding='none'; it has no options"):
         ReIDConfig.from_variant("res50", embedding_dim=64)
     with pytest.raises(ValueError, match="needs a backbone with a strided last stage"):
         ReIDModel(ReIDConfig.from_variant("timm/vit_tiny_patch16_224", last_stride=1))

@@ -338,9 +338,9 @@ def test_every_process_has_a_memory_of_its_own(tmp_path):
 @pytest.mark.parametrize(
     ("variant", "options", "message"),
     [
-        ("timm/vit_tiny_patch16_224", {"pooling": "avg", "side": {}}, "needs a backbone with stages: ResNet, DenseNet"),
+        ("timm/vit_tiny_patch16_224", {"pooling": "avg", "side": {}}, "needs a backbone with stages"),
         ("vit-s", {"pooling": "avg", "neck": "none", "side": {}}, "'reid_part_vit' .* has none"),
-        ("msinet-x0.25", {"side": {}}, "beside a side network pooling must be one of avg"),
+        ("msinet-x0.25", {"side": {}}, "a side network gives a map: take pooling avg or max or gem or stabilised_max"),
         ("res50-ptl", {"side": {"cell": "v3"}}, "cell must be one of v1, v2, plain, got 'v3'"),
         ("res50-ptl", {"side": {"cels": "v1"}}, r"unknown options \['cels'\] of a side network; it has cell, memory"),
         ("res50-ptl", {"side": {"aggregate": "last"}}, "aggregate belongs to a side network of cell 'v2'"),
@@ -355,8 +355,8 @@ def test_every_process_has_a_memory_of_its_own(tmp_path):
         ("res50-ptl", {"side": {"stem": [1.5]}}, "must be channels of its first cells"),
         ("res50-ptl", {"side": {"memory": "no"}}, "memory of a side network must be true or false"),
         ("mgn-ptl", {"side": {"pairs": 3}}, "needs them all for its branches; got 3"),
-        ("mgn", {"pooling": "max"}, "belong to a backbone with branches"),
-        ("res50", {"pooling": "branch_stripes"}, "belong to a backbone with branches"),
+        ("mgn", {"pooling": "max"}, "gives the maps of several branches: take pooling branch_stripes"),
+        ("res50", {"pooling": "branch_stripes"}, "needs the maps of several branches, but"),
         ("mgn", {"backbone_config": {"model_type": "reid_mgn", "depths": [3, 4, 1, 3]}}, "depths must be four"),
         ("densenet161", {"backbone_config": {"model_type": "reid_densenet", "dropout": 1.0}}, "dropout must be"),
     ],

@@ -136,7 +136,8 @@ def test_equal_rows_give_the_teacher_at_every_width(name, training):
         slot = chain.slots(chain.sizes_of(width))[last].slot
         torch.testing.assert_close(found.feature_map[:, slot], expected.feature_map, rtol=1e-9, atol=1e-10)
         if name != "msinet":  # whose vector runs through two groups
-            slot = chain.slots(chain.sizes_of(width))["embedding" if teacher.config.head == "linear" else last].slot
+            group = "embedding" if teacher.config.embedding["name"] == "linear" else last
+            slot = chain.slots(chain.sizes_of(width))[group].slot
             torch.testing.assert_close(found.embeddings[:, slot], expected.embeddings, rtol=1e-9, atol=1e-10)
 
 

@@ -219,14 +219,16 @@ def test_a_trunk_gets_the_edges_of_the_recipe_and_is_the_variant_but_for_its_wei
         for made in (begun, plain)
     )
     assert ours == theirs
-    assert (ours["neck"], ours["last_stride"], ours["resize_shortest"]) == ("none", None, 36)
+    assert (ours["neck"], ours["last_stride"], ours["resize_shortest"]) == ({"name": "none"}, None, 36)
     assert (ours["image_mean"], ours["image_std"]) == ([0.0] * 3, [0.5] * 3)
     for name, tensor in begun.reid.backbone.state_dict().items():
         assert torch.equal(tensor, trunk.backbone.state_dict()[name]), name
     assert begun.state_dict().keys() == plain.state_dict().keys()
     with pytest.raises(ValueError, match=r"config\.last_stride=1 comes too late"):
         begin(str(tmp_path / "trunk"), **{"config.last_stride": 1})
-    assert begin(str(tmp_path / "trunk"), recipe="kdep-supervised").config.neck == "none"  # which names no neck
+    assert begin(str(tmp_path / "trunk"), recipe="kdep-supervised").config.neck == {
+        "name": "none"
+    }  # which names no neck
     kept = begin(str(tmp_path / "trunk"), **{"config.neck": "bnneck"})
     assert torch.equal(kept.reid.neck.weight, trunk.neck.weight)
 

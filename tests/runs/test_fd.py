@@ -223,7 +223,7 @@ def test_a_teacher_has_the_head_that_is_asked_for_and_that_fits(settings, tmp_pa
     changes = {**settings.teachers.set_teacher, **changes}
     made = settings.but(out=tmp_path, backbone=variant, set_teacher=changes, view=["Hol"], **short)
     config = open_model(fd.train_teachers(made)["Hol"]).config
-    assert (config.pooling, config.head, config.embedding_dim) == expected
+    assert (config.pooling["name"], config.embedding["name"], config.embedding.get("dim")) == expected
 
 
 def test_what_does_not_belong_together_is_refused(made, settings, tmp_path):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from reid_hub.errors import MissingLibraryError, ReIDError, RunError
 from reid_hub.models import ReIDConfig, ReIDModel
-from reid_hub.models.layers import BNNeck
+from reid_hub.models.neck import BNNeck
 from reid_hub.registry import lookup
 
 IMPORTANCES = {"magnitude": "GroupMagnitudeImportance", "taylor": "GroupTaylorImportance"}

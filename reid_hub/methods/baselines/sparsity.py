@@ -8,7 +8,8 @@ from transformers import TrainerCallback, TrainingArguments
 
 from reid_hub.errors import ReIDError
 from reid_hub.models import ReIDModel
-from reid_hub.models.layers import BATCH_NORMS, BNNeck
+from reid_hub.models.layers import BATCH_NORMS
+from reid_hub.models.neck import BNNeck
 
 COUNTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, *BATCH_NORMS, nn.LayerNorm, BNNeck)
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from reid_hub.errors import ReIDError
 from reid_hub.models import ReIDConfig, ReIDModel
-from reid_hub.models.layers import BATCH_NORMS, BNNeck
+from reid_hub.models.layers import BATCH_NORMS
+from reid_hub.models.neck import BNNeck
 from reid_hub.models.width_groups import WidthGroups
 from reid_hub.registry import lookup
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from reid_hub.errors import ReIDError
 from reid_hub.models import ReIDConfig, ReIDModel
-from reid_hub.models.configuration_reid import COMPRESSIONS
+from reid_hub.models.reductions import REDUCTIONS
 from reid_hub.registry import lookup
 
 LADDER = (576, 480, 384, 192, 64, 32)  # of an embedding of 768 (arXiv:2405.14730)
@@ -30,13 +30,8 @@ def compressed_config(
     one that retrieves behind its neck, what leaves the neck is compressed.
     """
     fields = copy.deepcopy(config).to_dict()
-    fields |= {
-        "compression": compression,
-        "compressed_dim": dim,
-        "quantization": quantization,
-        "quantization_granularity": granularity,
-        "decision": None,  # a threshold of other distances
-    }
+    codes = {"name": compression, "dim": dim, "quantization": quantization, "granularity": granularity}
+    fields |= {"codes": codes, "decision": None}  # a decision is a threshold of other distances
     if config.retrieve == "features":
         fields["neck"] = "none"
     return ReIDConfig.from_dict(fields)
@@ -50,10 +45,10 @@ def compress_model(
     Raises:
         ReIDError: for an unknown head, a dimension out of range, or a model that is compressed already.
     """
-    lookup(dict.fromkeys(name for name in COMPRESSIONS if name), compression, "compression")
-    if model.config.compression is not None:
+    lookup(REDUCTIONS, compression, "compression")
+    if (codes := model.config.codes) is not None:
         raise ReIDError(
-            f"the model is compressed already ({model.config.compression}, {model.config.compressed_dim}): narrow it, "
+            f"the model is compressed already ({codes['name']}, {codes['dim']}): narrow it, "
             "or start from the model that it was made of"
         )
     config = compressed_config(model.config, compression, dim, quantization, granularity)
@@ -70,14 +65,14 @@ def narrow(model: ReIDModel, kept: Tensor) -> ReIDModel:
     Raises:
         ReIDError: for another head, or a slice of other coordinates than the first.
     """
-    kind = model.config.compression
+    kind = (model.config.codes or {}).get("name")
     if kind not in ("slice", "pruned"):
         raise ReIDError(f"only sliced and pruned embeddings can be narrowed, not {kind or 'an uncompressed one'}")
     kept = kept.sort().values.to(model.device)
     if kind == "slice" and not torch.equal(kept, torch.arange(len(kept), device=kept.device)):
         raise ReIDError("a slice keeps the first coordinates: compress with 'pruned' to keep others")
     config = copy.deepcopy(model.config)
-    config.compressed_dim, config.decision = len(kept), None
+    config.codes, config.decision = {**config.codes, "dim": len(kept)}, None
     student, state = ReIDModel(config).to(model.device, model.dtype), dict(model.state_dict())
     for name in ("compression.kept", "quantizer.center", "quantizer.peak"):
         if name in state and state[name].ndim:

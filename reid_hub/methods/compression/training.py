@@ -14,7 +14,7 @@ from reid_hub.methods.compression.models import footnote_map, principal_directio
 from reid_hub.methods.state import read_state
 from reid_hub.methods.supervised import SupervisedMethod, build_classifier
 from reid_hub.models import ReIDModel, ReIDOutput
-from reid_hub.models.layers import BNNeck
+from reid_hub.models.neck import BNNeck
 from reid_hub.registry import lookup
 
 STARTS = ("random", "slice", "pca")
@@ -43,7 +43,7 @@ class CompressionMethod(SupervisedMethod):
 }"""
 
     def __init__(self, model: ReIDModel, num_ids: int, *, prefixes: Sequence[int] = (), **options: Any):
-        if model.config.compression is None:
+        if model.config.codes is None:
             raise ReIDError(
                 "the model's embedding is not compressed: use `reid-hub compress`, or compress_model(model, 'slice', "
                 "64)"
@@ -51,7 +51,7 @@ class CompressionMethod(SupervisedMethod):
         super().__init__(model, num_ids, **options)
         dim, self.expand = model.embedding_dim, nn.Identity()
         bias = self.classifier.bias is not None
-        if model.config.compression == "low_rank":
+        if model.config.codes["name"] == "low_rank":
             dim = model.compression.in_features
             self.expand = nn.Linear(model.embedding_dim, dim, bias=False)
             nn.init.trunc_normal_(self.expand.weight, std=0.02)
@@ -59,11 +59,11 @@ class CompressionMethod(SupervisedMethod):
         self.norm = BNNeck(dim)
         self.prefixes = tuple(prefixes)
         if self.prefixes and (
-            model.config.compression != "slice" or not all(1 <= size < dim for size in self.prefixes)
+            model.config.codes["name"] != "slice" or not all(1 <= size < dim for size in self.prefixes)
         ):
             raise ReIDError(
                 f"prefixes are shorter lengths of a sliced embedding, from 1 to {dim - 1}; got {list(prefixes)} of a "
-                f"{model.config.compression!r} one of {dim}"
+                f"{model.config.codes['name']!r} one of {dim}"
             )
         self.prefix_norms = nn.ModuleList(BNNeck(size) for size in self.prefixes)
         self.prefix_classifiers = nn.ModuleList(build_classifier(size, num_ids, bias=bias) for size in self.prefixes)
@@ -82,7 +82,7 @@ class CompressionMethod(SupervisedMethod):
             return super().from_run(run)
         embeddings = partial(run.embed, base)
         method = cls(compress(base, embeddings), run.num_ids, **run.options)
-        is_low_rank = method.model.config.compression == "low_rank"
+        is_low_rank = method.model.config.codes["name"] == "low_rank"
         if is_low_rank:
             method.start_map(start, embeddings() if start == "pca" else None)
         if not is_low_rank or start != "random":
@@ -150,12 +150,12 @@ class CompressionMethod(SupervisedMethod):
 
 def kept_coordinates(model: ReIDModel, base: ReIDModel) -> Tensor:
     """Which of a base model's coordinates the norm of a compressed one sees, ascending (k,); all for low rank."""
-    if model.config.compression == "low_rank":
+    if model.config.codes["name"] == "low_rank":
         return torch.arange(base.embedding_dim)
-    if model.config.compression == "slice":
+    if model.config.codes["name"] == "slice":
         return torch.arange(model.embedding_dim)
     kept = model.compression.kept.cpu()
-    if base.config.compression == "pruned":
+    if (base.config.codes or {}).get("name") == "pruned":
         return torch.isin(base.compression.kept.cpu(), kept).nonzero()[:, 0]
     return kept
 

@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
-from reid_hub.models.head_linear import LinearHead
-from reid_hub.models.layers import StabilisedMaxPool
+from reid_hub.models.embedding_layer import LinearEmbedding
+from reid_hub.models.pooling import StabilisedMaxPool
 
 
 class FeatureMapBranch(nn.Module):
@@ -18,8 +18,8 @@ class FeatureMapBranch(nn.Module):
     def __init__(self, channels: int, dim: int, width: int = 512, window: int = 4):
         super().__init__()
         self.select = nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
-        self.pool = StabilisedMaxPool(window)
-        self.embed = LinearHead(width, dim)
+        self.pool = StabilisedMaxPool(window=window)
+        self.embed = LinearEmbedding(width, dim=dim)
         self.apply(_initialise)
 
     def forward(self, feature_map: Tensor) -> Tensor:
@@ -34,8 +34,8 @@ class RepresentationBranch(nn.Module):
 
     def __init__(self, embedding_dim: int, dim: int, whole: bool, width: int = 512):
         super().__init__()
-        self.select = nn.Identity() if whole else LinearHead(embedding_dim, width, relu=True)
-        self.embed = LinearHead(embedding_dim if whole else width, dim)
+        self.select = nn.Identity() if whole else LinearEmbedding(embedding_dim, dim=width, relu=True)
+        self.embed = LinearEmbedding(embedding_dim if whole else width, dim=dim)
         self.apply(_initialise)
 
     def forward(self, embeddings: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ class FDMethod(SupervisedMethod):
             return
         check_sees_all(model.config)
         self._erased = ErasedShares(representations.views, representations.paths, model.config.image_size)
-        window, channels = model.config.pooling_window, map_channels(model) if alpha else 0
+        window, channels = pooling_window(model), map_channels(model) if alpha else 0
         for view, dim in zip(representations.views, representations.dims, strict=True):
             if alpha:
                 self.fmfb[view.name] = FeatureMapBranch(channels, dim, width, window)
@@ -132,7 +132,7 @@ class CompressedFDMethod(FDMethod, CompressionMethod):
 
 def fd_method(model: ReIDModel, num_ids: int, **options: Any) -> FDMethod:
     """The method for a model: compressed or not."""
-    make = FDMethod if model.config.compression is None else CompressedFDMethod
+    make = FDMethod if model.config.codes is None else CompressedFDMethod
     return make(model, num_ids, **options)
 
 
@@ -149,6 +149,11 @@ def check_sees_all(config: ReIDConfig) -> None:
         )
 
 
+def pooling_window(model: ReIDModel) -> int:
+    """Rows and columns of the window over which a student's stabilised pooling averages, and that of its branches."""
+    return model.config.pooling.get("window", 4)
+
+
 @torch.no_grad()
 def map_channels(model: ReIDModel) -> int:
     """C of a student's feature map (B, C, h, w).
@@ -156,7 +161,7 @@ def map_channels(model: ReIDModel) -> int:
     Raises:
         ReIDError: if there is none that a window of the pooling fits into.
     """
-    was_training, window = model.training, model.config.pooling_window
+    was_training, window = model.training, pooling_window(model)
     try:
         pixels = torch.zeros(1, 3, *model.config.image_size, device=model.device, dtype=model.dtype)
         shape = model.eval()(pixels).feature_map.shape

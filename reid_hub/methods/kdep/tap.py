@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from reid_hub.models import ReIDModel
-from reid_hub.models.layers import fuse_parts
 
 Calls = Sequence[tuple[nn.Module, int]]  # a module, and which of its calls in a forward pass
 
@@ -33,7 +32,7 @@ class Tap:
     """
 
     def __init__(self, model: ReIDModel, *, behind_head: bool = False, relu: bool = False):
-        self.model, self.behind_head = model, behind_head and model.config.head == "linear"
+        self.model, self.behind_head = model, behind_head and model.config.embedding["name"] == "linear"
         with torch.no_grad(), _evaluating(model):
             size = (2, 3, *model.config.image_size)
             generator = torch.Generator().manual_seed(0)
@@ -58,8 +57,7 @@ class Tap:
             return last.mean((2, 3))
         if last.ndim == 2:
             return last
-        pooled = self.model.pooling(last)
-        return fuse_parts(pooled) if self.model.config.pooling == "part_tokens" else pooled
+        return self.model.pooling.fuse(self.model.pooling(last))
 
     def _last(self, pixel_values: Tensor) -> Tensor:
         return self.model(pixel_values).features if self.behind_head else self.model.backbone(pixel_values)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from reid_hub import ReIDConfig, ReIDModel
 from reid_hub.losses import identity_loss
 from reid_hub.methods.baselines import prune_to
-from reid_hub.models.layers import BNNeck
+from reid_hub.models.neck import BNNeck
 from reid_hub.models.width_groups import WidthGroups
 
 needs_library = pytest.mark.skipif(

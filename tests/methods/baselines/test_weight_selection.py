@@ -8,7 +8,7 @@ import torch
 from reid_hub import ReIDConfig, ReIDModel
 from reid_hub.methods.baselines import reestimate_statistics, select_weights
 from reid_hub.methods.baselines.weight_selection import uniform_indices
-from reid_hub.models.layers import BNNeck
+from reid_hub.models.neck import BNNeck
 
 
 def resnet(planes, layer_type="bottleneck", depths=(1, 2), **options) -> ReIDConfig:

@@ -328,5 +328,5 @@ def test_what_does_not_fit_is_refused():
         compress_model(model, "slice", 8).width_groups()
     with pytest.raises(ValueError, match="neck must be 'none'"):
         ReIDConfig(**TINY, retrieve="features", compression="slice", compressed_dim=4)
-    with pytest.raises(ValueError, match="give compression too"):
+    with pytest.raises(ValueError, match="codes needs a name beside quantization: one of slice, low_rank, pruned"):
         ReIDConfig(**TINY, quantization="int8")

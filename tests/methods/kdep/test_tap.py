@@ -202,14 +202,14 @@ def test_tokens_of_timm_are_pooled_as_its_own_classifier_pools_them(name, argume
     for parameter in network.parameters():
         parameter.data.add_(0.05 * torch.randn(parameter.shape))  # positions and class token may start at 0
     teacher, x = open_teacher(saved(tmp_path / "timm", network)), torch.randn(2, 3, 56, 56)
-    assert teacher.config.pooling == pooling
+    assert teacher.config.pooling["name"] == pooling
     teacher.save_pretrained(tmp_path / "ours")
     with torch.no_grad():
         for model in (teacher, open_teacher(tmp_path / "ours")):
             assert torch.allclose(network.timm_model.fc_norm(Teacher(model)(x)), network.timm_model(x), atol=1e-5)
             assert torch.equal(model(x).features, Teacher(model)(x))
     if not arguments.keys() - {"depth", "img_size", "patch_size"}:
-        assert ReIDConfig.from_variant(f"timm/{name}", image_size=(56, 56)).pooling == pooling
+        assert ReIDConfig.from_variant(f"timm/{name}", image_size=(56, 56)).pooling == {"name": pooling}
 
 
 def saved(folder, network, **processor):

@@ -1,0 +1,95 @@
+"""How an embedding is shortened for its codes; Embedding Compression, arXiv:2405.14730."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from .parts import Part
+
+
+class Reduction(Part):
+    """An embedding with fewer numbers, (B, D) -> (B, dim), which a `Quantizer` may follow.
+
+    Args:
+        quantization: "int8" lets the embedding be what its int8 codes decode to.
+        granularity: of the scale of the codes.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        *,
+        dim: int,
+        quantization: Literal["int8"] | None = None,
+        granularity: Literal["tensor", "dimension", "vector"] = "tensor",
+    ):
+        super().__init__()
+        self.in_features, self.dim = in_features, dim
+
+    @classmethod
+    def behind(cls, part_dims: Sequence[int], **options) -> "Reduction":
+        """Of the whole embedding.
+
+        Raises:
+            ValueError: if it is shorter than `dim`.
+        """
+        full, dim = sum(part_dims), options["dim"]
+        if dim > full:
+            raise ValueError(f"dim of codes must be between 1 and {full}, the length of the embedding, got {dim}")
+        return cls(full, **options)
+
+    @classmethod
+    def check(cls, options: Mapping[str, Any]) -> None:
+        """Raise a ValueError for an empty embedding."""
+        if options["dim"] < 1:
+            raise ValueError(f"dim of codes must be at least 1, got {options['dim']}")
+
+
+class Slice(Reduction):
+    """The first `dim` coordinates."""
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        return vectors[:, : self.dim]
+
+
+class LowRank(Reduction):
+    """z = A e without bias.
+
+    The map B that takes z back to D dimensions in front of the classifier exists in training only.
+    """
+
+    def __init__(self, in_features: int, *, dim: int, **codes):
+        super().__init__(in_features, dim=dim, **codes)
+        self.weight = nn.Parameter(torch.empty(dim, in_features))
+
+    def initialise(self) -> None:
+        """Truncated normal, as in the ViT around it."""
+        init.trunc_normal_(self.weight, std=0.02)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        return nn.functional.linear(vectors, self.weight)
+
+
+class Pruned(Reduction):
+    """The coordinates `kept`, ascending.
+
+    Attributes:
+        kept: (dim,) int64; the first ones until something is pruned.
+    """
+
+    def __init__(self, in_features: int, *, dim: int, **codes):
+        super().__init__(in_features, dim=dim, **codes)
+        self.register_buffer("kept", torch.arange(dim))
+
+    def initialise(self) -> None:
+        """Keep the first coordinates."""
+        init.copy_(self.kept, torch.arange(self.dim))
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        return vectors[:, self.kept]
+
+
+REDUCTIONS: dict[str, type[Reduction]] = {"slice": Slice, "low_rank": LowRank, "pruned": Pruned}
