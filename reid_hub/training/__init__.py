@@ -1,7 +1,6 @@
 """Training: published recipes as data, and a trainer that follows them."""
 
 from reid_hub.training.arguments import deciding_arguments, training_arguments
-from reid_hub.training.heads import HEADS_FILE, known_identities, read_heads, write_heads
 from reid_hub.training.holdout import Holdout, TrainingSubset, draw_identities, draw_images, split_identities
 from reid_hub.training.optimizers import OPTIMIZERS, build_optimizer, build_scheduler
 from reid_hub.training.overrides import override, parse_override
@@ -12,7 +11,6 @@ from reid_hub.training.schedules import Schedule
 from reid_hub.training.trainer import ReIDTrainer, share_buffers
 
 __all__ = [
-    "HEADS_FILE",
     "OPTIMIZERS",
     "RECIPES",
     "Holdout",
@@ -26,12 +24,9 @@ __all__ = [
     "deciding_arguments",
     "draw_identities",
     "draw_images",
-    "known_identities",
     "override",
     "parse_override",
-    "read_heads",
     "share_buffers",
     "split_identities",
     "training_arguments",
-    "write_heads",
 ]

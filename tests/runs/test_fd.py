@@ -21,10 +21,10 @@ from reid_hub import ReIDConfig, ReIDModel, evaluate_model, load_reid_dataset
 from reid_hub.cli import app
 from reid_hub.data.views import View, choose_views, view_split
 from reid_hub.methods.fd import attention_maps
+from reid_hub.methods.state import known_identities, read_state
 from reid_hub.runs import fd
 from reid_hub.runs.fd import FDSettings, distill, train_student
 from reid_hub.runs.models import open_model
-from reid_hub.training import known_identities, read_state
 
 ROOT = Path(__file__).parents[2]
 

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from reid_hub import ReIDConfig, ReIDForImageClassification, ReIDModel, load_reid_dataset
 from reid_hub.cli import app
 from reid_hub.data.images import ImageDataset
+from reid_hub.methods.state import known_identities, read_state
 from reid_hub.runs.models import open_model
 from reid_hub.runs.ptl import (
     STDSettings,
@@ -29,7 +30,7 @@ from reid_hub.runs.ptl import (
 from reid_hub.runs.settings import TrainSettings
 from reid_hub.runs.surface import draw_surfaces, training_loss
 from reid_hub.runs.train import train
-from reid_hub.training import RECIPES, known_identities, override, read_state
+from reid_hub.training import RECIPES, override
 
 TRUNK = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
 HEAD = {"head": "linear", "head_bias": True, "head_norm": False, "embedding_dim": 6, "neck": "none"}

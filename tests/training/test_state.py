@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from reid_hub.methods import SupervisedMethod
-from reid_hub.training import read_heads, write_heads
+from reid_hub.methods.state import read_state, write_state
 
 from .small_run import STEPS_PER_EPOCH, small_model, small_trainer
 
@@ -22,7 +22,7 @@ def test_classifier_and_centers_lie_beside_the_exported_model(small_dataset, tmp
     trainer = small_trainer(tmp_path, small_dataset, method=Watch, num_train_epochs=2)
     trainer.train()
     trainer.save_model()
-    heads = read_heads(tmp_path)
+    heads = read_state(tmp_path)
     assert set(heads) == {"classifier.weight", "centers"}
     for name, tensor in heads.items():
         assert torch.equal(tensor, trainer.model.state_dict()[name])
@@ -38,9 +38,9 @@ def test_classifier_and_centers_lie_beside_the_exported_model(small_dataset, tmp
 
 def test_missing_and_damaged_heads_are_said(tmp_path):
     with pytest.raises(FileNotFoundError, match="folder of a training run"):
-        read_heads(tmp_path)
-    write_heads(tmp_path, {"classifier.weight": torch.ones(3, 2)})
+        read_state(tmp_path)
+    write_state(tmp_path, {"classifier.weight": torch.ones(3, 2)})
     path = tmp_path / "training" / "heads.safetensors"
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(ValueError, match="is damaged"):
-        read_heads(tmp_path)
+        read_state(tmp_path)
