@@ -77,6 +77,7 @@ class ReIDModel(CheckpointMixin, EncodingMixin, PreTrainedModel):
         self.head = self._part("embedding", self.part_dims)  # "head" is its name in the checkpoints that are out
         self.part_dims = self.head.part_dims
         self.neck = self._part("neck", self.part_dims)
+        self._fuses_in_neck = "vector" not in self.neck.needs
         self.compression, self.quantizer = None, None
         if config.codes is not None:
             self.compression = self._part("codes", self.part_dims)
@@ -115,7 +116,7 @@ class ReIDModel(CheckpointMixin, EncodingMixin, PreTrainedModel):
         features = self.head(self.pooling.fuse(pooled))
         embeddings = features
         if self.training or retrieve == "neck":
-            embeddings = self.neck(features if "vector" in self.neck.needs else pooled)
+            embeddings = self.neck(pooled if self._fuses_in_neck else features)
         if self.compression is not None:
             features = embeddings = self.compression(embeddings)
             if quantized:
