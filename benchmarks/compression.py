@@ -69,7 +69,7 @@ def heads(full: int) -> list[tuple[str, bool, list[int]]]:
 def compressed(options: Options, name: str, full: int, int8: bool, dims: list[int], seed: int) -> Row:
     """One head and precision, at one size or several."""
     head, kind, work = name.rpartition(".")[2], "-int8" if int8 else "", options.work / f"seed{seed}"
-    fields = {"model": options.own["model"], "head": head, "dims": dims, "int8": int8, "output_dir": work}
+    fields = {"model": options.own["model"], "head": head, "dim": dims, "int8": int8, "out": work}
     fields |= {"recipe": "compress-bot", "epochs": options.own["epochs"]}
     call = partial(stages.run, "compress", **options.settings(seeded(name, seed), **fields))
     # Matryoshka is trained at full length, and pruning in int8 begins with it.

@@ -51,12 +51,12 @@ class Options:
     own: Mapping[str, Any] = field(default_factory=dict)
 
     def settings(self, name: str, **fields: Any) -> dict[str, Any]:
-        """Settings of a row's stages: seed and data are those of its name, on CIFAR-10 where that begins with it."""
+        """Options of a row's runs: seed and data are those of its name, on CIFAR-10 where that begins with it."""
         seed = int((re.search(r"-seed(\d+)$", name) or [0, 0])[1])
         data = {"data": "market_layout", "data_dir": self.data_dir, "dataset_name": self.dataset_name}
         if name.startswith("cifar10."):
             data = {"data": "cifar10", "data_dir": self.own["cifar_dir"], "dataset_name": "CIFAR-10"}
-        common = {"output_dir": self.work / name, "seed": seed, "validation": 0, "channels_last": True, "resume": True}
+        common = {"out": self.work / name, "seed": seed, "channels_last": True, "resume": True}
         return {**data, **common, **fields}
 
     def row(self, name: str, *stages: partial, needs: Sequence[str] = (), **fields: Any) -> Row:

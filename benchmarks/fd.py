@@ -91,7 +91,7 @@ def rows(options: Options) -> Iterator[Row]:
 
     def run(kind: str, name: str, **fields) -> partial:
         variant = name.rpartition(".")[0]
-        sizes = {"image_size": scale.image_size, "view_size": scale.view_size, "arguments": scale.arguments}
+        sizes = {"image_size": scale.image_size, "view_size": scale.view_size, "arg": scale.arguments}
         start = {"recipe": "fd-student", "model": variant, "init": scale.init.get(variant)}
         return partial(stages.run, f"fd_{kind}", **options.settings(name, **sizes, **start, **fields))
 
@@ -101,20 +101,20 @@ def rows(options: Options) -> Iterator[Row]:
                 name, initial = seeded(f"{student}.{arm}", seed), f"{student}.initial"
                 teachers = {view: scale.teacher_of(view) for view in seen[views]}
                 fields = {
-                    "views": views, "changes": {**scale.changes, **changes}, "epochs": scale.student_epochs,
+                    "view": [views], "set": {**scale.changes, **changes}, "epochs": scale.student_epochs,
                     "initial": str(folder(initial)), "cache": str(options.work / "cache"), "origin": arm,
-                    "teachers": {view: str(folder(teacher)) for view, teacher in teachers.items()},
+                    "teacher": {view: str(folder(teacher)) for view, teacher in teachers.items()},
                 }  # fmt: skip
                 calls = [run(kind, name, **fields) for kind in ("cache", "student")[arm == "control" :]]
                 needs = dict.fromkeys([initial, *(teachers.values() if arm != "control" else ())])
                 yield options.row(name, *calls, needs=list(needs), folder=folder(name, "student"))
     for variant in dict.fromkeys([*scale.students, scale.teacher]):
         name, changes = f"{variant}.initial", {**scale.changes, **scale.students.get(variant, {})}
-        call = run("initial", name, teacher_epochs=scale.initial_epochs, teacher_changes=changes)
+        call = run("initial", name, teacher_epochs=scale.initial_epochs, set_teacher=changes)
         yield options.row(name, call, folder=folder(name), wanted=False)
     for view in VIEWS[1:]:
         name, init = scale.teacher_of(view), scale.init.get(scale.teacher)
-        fields = {"teacher_epochs": scale.teacher_epochs, "teacher_changes": scale.changes, "views": [view]}
+        fields = {"teacher_epochs": scale.teacher_epochs, "set_teacher": scale.changes, "view": [view]}
         call = run("teachers", name, **fields, backbone=scale.teacher, teacher_init=init)
         yield options.row(name, call, folder=folder(name), wanted=False)
 

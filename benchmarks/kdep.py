@@ -106,8 +106,8 @@ def compared(kind: str) -> list[tuple[str, int]]:
 def run(call: str, options: Options, name: str, changes: dict | None = None, **fields) -> partial:
     """A stage; `changes` come on top of those of the network."""
     scale, kind = SCALES[options.scale], name.partition(".")[0]
-    common = {"image_size": scale.sizes[kind], "arguments": scale.arguments}
-    common["changes"] = {**scale.networks[kind], **(changes or {})}
+    common = {"image_size": scale.sizes[kind], "arg": scale.arguments}
+    common["set"] = {**scale.networks[kind], **(changes or {})}
     return partial(stages.run, call, **options.settings(name, **common, **fields))
 
 

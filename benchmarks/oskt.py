@@ -65,7 +65,7 @@ def rows(options: Options) -> Iterator[Row]:
     teacher = f"{scale.teacher}.teacher"
 
     def run(kind: str, name: str, **fields) -> partial:
-        common = {"image_size": scale.image_size, "arguments": scale.arguments, "changes": CLASSIFICATION}
+        common = {"image_size": scale.image_size, "arg": scale.arguments, "set": CLASSIFICATION}
         return partial(stages.run, kind, **options.settings(name, **{**common, "recipe": "bot", **fields}))
 
     for seed in options.seeds:
@@ -80,10 +80,10 @@ def rows(options: Options) -> Iterator[Row]:
                 if arm == "oskt":
                     after = [partial(stages.compare_copies, work / name, work / needs[0], student)]
                 fields = {"model": str(start), "epochs": scale.student_epochs, "origin": arm}
-                train = run("train", name, **fields, changes=OWN_RATE if arm == "scratch-lr" else CLASSIFICATION)
+                train = run("train", name, **fields, set=OWN_RATE if arm == "scratch-lr" else CLASSIFICATION)
                 yield options.row(name, *before, train, *after, needs=needs)
 
-    fields = {"epochs": scale.teacher_epochs, "changes": OWN_RATE, "origin": "teacher"}
+    fields = {"epochs": scale.teacher_epochs, "set": OWN_RATE, "origin": "teacher"}
     yield options.row(teacher, run("train", teacher, model=scale.teacher, **fields), wanted=False)
     source = partial(options.row, needs=[teacher], wanted=False)
     fields = {"model": str(work / teacher), "epochs": scale.refine_epochs}

@@ -84,18 +84,18 @@ def rows(options: Options) -> Iterator[Row]:
     cifar |= {"epochs": scale.cifar_epochs, "evaluate_every": scale.cifar_epochs}
 
     def settings(name: str, arm: str, fields: dict) -> dict:
-        return options.settings(name, origin=arm, arguments=scale.arguments, **fields)
+        return options.settings(name, origin=arm, arg=scale.arguments, **fields)
 
     for seed in options.seeds:
         for arm, side in ARMS.items():
             name, side = seeded(f"{scale.backbone}.{arm}", seed), stages.side_network(scale.backbone, *side)
-            fields = {"recipe": "ptl", **people, **side, "changes": {**scale.changes, **side["changes"]}}
+            fields = {"recipe": "ptl", **people, **side, "set": {**scale.changes, **side["set"]}}
             after = [partial(stages.compare_states, work / name, options.settings(name))]
             train = partial(stages.run, "train", **settings(name, arm, fields))
             yield options.row(name, train, *(after if arm.startswith("memory") else ()))
         name, teachers = seeded(f"{scale.backbone}.std", seed), [f"{scale.backbone}.{arm}" for arm in BESIDE]
         student = stages.side_network(scale.backbone, *ARMS["none"])["model"]
-        fields = {"recipe": "std", **people, "model": student, "changes": scale.changes, "lams": [LAM]}
+        fields = {"recipe": "std", **people, "model": student, "set": scale.changes, "lam": [LAM]}
         distill = partial(stages.distill_best, [work / name for name in teachers], **settings(name, "std", fields))
         yield options.row(name, distill, needs=teachers)
         for arm in ON_CIFAR if options.own["cifar_dir"] else ():

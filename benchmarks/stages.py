@@ -1,4 +1,4 @@
-"""The stages of which rows are made: every call into the package's runs. Settings are plain mappings; all resume."""
+"""The stages of which rows are made: every call into the package's runs. Options are plain mappings; all resume."""
 
 import importlib
 import json
@@ -10,10 +10,10 @@ from typing import Any
 RUNS = {
     "train": ("train", "TrainSettings", "train"),
     "classify": ("classify", "ClassifySettings", "classify"),
-    "pretrain": ("kdep", "KDEPSettings", "pretrain"),
+    "pretrain": ("kdep", "PretrainSettings", "pretrain"),
     "compress": ("compress", "CompressSettings", "compress"),
     "refine": ("refine", "RefineSettings", "refine"),
-    "train_sparse": ("baselines", "TrainSettings", "train_sparse"),
+    "train_sparse": ("baselines", "SparseSettings", "train_sparse"),
     "fd_initial": ("fd", "FDSettings", "train_initial"),  # below the folder in initial/
     "fd_teachers": ("fd", "FDSettings", "train_teachers"),  # in teachers/VIEW/
     "fd_cache": ("fd", "FDSettings", "make_cache"),
@@ -22,11 +22,17 @@ RUNS = {
 }
 
 
-def run(name: str, /, **settings: Any) -> Any:
-    """One of `RUNS`, with its settings."""
-    module, kind, call = RUNS[name]
-    found = importlib.import_module(f"reid_hub.runs.{module}")
-    return getattr(found, call)(getattr(found, kind)(**settings))
+def run(name: str, /, **options: Any) -> Any:
+    """One of `RUNS`, with its options; no identities are held out."""
+    module, _, call = RUNS[name]
+    return getattr(importlib.import_module(f"reid_hub.runs.{module}"), call)(settings_of(name, **options))
+
+
+def settings_of(name: str, /, **options: Any) -> Any:
+    """The settings of one of `RUNS`."""
+    module, kind, _ = RUNS[name]
+    settings = getattr(importlib.import_module(f"reid_hub.runs.{module}"), kind)
+    return settings.of(**{**({"validation": 0} if "validation" in settings.options() else {}), **options})
 
 
 def strip_classifier(model: Path, folder: Path) -> None:
@@ -88,13 +94,13 @@ def compare_copies(student: Path, chain: Path, variant: str) -> None:
     _write(student, {**_read(student), "copies": copies})
 
 
-def distill_best(teachers: Sequence[Path], **settings: Any) -> None:
+def distill_best(teachers: Sequence[Path], **options: Any) -> None:
     """STD from the teacher of the best test figure, which is how the paper's was chosen."""
     best = max(teachers, key=lambda folder: _read(folder)["metrics"]["mAP"])
-    (made,) = run("distill_std", teacher=str(best), **settings)
+    (made,) = run("distill_std", teacher=str(best), **options)
     results = _read(made)
     results["training"]["taught_by"] = best.name
-    _write(Path(settings["output_dir"]), results)
+    _write(Path(options["out"]), results)
 
 
 def compare_states(folder: Path, data: Mapping[str, Any], count: int = 1280) -> None:
@@ -141,7 +147,7 @@ def view_names(views: str) -> list[str]:
 
 
 def side_network(backbone: str, cell: str, memory: bool, blocks: Sequence[int] | None = None) -> dict[str, Any]:
-    """Model and changes of a backbone with a side network; with `blocks`, of a DenseNet that classifies."""
+    """Model and changed values of a backbone with a side network; with `blocks`, of a DenseNet that classifies."""
     from reid_hub.models.backbones import find_variant
     from reid_hub.runs.ptl import classification_arm, side_network
 
@@ -149,7 +155,7 @@ def side_network(backbone: str, cell: str, memory: bool, blocks: Sequence[int] |
         return side_network(backbone, cell, memory)
     fields = classification_arm(backbone, cell, memory, augment=True)
     network = {**find_variant(fields["model"])["backbone_config"], "blocks": list(blocks)}
-    return {**fields, "changes": {**fields["changes"], "config.backbone_config": network}}
+    return {**fields, "set": {**fields["set"], "config.backbone_config": network}}
 
 
 def recipe(name: str) -> Any:

@@ -117,13 +117,13 @@ def test_kdep_runs_every_alignment_as_what_it_is(proof, plan, load):
             name = f"{kind}.{align}-{least}-seed1"
             tuned = did[name]
             assert calls[name] == supervise
-            assert "learning_rate" not in tuned["changes"]
+            assert "learning_rate" not in tuned["set"]
             assert (tuned["model"], tuned["seed"]) == (str(options.work / f"{kind}.pre-{align}"), 1)
             assert tuned["keep_ids" if kind == "people" else "keep"] == least / 100
         assert did[f"{kind}.pre-supervised"]["recipe"].endswith("supervised")
         trunk = str(options.work / f"{kind}.pre-supervised") + ("/trunk" if kind == "cifar10" else "")
         for name, slowly in ((f"{kind}.supervised-{least}", False), (f"{kind}.supervised-slow-{least}", True)):
-            rate = did[name]["changes"].get("learning_rate")
+            rate = did[name]["set"].get("learning_rate")
             assert did[name]["model"] == trunk
             assert rate == (recipes(did[name]["recipe"]).learning_rate / 10 if slowly else None)
         assert did[f"{kind}.svd+pts-slow-{least}"]["model"] == did[f"{kind}.svd+pts-100"]["model"]
@@ -138,14 +138,12 @@ def test_kdep_runs_every_alignment_as_what_it_is(proof, plan, load):
 def test_kdep_compares_starts_of_one_network(proof, monkeypatch):
     """Whatever the recipes of the steps prescribe: strides, what is cut off, normalisation, neck."""
     from reid_hub.runs.models import model_to_train
-    from reid_hub.training import RECIPES, override
 
     experiment, options = proof("kdep", cifar_dir="x")
     found = []
 
     def begin(settings):
-        recipe = override(RECIPES[settings.recipe], settings.changes)
-        config = model_to_train(settings, recipe).config.to_dict()
+        config = model_to_train(settings).config.to_dict()
         found.append({name: value for name, value in config.items() if name not in ("lineage", "auto_map")})
 
     monkeypatch.setattr("reid_hub.runs.kdep.pretrain", begin)
@@ -226,17 +224,16 @@ def test_compression_makes_every_result_that_is_kept(proof, load, monkeypatch):
 def test_settings_of_every_stage_are_known(proof, load, name, scale):
     """Each is built, nothing is run; folders of other rows are those where these leave their models."""
     experiment, options = proof(name, cifar_dir="x")
-    rows, runs = list(experiment.rows(replace(options, scale=scale))), load("stages").RUNS
+    rows = list(experiment.rows(replace(options, scale=scale)))
     folders = {str(folder) for row in rows for folder in (row.folder, row.folder / "start", row.folder / "trunk")}
     for row in rows:
         for stage in row.stages:
             if stage.func is load("stages").run:
-                module, kind, call = runs[stage.args[0]]
-                found = importlib.import_module(f"reid_hub.runs.{module}")
-                settings = getattr(found, kind)(**stage.keywords)
-                assert callable(getattr(found, call))
-                assert "/" not in settings.model or settings.model in folders
-                assert settings.resume
+                name, options = stage.args[0], stage.keywords
+                settings = load("stages").settings_of(name, **options).values()
+                assert settings["model"] in folders or "/" not in settings["model"]
+                assert settings["resume"]
+                assert settings.get("validation", 0) == 0
 
 
 # The runner, with processes.
@@ -249,22 +246,22 @@ from experiment import Experiment, seeded
 from render import Panel, Plot, Series, Table
 from words import retrieval, score
 
-def train(output_dir, seed, start=None, epochs=4, **_):
+def train(out, seed, start=None, epochs=4, **_):
     """Adds a drawn number an epoch; goes on from its checkpoint."""
-    output_dir.mkdir(parents=True, exist_ok=True)
-    checkpoint = output_dir / "checkpoint.json"
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoint = out / "checkpoint.json"
     begun = json.loads(checkpoint.read_text()) if checkpoint.is_file() else []
     first = json.loads((start / "results.json").read_text())["metrics"]["mAP"] if start else 0
     values = list(begun)
     for epoch in range(len(begun), epochs):
-        if os.environ.get("TINY_STOP") == f"{output_dir.name}:{epoch}":
+        if os.environ.get("TINY_STOP") == f"{out.name}:{epoch}":
             os._exit(3)
         values.append(random.Random(f"{seed} {epoch}").random() / 10)
         checkpoint.write_text(json.dumps(values))
     metrics = {"mAP": first + sum(values), "rank1": 0.5}
     about = {"resumed_at": len(begun), "began": time.time(), "precision": "float32"}
     results = {"metrics": metrics, "training": about, "cost": {"latency_device": "CPU"}, "command": "run.py tiny"}
-    (output_dir / "results.json").write_text(json.dumps(results))
+    (out / "results.json").write_text(json.dumps(results))
 
 def rows(options):
     for seed in options.seeds:
