@@ -16,6 +16,7 @@ from tqdm import tqdm
 from reid_hub.errors import MissingError, ReIDError
 from reid_hub.files import atomic_file
 from reid_hub.logging import get_logger
+from reid_hub.records import check_same
 
 logger = get_logger(__name__)
 
@@ -205,13 +206,8 @@ def _is_there(path: Path, mark: Mapping[str, Any], paths: Sequence[str]) -> bool
 
 
 def _check_mark(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    other = [name for name in expected if found.get(name) != expected[name]]
-    if other:
-        first = other[0]
-        raise ReIDError(
-            f"{path} was made with other {' and '.join(other)} ({found.get(first)} instead of {expected[first]}): give "
-            "the cache that belongs to it, or make one in another folder"
-        )
+    advice = "give the cache that belongs to it, or make one in another folder"
+    check_same(path, {name: found.get(name) for name in expected}, expected, advice=advice)
 
 
 def _shard_files(target: Path, maker: str) -> list[Path]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from reid_hub.data import DATASETS
 from reid_hub.evaluation import TrainingInfo
 from reid_hub.hub.terms import datasets_of
 from reid_hub.models import ReIDConfig
@@ -30,7 +31,12 @@ def note_teachers(config: ReIDConfig, teachers: Mapping[str, ReIDConfig]) -> Non
 def origin_of(settings: RunSettings) -> dict[str, Any]:
     """What a training learns and starts from, as its key and its results say it."""
     data, people = settings.data, getattr(settings, "people", None)
-    options = {name: Path(value).name if isinstance(value, str) else value for name, value in data.data_option.items()}
+    defaults = DATASETS[data.data].options if data.data in DATASETS else {}
+    options = {
+        name: Path(value).name if isinstance(value, str) else value
+        for name, value in data.data_option.items()
+        if name not in defaults or defaults[name] != value
+    }
     said = {"model": Path(settings.model.model).name, "dataset": data.name, "data_options": options}
     # Without labels, or with classes, nobody is held out.
     said |= {"validation": people.validation if people else 0.0, "keep_ids": people.keep_ids if people else 1.0}

@@ -118,6 +118,17 @@ def _agrees(found: Any, asked: Any) -> bool:
     return found == asked
 
 
+def image_size_of(settings: RunSettings) -> list[int]:
+    """(height, width) of the images of a run: as asked for, or the recipe's, or the model's own."""
+    name, of_recipe = settings.model.model, settings.recipe.resolved.config.get("image_size")
+    if settings.model.image_size is not None:
+        return list(settings.model.image_size)
+    if of_recipe is not None and not is_checkpoint(name):
+        return list(of_recipe)
+    config = ReIDConfig.from_pretrained(name) if is_checkpoint(name) else ReIDConfig.from_variant(name)
+    return list(config.image_size)
+
+
 def recipe_config(settings: RunSettings, image_size: Sequence[int] | None = None) -> dict[str, Any]:
     """What a recipe prescribes of a model's configuration, for images of a size (default: the settings')."""
     config, size = settings.recipe.resolved.config, image_size or settings.model.image_size

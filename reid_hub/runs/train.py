@@ -24,7 +24,7 @@ from reid_hub.models import ReIDModel
 from reid_hub.registry import lookup
 from reid_hub.runs.evaluate import evaluate
 from reid_hub.runs.lineage import note_step, origin_of, public_source, training_info
-from reid_hub.runs.models import is_checkpoint, model_to_train, on_accelerator
+from reid_hub.runs.models import image_size_of, is_checkpoint, model_to_train, on_accelerator
 from reid_hub.runs.processes import is_main_process, wait_for_everyone
 from reid_hub.runs.settings import RunSettings, TrainSettings
 from reid_hub.runs.stage import Stage
@@ -96,6 +96,8 @@ class TrainingRun(Stage[Results | None], Generic[AnySettings]):
 
     def key(self) -> dict[str, Any]:
         recipe = {name: value for name, value in asdict(self.recipe).items() if name != "source"}
+        # The size of the images is said once, with what the run starts from.
+        recipe["config"] = {name: value for name, value in recipe["config"].items() if name != "image_size"}
         return {
             **recipe,
             "epochs": self.settings.epochs,
@@ -108,10 +110,8 @@ class TrainingRun(Stage[Results | None], Generic[AnySettings]):
     def origin(self) -> dict[str, Any]:
         """What the run starts and learns from, by name; see `made_with`."""
         init = self.settings.model.init
-        start = {"init": None if init is None else public_source(init)}
-        # A training has the size of its model unless another is asked for.
-        size = {"image_size": self.settings.model.image_size} if self.settings.model.image_size else {}
-        return {**origin_of(self.settings), **start, **size, **self.inputs}
+        start = {"init": None if init is None else public_source(init), "image_size": image_size_of(self.settings)}
+        return {**origin_of(self.settings), **start, **self.inputs}
 
     @cached_property
     def start_weights(self) -> str:

@@ -128,7 +128,7 @@ def test_what_is_done_is_of_the_same_views_teachers_and_start(made, tmp_path):
         train_student(again.but(initial=str(tmp_path / "initial")))
     with pytest.raises(ValueError, match=r"teachers.Dn1 was '\w+' and is"):
         train_student(again.but(online=True, teacher={**ready, "Dn1": ready["Hol"]}))
-    with pytest.raises(ValueError, match="Dn1 was made with other teacher"):
+    with pytest.raises(ValueError, match=r"Dn1.* belongs to another run: teacher was"):
         train_student(again.but(teacher={**ready, "Dn1": ready["Hol"]}))
     with pytest.raises(FileNotFoundError, match="no representations"):
         train_student(again.but(cache=str(tmp_path / "nothing")))
@@ -245,7 +245,7 @@ def test_what_does_not_belong_together_is_refused(made, settings, tmp_path):
         fd.make_cache(base.but(teacher={"Hol": ready["Hol"]}))
     with pytest.raises(ValueError, match="unknown view of these teachers 'Dn2'"):
         fd.train_teachers(base.but(teacher={"Dn2": ready["Hol"]}))
-    with pytest.raises(ValueError, match="made with other teacher"):
+    with pytest.raises(ValueError, match="belongs to another run: teacher was"):
         fd.make_cache(base.but(teacher={**ready, "Dn1": ready["Hol"]}))
     with pytest.raises(ValueError, match="a map of at least 4x4, got 2x1"):
         distill(settings.but(out=tmp_path / "small", image_size=(16, 8)))

@@ -20,6 +20,7 @@ from reid_hub.errors import MissingError, ReIDError
 from reid_hub.files import atomic_file
 from reid_hub.methods.kdep.teacher import Crops
 from reid_hub.methods.shards import share_work
+from reid_hub.records import differences
 
 _CHUNK = 1024  # rows to an update: fewer would be bound by the memory that the D x D sums go through
 _ABOUT = "reid_hub"
@@ -157,12 +158,10 @@ class Basis:
             basis = cls(tensors["V"], tensors["mu"], tensors["S"], int(tensors["N"]), about)
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise ReIDError(f"{path} is damaged or no basis ({error}): make it again") from error
-        other = [key for key in teacher or {} if about.get(key) != teacher[key]]
-        if other:
-            key = other[0]
+        if differing := differences({key: about.get(key) for key in teacher or {}}, teacher or {}):
             raise ReIDError(
-                f"{path} is the basis of another teacher, or of another tap of it: its {key} is {about.get(key)}, this "
-                f"teacher's {teacher[key]}. Give the basis that belongs to the teacher, or make one in another file"
+                f"{path} is the basis of another teacher, or of another tap of it: {'; '.join(differing)}. Give the "
+                "basis that belongs to the teacher, or make one in another file"
             )
         return basis
 

@@ -205,9 +205,11 @@ def refused(cache, split, views=VIEWS, **options) -> str:
 def test_what_does_not_belong_is_refused(cache, split, tmp_path):
     right = {view.name: model(view).fingerprint() for view in VIEWS}
     assert CachedRepresentations(cache, VIEWS, split, teachers=right).paths == split["path"][:]
-    assert re.search("Up1 was made with other teacher", refused(cache, split, teachers={"Up1": right["Hol"]}))
+    assert re.search("Up1.* belongs to another run: teacher was", refused(cache, split, teachers={"Up1": right["Hol"]}))
     other = View("Up1", (0, "1/2"))
-    assert re.search("Up1 was made with other view .*1/4.*instead of.*1/2", refused(cache, split, [VIEWS[0], other]))
+    assert re.search(
+        "Up1.* belongs to another run: view.* was .*1/4.* and is .*1/2", refused(cache, split, [VIEWS[0], other])
+    )
     assert "Mid1 has no representations" in refused(cache, split, choose_views(["Mid1"]))
     assert "1 of 24 images (train/23.png)" in refused(cache, people(tmp_path / "more", COUNT + 1))
     assert "Hol was made of 23 other images" in refused(cache, split.select(range(20)))

@@ -248,7 +248,7 @@ def test_a_cache_of_something_else_is_refused(tmp_path):
     paths = source.images.dataset["path"][:]
     others = {"teacher": "x"}, {"seed": 4}, {"augmentation": {}}, {"relu": True}
     for other in others:
-        with pytest.raises(ValueError, match=f"made with other {next(iter(other))}"):
+        with pytest.raises(ValueError, match=f"belongs to another run: {next(iter(other))}"):
             CachedFeatures(tmp_path / "features", 1, paths, {**source.mark(), **other})
     with pytest.raises(FileNotFoundError, match="no representations"):
         CachedFeatures(tmp_path / "features", 2, paths, source.mark())
