@@ -222,10 +222,10 @@ def test_what_does_not_belong_is_refused(cache, split, tmp_path):
 def test_nothing_is_mixed_into_a_cache_of_something_else(cache, split, tmp_path):
     before = shards(cache)
     wrong = {
-        "other teacher": (Teacher(model(VIEWS[1], seed=1), VIEWS[1], split), 7),
-        "other view": (Teacher(model(VIEWS[1]), View("Up1", (0, "1/2")), split), 7),
-        "other pictures": (Teacher(model(VIEWS[1]), VIEWS[1], people(tmp_path / "other", seed=1)), 7),
-        "other identities": (Teacher(model(VIEWS[1]), VIEWS[1], split, identities=[1, 2]), 7),
+        "teacher was": (Teacher(model(VIEWS[1], seed=1), VIEWS[1], split), 7),
+        "view": (Teacher(model(VIEWS[1]), View("Up1", (0, "1/2")), split), 7),
+        "pictures was": (Teacher(model(VIEWS[1]), VIEWS[1], people(tmp_path / "other", seed=1)), 7),
+        "identities was": (Teacher(model(VIEWS[1]), VIEWS[1], split, identities=[1, 2]), 7),
         "shards of another size": (Teacher(model(VIEWS[1]), VIEWS[1], split), 8),
     }
     for reason, (teacher, size) in wrong.items():
