@@ -1,10 +1,12 @@
-"""What the documents say of sizes is what the models have, and every command in them exists."""
+"""Sizes in the documents are those of the models, figures those of the benchmarks, and every command exists."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
+from typer.main import get_command
 
 from reid_hub import ReIDConfig, ReIDModel
 from reid_hub.cli import app
@@ -42,6 +44,31 @@ def test_commands_and_links_in_the_documents_exist(page):
         assert (ROOT / example).is_file(), example
     for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
         assert (page.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_documented_commands_are_understood(page):
+    text = re.sub(r"\\\n", " ", page.read_text())
+    for words in re.findall(r"^reid-hub (.*)$", text, re.MULTILINE):
+        command, rest = get_command(app), [word for word in shlex.split(words, comments=True) if word != "..."]
+        while rest and rest[0] in getattr(command, "commands", {}):
+            command = command.commands[rest.pop(0)]
+        command.make_context("reid-hub", rest).close()  # raises a UsageError for what the command does not have
+
+
+def tables(text):
+    """The rows of all tables of a page, each as a mapping from the titles of its columns to its cells."""
+    for table in re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE):
+        titles, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+        yield [dict(zip(titles, row, strict=True)) for row in rows]
+
+
+def test_results_in_the_readme_are_those_of_the_benchmark():
+    page = [row for table in tables((ROOT / "benchmarks" / "oskt" / "README.md").read_text()) for row in table]
+    shown = next(table for table in tables((ROOT / "README.md").read_text()) if "OSKT" in table[0])
+    assert len(shown) == 3
+    for row in shown:
+        assert any(row.items() <= measured.items() for measured in page), row
 
 
 @pytest.mark.parametrize("page", [*PAGES, *EXAMPLES], ids=lambda page: page.name)
