@@ -4,7 +4,7 @@ BIN := .venv/bin
 UV := $(BIN)/uv
 
 .DEFAULT_GOAL := install
-.PHONY: help install style quality test test-slow demo bench constraints
+.PHONY: help install style quality test test-oldest test-slow demo bench constraints
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,6 +29,14 @@ quality: install  ## check formatting, lint and types
 
 test: install  ## the fast tests, one process a core
 	$(BIN)/python -m pytest -n auto
+
+test-oldest: .venv-oldest/.installed  ## the fast tests on the oldest versions that pyproject.toml admits
+	.venv-oldest/bin/python -m pytest -n auto
+
+.venv-oldest/.installed: pyproject.toml | install
+	test -x .venv-oldest/bin/python || $(UV) venv --quiet --python $(BIN)/python .venv-oldest
+	$(UV) pip install --quiet --python .venv-oldest/bin/python --resolution lowest-direct -e '.[all]' --group dev
+	@touch $@
 
 test-slow: install  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
