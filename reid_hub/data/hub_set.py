@@ -25,7 +25,7 @@ def push_reid_dataset(splits: "Mapping[str, datasets.Dataset]", repo_id: str, *,
             `private` is set.
     """
     import datasets
-    from huggingface_hub import DatasetCard, HfApi
+    from huggingface_hub import HfApi
 
     pushed = datasets.DatasetDict(splits)
     _check_columns(pushed, "the splits")
@@ -39,7 +39,8 @@ def push_reid_dataset(splits: "Mapping[str, datasets.Dataset]", repo_id: str, *,
         raise ReIDError(f"{url.repo_id} exists and is public: make it private first, or push with private=False")
     # The card goes first, so that the pictures are at no time there without their terms; the library then adds the
     # list of splits to it.
-    DatasetCard(_card(pushed, info, url.repo_id)).push_to_hub(url.repo_id, repo_type="dataset")
+    card = _card(pushed, info, url.repo_id).encode()
+    api.upload_file(path_or_fileobj=card, path_in_repo="README.md", repo_id=url.repo_id, repo_type="dataset")
     pushed.push_to_hub(url.repo_id, private=private)
     return str(url)
 
