@@ -27,7 +27,7 @@ def main() -> None:
     splits = load_reid_dataset("synthetic", num_train_ids=options.ids)
     images = ImageDataset(splits["train"], SMALL, interpolation=recipe.interpolation)
     model = ReIDModel(ReIDConfig.from_variant(options.model, image_size=SMALL, **recipe.config))
-    method = METHODS[recipe.method](model, options.ids, **recipe.options).train()
+    method = METHODS[recipe.method](model, options.ids, **recipe.options).train()  # type: ignore[call-arg]
 
     batch_size, processes = recipe.batch_size, accelerator.num_processes
     counters = {"seed": options.seed, "num_processes": processes}

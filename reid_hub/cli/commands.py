@@ -32,7 +32,7 @@ def command(settings: type[Settings]) -> Callable[[Callable], Callable]:
 
         parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in own]
         parameters += [_parameter(each) for each in options.values()]
-        run.__signature__ = inspect.Signature(parameters)
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in parameters}
         return run
 

@@ -95,10 +95,12 @@ def checked_camids(camids: Sequence[int] | None, size: int, what: str) -> np.nda
     """int64 (size,); None stays None."""
     if camids is None:
         return None
-    camids = np.asarray(camids)
-    if camids.shape != (size,) or (size and not np.issubdtype(camids.dtype, np.integer)):
-        raise ReIDError(f"there must be one whole camera number per {what}: {size}, got {camids.dtype} {camids.shape}")
-    return camids.astype(np.int64)
+    cameras = np.asarray(camids)
+    if cameras.shape != (size,) or (size and not np.issubdtype(cameras.dtype, np.integer)):
+        raise ReIDError(
+            f"there must be one whole camera number per {what}: {size}, got {cameras.dtype} {cameras.shape}"
+        )
+    return cameras.astype(np.int64)
 
 
 def checked_metadata(metadata: Sequence[Mapping] | None, ids: Sequence[str]) -> list[bytes] | None:

@@ -5,6 +5,7 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from reid_hub.errors import ReIDError, RunError
 
@@ -109,7 +110,7 @@ class MilvusCollection:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
 
-    def _translated(self, error: Exception) -> Exception:
+    def _translated(self, error: Any) -> Exception:
         said = " ".join(error.message.split())
         if self.uri.endswith(".db") and "milvus-lite is required" in said:
             return RunError("an embedded database needs milvus-lite: pip install 'reid-hub[database]'")

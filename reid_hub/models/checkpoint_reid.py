@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 from safetensors import SafetensorError
@@ -15,6 +15,11 @@ from safetensors import SafetensorError
 from .backbones import carry_family, family_of
 from .flat_fields import flat_fields
 from .image_processing_reid import ReIDImageProcessor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel as Mixed
+else:
+    Mixed = object
 
 # Fields of the configuration that change an embedding without changing a weight.
 VECTOR_FIELDS = (
@@ -36,7 +41,7 @@ SENTENCE_TRANSFORMERS = {
 }
 
 
-class CheckpointMixin:
+class CheckpointMixin(Mixed):
     """Saving, publishing and loading, in front of `PreTrainedModel`."""
 
     # The package plugs its card writer (folder) and publisher (folder, repo_id, **options) in here; a copy of this
@@ -122,7 +127,8 @@ class CheckpointMixin:
         """
         kwargs.setdefault("ignore_mismatched_sizes", not output_loading_info)
         try:
-            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+            loading: dict[str, Any] = {**kwargs, "output_loading_info": True}
+            loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **loading)
         except SafetensorError as error:
             raise ValueError(
                 f"the weights of {pretrained_model_name_or_path} are damaged ({error}): save or fetch them again"

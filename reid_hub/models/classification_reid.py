@@ -147,7 +147,8 @@ class ReIDBackbone(BackboneMixin, CheckpointMixin, PreTrainedModel):
     ):
         if not hasattr(config, "stage_channels"):  # AutoBackbone has read it as what it was saved as
             fields = {name: value for name, value in config.to_dict().items() if name != "model_type"}
-            config = ReIDBackboneConfig(**fields, out_features=out_features, out_indices=out_indices)
+            fields |= {"out_features": out_features, "out_indices": out_indices}
+            config = ReIDBackboneConfig(**fields)
         super().__init__(config)
         self.num_features = config.stage_channels
         self.backbone = ReIDModel(config).backbone

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,6 +17,11 @@ from .codes import CODECS, Codec, vector_scale
 from .image_processing_reid import ReIDImageProcessor
 from .neck import BNNeck
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel as Mixed
+else:
+    Mixed = object
+
 # How pictures are turned by the values of their EXIF orientation.
 _TURNS = {
     2: Transpose.FLIP_LEFT_RIGHT,
@@ -29,7 +34,7 @@ _TURNS = {
 }
 
 
-class EncodingMixin:
+class EncodingMixin(Mixed):
     """Embeddings of batches and of pictures, in front of `PreTrainedModel`."""
 
     def embed(

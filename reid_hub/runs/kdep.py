@@ -360,7 +360,7 @@ def _teacher(settings: BasisSettings, recipe: Recipe, student: ReIDConfig) -> Ta
     """The teacher on the accelerator of this process, which will be shown what the student sees."""
     model = on_accelerator(open_teacher(settings.features.teacher), settings.recipe.arg)
     if settings.model.channels_last:
-        model.to(memory_format=torch.channels_last)
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # as transformers wraps it
     relu = recipe.options["align"] == "post-relu"
     return TappedTeacher(model, tap=settings.features.tap, relu=relu, mean=student.image_mean, std=student.image_std)
 

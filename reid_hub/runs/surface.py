@@ -122,7 +122,7 @@ def _reopened(folder: Path) -> tuple[SupervisedMethod, list[int]]:
         raise ReIDError(f"surfaces are drawn of the methods ptl, std and supervised; {folder} is of {recipe.method!r}")
     alone = {"teacher": None, "lam": 0.0} if recipe.method == "std" else {}  # the loss without any teacher's
     model = open_model(folder)
-    method = METHODS[recipe.method](model, len(identities), **{**recipe.options, **alone})
+    method = METHODS[recipe.method](model, len(identities), **{**recipe.options, **alone})  # type: ignore[call-arg]
     method.load_state_dict({**method.state_dict(), **heads})
     return method, identities
 
