@@ -13,9 +13,8 @@ from reid_hub.errors import ReIDError
 from reid_hub.logging import set_verbosity
 
 DEBUG = "REID_HUB_DEBUG"
-# Files that raise ValueError or ImportError for what a user can mend. Model files travel without the package and its
-# errors; the other stages are on their way to ReIDError.
-_PLAIN = tuple(str(Path(reid_hub.__file__).parent / stage) + os.sep for stage in ("models", "runs"))
+# Model files travel without the package and its errors: they raise ValueError or ImportError for what a user can mend.
+_MODELS = str(Path(reid_hub.__file__).parent / "models") + os.sep
 
 
 def is_mendable(error: BaseException) -> bool:
@@ -29,7 +28,7 @@ def is_mendable(error: BaseException) -> bool:
     if isinstance(error, ReIDError | OSError | StrictDataclassError):
         return True
     raised_in = [frame.filename for frame in traceback.extract_tb(error.__traceback__)][-1:]
-    return isinstance(error, ValueError | ImportError) and any(file.startswith(_PLAIN) for file in raised_in)
+    return isinstance(error, ValueError | ImportError) and any(file.startswith(_MODELS) for file in raised_in)
 
 
 def run(main: Callable[[], object]) -> None:
