@@ -121,7 +121,7 @@ class Card:
             "Parameters": f"{parameters:,}",
             "Input": f"{height} x {width} pixels (height x width)",
             "Embedding": f"{dim} numbers",
-            "Pooling, head, neck": ", ".join(part["name"] for part in (config.pooling, config.embedding, config.neck)),
+            "Pooling, embedding layer, neck": ", ".join(part["name"] for part in (config.pooling, config.embedding, config.neck)),
         }
 
     @property

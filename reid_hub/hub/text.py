@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 LABELS = {
-    "macs": "MACs per picture", "attention_macs": "MACs of attention", "latency_ms": "Latency, one picture",
+    "macs": "MACs per image", "attention_macs": "MACs of attention", "latency_ms": "Latency, one image",
     "data_dir_counts": "Data found", "rerank": "Re-ranked", "flip": "Flip-averaged",
 }  # fmt: skip
 STEP = ("method", "recipe", "epochs", "dataset", "init", "teachers", "teachers_saw")  # of a lineage, in this order

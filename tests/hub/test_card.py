@@ -77,9 +77,9 @@ def test_percent_in_print_fractions_in_metadata(config):
 def test_what_was_recorded_is_shown(config):
     card = card_of(config, RESULTS)
     for cells in (
-        ("MACs per picture", "0.123 G"),
+        ("MACs per image", "0.123 G"),
         ("Bytes per vector", "1,024"),
-        ("Latency, one picture", "3.26 ms"),
+        ("Latency, one image", "3.26 ms"),
         ("Latency device", "a machine"),
         ("Seed", "1234"),
         ("Epochs", "120"),
