@@ -1,4 +1,4 @@
-# Everything runs in .venv, which `make` builds from the pinned constraints; Python 3.11 or newer is all it needs.
+# Everything runs in .venv, which `make` builds from the pinned constraints. Python 3.11 to 3.13 is all it needs.
 PYTHON ?= python3
 BIN := .venv/bin
 UV := $(BIN)/uv
@@ -6,10 +6,10 @@ UV := $(BIN)/uv
 .DEFAULT_GOAL := install
 .PHONY: help install style quality test test-oldest test-slow demo bench constraints
 
-help:  ## this list
+help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-install: .venv/.installed  ## build .venv with all extras
+install: .venv/.installed  ## build .venv with all extras (the default)
 
 .venv/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
@@ -27,10 +27,10 @@ quality: install  ## check formatting, lint and types
 	$(BIN)/ruff format --check reid_hub examples benchmarks tests
 	$(BIN)/mypy
 
-test: install  ## the fast tests, one process a core
+test: install  ## run the fast tests, one process per core
 	$(BIN)/python -m pytest -n auto
 
-test-oldest: .venv-oldest/.installed  ## the fast tests on the oldest versions that pyproject.toml admits
+test-oldest: .venv-oldest/.installed  ## run the fast tests on the oldest versions that pyproject.toml admits
 	.venv-oldest/bin/python -m pytest -n auto
 
 .venv-oldest/.installed: pyproject.toml | install
@@ -38,7 +38,7 @@ test-oldest: .venv-oldest/.installed  ## the fast tests on the oldest versions t
 	$(UV) pip install --quiet --python .venv-oldest/bin/python --resolution lowest-direct -e '.[all]' --group dev
 	@touch $@
 
-test-slow: install  ## the tests that take minutes
+test-slow: install  ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
 demo: install  ## train, evaluate, save, load back, index and search on synthetic people
@@ -50,6 +50,6 @@ bench: install  ## measure speed and memory: input pipeline, evaluation, refinem
 	$(BIN)/python benchmarks/run.py oskt_speed
 	$(BIN)/python benchmarks/run.py index_search
 
-constraints:  ## pin every version anew (needs uv)
+constraints:  ## rewrite constraints.txt: pin every version (needs uv)
 	$(UV) export --quiet --no-hashes --no-emit-project --no-header --no-annotate --all-extras --all-groups -o constraints.txt
 	rm -f uv.lock
