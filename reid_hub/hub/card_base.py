@@ -115,13 +115,14 @@ class Card:
 
     def _network_facts(self, parameters: int, dim: int) -> dict[str, str]:
         config, (height, width) = self.model, self.model.image_size
+        parts = (config.pooling, config.embedding, config.neck)
         return {
             "Variant": config.variant or "not a named one",
             "Backbone": config.backbone_config.model_type,
             "Parameters": f"{parameters:,}",
             "Input": f"{height} x {width} pixels (height x width)",
             "Embedding": f"{dim} numbers",
-            "Pooling, embedding layer, neck": ", ".join(part["name"] for part in (config.pooling, config.embedding, config.neck)),
+            "Pooling, embedding layer, neck": ", ".join(part["name"] for part in parts),
         }
 
     @property
