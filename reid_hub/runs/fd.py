@@ -128,9 +128,9 @@ class FDSettings(TrainSettings):
         whole, parts = STAGES.get(self.recipe.recipe, ("fd", "fd-teacher"))
         given = self.teachers
         recipe = (given.teacher_recipe or parts) if part else (given.initial_recipe or whole)
-        values = {name: value for name, value in self.values().items() if name in TrainSettings.options()}
-        values |= {"recipe": recipe, "set": given.set_teacher, "epochs": given.teacher_epochs, "push": None}
-        return TrainSettings.of(**{**values, "out": Path(self.output.out) / folder, **options})
+        changes = {**self.recipe.of_machine, **given.set_teacher, **options.pop("set", {})}
+        changed = {"recipe": recipe, "epochs": given.teacher_epochs, "out": Path(self.output.out) / folder, **options}
+        return TrainSettings.like(self, push=None, set=changes, **changed)
 
 
 @dataclass(frozen=True)

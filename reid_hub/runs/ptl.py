@@ -256,17 +256,19 @@ class TransferSettings(TrainSettings):
         name = self.order[number - 1]
         data = DATASET_NAMES.get(name, name)
         drawn, options = data == "synthetic", self.steps.data_options.get(name, {})
-        values = {name: value for name, value in self.values().items() if name in TrainSettings.options()}
-        values |= {
+        changed: dict[str, Any] = {
+            "out": self.folder(number),
+            "origin": self.origin,
             "data": data,
+            "dataset_name": name,
             "data_dir": self.steps.data_dirs.get(name, None if drawn else self.data.data_dir),
             "data_option": {"seed": number, **options} if drawn else options,
         }
         if number > 1:
-            values |= {"model": str(self.folder(number - 1)), "init": None}
+            changed |= {"model": str(self.folder(number - 1)), "init": None}
         if number < len(self.order):
-            values["push"] = None
-        return TrainSettings.of(**{**values, "out": self.folder(number), "dataset_name": name, "origin": self.origin})
+            changed["push"] = None
+        return TrainSettings.like(self, **changed)
 
     def folder(self, number: int) -> Path:
         """Where the model of a step lies."""

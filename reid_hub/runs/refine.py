@@ -70,8 +70,7 @@ class RefineAllSettings(TrainSettings):
 
     def of_width(self, width: int, **options: Any) -> RefineSettings:
         """The settings of one chain."""
-        values = {name: value for name, value in self.values().items() if name not in ("width", "progressive")}
-        return RefineSettings.of(**{**values, "width": width, **options})
+        return RefineSettings.like(self, width=width, origin=self.origin, **options)
 
 
 class Refine(Train):

@@ -49,18 +49,22 @@ def small_teacher(settings: RunSettings) -> str:
     again, and what was begun goes on.
     """
     stage = Train(
-        TrainSettings.of(
+        TrainSettings.like(
+            settings,
             out=Path(settings.output.out) / "teacher",
-            data=settings.data.data,
-            data_dir=settings.data.data_dir,
-            data_option=settings.data.data_option,
-            set={"config.head": "linear", "config.embedding_dim": 256, "config.neck": "none"},
-            image_size=settings.model.image_size,
-            epochs=3,
-            seed=settings.recipe.seed,
-            validation=0.0,
             resume=True,
-            arg=settings.recipe.arg,
+            push=None,
+            model="res18-x0.25",
+            init=None,
+            recipe="demo",
+            set={
+                "config.head": "linear",
+                "config.embedding_dim": 256,
+                "config.neck": "none",
+                **settings.recipe.of_machine,
+            },
+            epochs=3,
+            validation=0.0,
         )
     )
     if not stage.done():

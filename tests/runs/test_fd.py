@@ -66,6 +66,15 @@ def files(folder: Path, pattern: str) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob(pattern)}
 
 
+def test_a_batch_size_for_the_machine_reaches_initial_student_and_teachers():
+    given = FDSettings.of(arg="per_device_train_batch_size=8", set_teacher="num_instances=2", push="alice/m")
+    for stage in (given.earlier("initial"), given.earlier("teachers/Up1", part=True, set={"config.neck": "none"})):
+        assert (stage.recipe.resolved.batch_size, stage.recipe.resolved.num_instances) == (8, 2)
+        assert stage.output.push is None
+    own = given.but(set_teacher={"batch_size": 32}).earlier("initial")
+    assert own.recipe.resolved.batch_size == 32
+
+
 def test_the_student_is_a_plain_model_with_its_results(made):
     out, splits = Path(made.output.out), load_reid_dataset("market_layout", made.data.data_dir)
     results = results_of(out / "student")

@@ -17,6 +17,7 @@ from reid_hub import ReIDConfig, ReIDModel
 from reid_hub.cli import app
 from reid_hub.methods.kdep import Basis, power_temperature_scale
 from reid_hub.records import RunRecord
+from reid_hub.runs import teachers
 from reid_hub.runs.classify import ClassifySettings, classify
 from reid_hub.runs.kdep import PretrainSettings, make_basis, pretrain
 from reid_hub.runs.models import open_model
@@ -248,6 +249,21 @@ def test_a_mobilenet_has_its_published_rate(settings):
     assert kdep.pretraining_recipe().learning_rate == 0.1
     assert kdep.but(set={"learning_rate": 0.2}).pretraining_recipe().learning_rate == 0.2
     assert kdep.but(model="res18", set={}).pretraining_recipe().learning_rate == 0.3
+
+
+def test_a_batch_size_for_the_machine_reaches_the_small_teacher(monkeypatch, tmp_path):
+    stages = []
+    monkeypatch.setattr(teachers.Train, "done", lambda stage: stages.append(stage) is None)
+    settings = PretrainSettings.of(
+        out=tmp_path, model="res18", recipe="kdep", init="f.pth", push="alice/m", seed=3, epochs=9,
+        arg=["per_device_train_batch_size=8", "use_cpu=true"],
+    )  # fmt: skip
+    assert settings.with_teacher().features.teacher == str(tmp_path / "teacher")
+    made = stages[0].settings
+    assert (made.recipe.resolved.batch_size, made.recipe.resolved.config["embedding_dim"]) == (8, 256)
+    assert (made.recipe.recipe, made.epochs, made.recipe.seed) == ("demo", 3, 3)
+    assert dict(made.recipe.arg) == {"use_cpu": True}
+    assert (made.model.model, made.model.init, made.output.push) == ("res18-x0.25", None, None)
 
 
 def test_a_power_that_is_no_whole_number(settings):
