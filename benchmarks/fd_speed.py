@@ -36,7 +36,7 @@ from reid_hub import ReIDConfig, ReIDModel
 from reid_hub.data.views import choose_views
 from reid_hub.evaluation import measure_cost
 from reid_hub.methods import FDMethod, SupervisedMethod
-from reid_hub.methods.fd import CachedRepresentations, Teacher, write_representations
+from reid_hub.methods.fd import CachedRepresentations, ViewTeacher, write_representations
 from reid_hub.training import RECIPES
 
 STUDENTS = ("squeezenet", "res18a", "res50a")
@@ -66,7 +66,7 @@ def cache() -> Iterator[tuple[Path, CachedRepresentations]]:
         for view in views:
             head = {"head": "linear", "embedding_dim": view.dim, "neck": "none"}
             teacher = ReIDModel(ReIDConfig(backbone_config=tiny_resnet(4), image_size=(16, 16), **head))
-            write_representations(Path(folder), Teacher(teacher, view, split))
+            write_representations(Path(folder), ViewTeacher(teacher, view, split))
         yield Path(folder), CachedRepresentations(folder, views, split)
 
 

@@ -34,7 +34,7 @@ from speed import (
 from reid_hub import ReIDConfig, ReIDModel
 from reid_hub.data.images import ImageDataset
 from reid_hub.methods import KDEPMethod, SupervisedMethod
-from reid_hub.methods.kdep import Basis, CachedFeatures, Crops, Moments, Teacher, write_features
+from reid_hub.methods.kdep import Basis, CachedFeatures, Crops, Moments, TappedTeacher, write_features
 from reid_hub.training import RECIPES
 
 STUDENTS = ("res18", "mobilenetv2", "res50-s3")
@@ -60,7 +60,7 @@ def basis(options: argparse.Namespace, dim: int = 2048, batch: int = 64) -> dict
 def steps(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds of all rounds, of every student."""
     torch.manual_seed(0)
-    teacher = Teacher(model("res50", options).to(memory_format=torch.channels_last))
+    teacher = TappedTeacher(model("res50", options).to(memory_format=torch.channels_last))
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         given = {"plain": None, "kdep": teacher, "cached": cached(Path(folder), teacher.dim)}
@@ -89,12 +89,14 @@ def cached(folder: Path, dim: int) -> CachedFeatures:
         "layer_type": "basic",
     }
     small = ReIDModel(ReIDConfig(backbone_config=backbone, image_size=(8, 8)))
-    crops = Crops(Teacher(small), images, None, small.config, seed=0)
+    crops = Crops(TappedTeacher(small), images, None, small.config, seed=0)
     write_features(folder / "features", crops, 1)
     return CachedFeatures(folder / "features", 1, split["path"][:], crops.mark())
 
 
-def step(student: str, features: Teacher | CachedFeatures | None, pixels: torch.Tensor, options) -> Callable[[], None]:
+def step(
+    student: str, features: TappedTeacher | CachedFeatures | None, pixels: torch.Tensor, options
+) -> Callable[[], None]:
     torch.manual_seed(0)
     labels, rows = torch.randint(CLASSES, (len(pixels),)), torch.randint(IMAGES, (len(pixels),))
     if features is None:

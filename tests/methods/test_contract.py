@@ -18,7 +18,7 @@ from reid_hub.data.views import VIEWS
 from reid_hub.errors import ReIDError
 from reid_hub.methods import METHODS, Method, RunContext, SupervisedMethod
 from reid_hub.methods.compression import compress_model, principal_directions
-from reid_hub.methods.kdep import Teacher, new_pair
+from reid_hub.methods.kdep import TappedTeacher, new_pair
 from reid_hub.methods.state import write_state
 
 SIZE, PIDS = (64, 32), torch.tensor([0, 0, 1, 1, 3, 3])
@@ -56,7 +56,7 @@ class Drawn:
 class Crops:
     """Features of drawn images, for a new pair of KDEP."""
 
-    def __init__(self, teacher: Teacher):
+    def __init__(self, teacher: TappedTeacher):
         self.teacher = teacher
 
     def __len__(self):
@@ -76,7 +76,7 @@ def context(name: str) -> RunContext:
     elif name == "fd":
         parts = {"representations": Drawn()}
     elif name == "kdep":
-        features = Teacher(tiny(1))
+        features = TappedTeacher(tiny(1))
         parts, options = {"features": features, "crops": Crops(features)}, {"align": "interp"}
     elif name in ("kdpp", "std"):
         parts = {"teacher": tiny(1)}

@@ -11,7 +11,7 @@ from reid_hub.data.views import VIEWS
 from reid_hub.losses import batch_hard_triplet_loss, circle_loss
 from reid_hub.methods import METHODS, SupervisedMethod
 from reid_hub.methods.compression import compress_model
-from reid_hub.methods.kdep import Teacher
+from reid_hub.methods.kdep import TappedTeacher
 
 TINY = {
     "backbone_config": {
@@ -52,7 +52,7 @@ def needs(name: str, model: ReIDModel) -> dict:
     if name == "std":
         return {"teacher": ReIDModel(ReIDConfig(**TINY))}
     if name == "kdep":
-        return {"features": Teacher(ReIDModel(ReIDConfig(**TINY))), "align": "interp"}
+        return {"features": TappedTeacher(ReIDModel(ReIDConfig(**TINY))), "align": "interp"}
     return {"representations": Drawn(), "alpha": 0.0} if name == "fd" else {}
 
 

@@ -4,7 +4,6 @@ from reid_hub.methods.fd.attention import attention_maps
 from reid_hub.methods.fd.branches import FeatureMapBranch, RepresentationBranch
 from reid_hub.methods.fd.cache import CachedRepresentations, write_representations
 from reid_hub.methods.fd.representations import OnlineRepresentations, Representations, ViewTeacher
-from reid_hub.methods.fd.representations import ViewTeacher as Teacher
 from reid_hub.methods.fd.training import CompressedFDMethod, FDMethod, check_sees_all, fd_method, map_channels
 
 __all__ = [
@@ -15,7 +14,6 @@ __all__ = [
     "OnlineRepresentations",
     "RepresentationBranch",
     "Representations",
-    "Teacher",
     "ViewTeacher",
     "attention_maps",
     "check_sees_all",

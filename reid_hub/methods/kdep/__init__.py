@@ -10,7 +10,6 @@ from reid_hub.methods.kdep.alignment import (
 from reid_hub.methods.kdep.basis import Basis, Moments, fit_basis
 from reid_hub.methods.kdep.tap import Tap
 from reid_hub.methods.kdep.teacher import TAPS, CachedFeatures, Crops, TappedTeacher, write_features
-from reid_hub.methods.kdep.teacher import TappedTeacher as Teacher
 from reid_hub.methods.kdep.training import PAIR_WEIGHTS, KDEPMethod, check_weight, new_pair
 
 __all__ = [
@@ -25,7 +24,6 @@ __all__ = [
     "Moments",
     "Tap",
     "TappedTeacher",
-    "Teacher",
     "check_weight",
     "check_widths",
     "fit_basis",

@@ -143,7 +143,7 @@ class Basis:
         """Read what `save` wrote.
 
         Args:
-            teacher: the fingerprint that it must be of, see `Teacher.fingerprint`.
+            teacher: the fingerprint that it must be of, see `TappedTeacher.fingerprint`.
 
         Raises:
             MissingError: if there is no such file.

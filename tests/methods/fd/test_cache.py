@@ -20,7 +20,7 @@ from reid_hub import ReIDConfig, ReIDModel
 from reid_hub.data.describe import digest_pictures
 from reid_hub.data.views import View, choose_views
 from reid_hub.evaluation import embed
-from reid_hub.methods.fd import CachedRepresentations, OnlineRepresentations, Teacher, write_representations
+from reid_hub.methods.fd import CachedRepresentations, OnlineRepresentations, ViewTeacher, write_representations
 
 ROOT = Path(__file__).parents[3]
 COUNT = 23
@@ -56,11 +56,11 @@ def model(view: View, seed: int = 0) -> ReIDModel:
     return made
 
 
-def teachers(split, **options) -> list[Teacher]:
-    return [Teacher(model(view), view, split, **options) for view in VIEWS]
+def teachers(split, **options) -> list[ViewTeacher]:
+    return [ViewTeacher(model(view), view, split, **options) for view in VIEWS]
 
 
-def write(folder: Path, split, made: list[Teacher] | None = None, shard_size: int = 7) -> Path:
+def write(folder: Path, split, made: list[ViewTeacher] | None = None, shard_size: int = 7) -> Path:
     for teacher in made or teachers(split):
         write_representations(folder, teacher, shard_size=shard_size, batch_size=4, progress=False)
     return folder
@@ -81,7 +81,7 @@ def shards(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def by_hand(teacher: Teacher, row: int) -> torch.Tensor:
+def by_hand(teacher: ViewTeacher, row: int) -> torch.Tensor:
     """Cut, resized, normalised and flipped by Pillow and numpy, one picture at a time."""
     view, network = teacher.view, teacher.model.eval()
     image = teacher.split[row]["image"].convert("RGB")
@@ -131,7 +131,7 @@ def test_a_picture_and_its_mirror_image_have_one_representation(tmp_path, split)
     mirrored = mirrored.map(lambda row: {"image": row["image"].transpose(Image.Transpose.FLIP_LEFT_RIGHT)})
     for view in VIEWS:
         network = model(view).double()
-        pair = [Teacher(network, view, pictures).represent(range(COUNT)) for pictures in (split, mirrored)]
+        pair = [ViewTeacher(network, view, pictures).represent(range(COUNT)) for pictures in (split, mirrored)]
         assert pair[0].dtype == torch.float64
         torch.testing.assert_close(pair[0], pair[1], rtol=1e-12, atol=1e-12)  # Pillow's resize commutes with the flip
 
@@ -140,16 +140,16 @@ def test_a_teacher_that_cuts_from_the_centre_does_so_here_too(split):
     """Pictures with a frame, of which the centre shows nothing."""
     split = split.map(lambda row: {"image": ImageOps.expand(row["image"].point(lambda value: value // 9), 4, "white")})
     network = model(VIEWS[0])
-    squeezed = Teacher(network, VIEWS[0], split).represent(range(COUNT))
+    squeezed = ViewTeacher(network, VIEWS[0], split).represent(range(COUNT))
     network.config.resize_shortest = 40
-    found = Teacher(network, VIEWS[0], split).represent(range(COUNT))
+    found = ViewTeacher(network, VIEWS[0], split).represent(range(COUNT))
     expected = torch.from_numpy(embed(network, split, flip=True, progress=False).embeddings)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert (found - squeezed).abs().max() > 0.1
 
 
 def test_representations_do_not_depend_on_the_batch_or_the_mode(split):
-    teacher = Teacher(model(VIEWS[1]).double(), VIEWS[1], split)
+    teacher = ViewTeacher(model(VIEWS[1]).double(), VIEWS[1], split)
     whole = teacher.represent(range(COUNT))
     teacher.model.train()
     before = {name: buffer.clone() for name, buffer in teacher.model.named_buffers()}
@@ -171,8 +171,8 @@ def test_what_is_there_is_not_made_again(cache, split, monkeypatch):
     before = shards(cache)
     (cache / "Up1" / "0002-of-0004.safetensors").unlink()
     made = []
-    represent = Teacher.represent
-    monkeypatch.setattr(Teacher, "represent", lambda self, rows: made.extend(rows) or represent(self, rows))
+    represent = ViewTeacher.represent
+    monkeypatch.setattr(ViewTeacher, "represent", lambda self, rows: made.extend(rows) or represent(self, rows))
     write(cache, split)
     assert made == list(range(14, 21))
     assert shards(cache) == before
@@ -222,11 +222,11 @@ def test_what_does_not_belong_is_refused(cache, split, tmp_path):
 def test_nothing_is_mixed_into_a_cache_of_something_else(cache, split, tmp_path):
     before = shards(cache)
     wrong = {
-        "teacher was": (Teacher(model(VIEWS[1], seed=1), VIEWS[1], split), 7),
-        "view": (Teacher(model(VIEWS[1]), View("Up1", (0, "1/2")), split), 7),
-        "pictures was": (Teacher(model(VIEWS[1]), VIEWS[1], people(tmp_path / "other", seed=1)), 7),
-        "identities was": (Teacher(model(VIEWS[1]), VIEWS[1], split, identities=[1, 2]), 7),
-        "shards of another size": (Teacher(model(VIEWS[1]), VIEWS[1], split), 8),
+        "teacher was": (ViewTeacher(model(VIEWS[1], seed=1), VIEWS[1], split), 7),
+        "view": (ViewTeacher(model(VIEWS[1]), View("Up1", (0, "1/2")), split), 7),
+        "pictures was": (ViewTeacher(model(VIEWS[1]), VIEWS[1], people(tmp_path / "other", seed=1)), 7),
+        "identities was": (ViewTeacher(model(VIEWS[1]), VIEWS[1], split, identities=[1, 2]), 7),
+        "shards of another size": (ViewTeacher(model(VIEWS[1]), VIEWS[1], split), 8),
     }
     for reason, (teacher, size) in wrong.items():
         with pytest.raises(ValueError, match=reason):
@@ -247,7 +247,7 @@ def test_a_broken_teacher_is_said_with_a_picture(tmp_path, split):
     network = model(VIEWS[1])
     torch.nn.init.constant_(network.head.bn.bias, float("nan"))
     with pytest.raises(ValueError, match=r"view 'Up1' gives NaN or Inf for train/00.png"):
-        write(tmp_path / "cache", split, [Teacher(network, VIEWS[1], split)])
+        write(tmp_path / "cache", split, [ViewTeacher(network, VIEWS[1], split)])
     assert shards(tmp_path / "cache") == {}
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from reid_hub import ReIDConfig, ReIDModel
 from reid_hub.data.augmentation import Augmentation
 from reid_hub.data.images import ImageDataset
-from reid_hub.methods.kdep import Crops, Teacher, fit_basis
+from reid_hub.methods.kdep import Crops, TappedTeacher, fit_basis
 
 SIZE, COUNT = (32, 16), 50
 AUGMENTATION = Augmentation(pad=2, erasing=0.0)
@@ -48,7 +48,7 @@ def pictures(folder: Path, count: int = COUNT) -> datasets.Dataset:
 def crops(folder: Path, teacher: ReIDModel | None = None, count: int = COUNT, **options) -> Crops:
     teacher = model(6, 8) if teacher is None else teacher
     images = ImageDataset(pictures(folder / "pictures", count), SIZE, cache_dir=folder / "decoded", progress=False)
-    return Crops(Teacher(teacher, **options), images, AUGMENTATION, teacher.config, seed=3)
+    return Crops(TappedTeacher(teacher, **options), images, AUGMENTATION, teacher.config, seed=3)
 
 
 def main() -> None:

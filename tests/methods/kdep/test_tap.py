@@ -23,7 +23,7 @@ from transformers import (
 
 from reid_hub import ReIDConfig, ReIDModel
 from reid_hub.hub.convert import load_foreign
-from reid_hub.methods.kdep import Tap, Teacher
+from reid_hub.methods.kdep import Tap, TappedTeacher
 from reid_hub.methods.kdep.tap import left_out, trailing_relus
 from reid_hub.models.timm_model import TimmModel
 from reid_hub.runs.teachers import open_teacher
@@ -206,8 +206,8 @@ def test_tokens_of_timm_are_pooled_as_its_own_classifier_pools_them(name, argume
     teacher.save_pretrained(tmp_path / "ours")
     with torch.no_grad():
         for model in (teacher, open_teacher(tmp_path / "ours")):
-            assert torch.allclose(network.timm_model.fc_norm(Teacher(model)(x)), network.timm_model(x), atol=1e-5)
-            assert torch.equal(model(x).features, Teacher(model)(x))
+            assert torch.allclose(network.timm_model.fc_norm(TappedTeacher(model)(x)), network.timm_model(x), atol=1e-5)
+            assert torch.equal(model(x).features, TappedTeacher(model)(x))
     if not arguments.keys() - {"depth", "img_size", "patch_size"}:
         assert ReIDConfig.from_variant(f"timm/{name}", image_size=(56, 56)).pooling == {"name": pooling}
 
@@ -253,12 +253,12 @@ def test_teachers_of_transformers(kind, tmp_path):
     imagenet = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     shown = (x - torch.tensor(imagenet[0]).view(3, 1, 1)) / torch.tensor(imagenet[1]).view(3, 1, 1)
     for relu in (True, False):
-        said = Teacher(teacher, mean=imagenet[0], std=imagenet[1], relu=relu)(shown)
+        said = TappedTeacher(teacher, mean=imagenet[0], std=imagenet[1], relu=relu)(shown)
         if relu or kind not in ENDS_IN_RELU:
             assert torch.allclose(said, pooled, atol=1e-5)
         else:
             assert (said < pooled - 1e-3).any()
-            assert Teacher(teacher)(theirs).equal(Tap(teacher)(theirs))
+            assert TappedTeacher(teacher)(theirs).equal(Tap(teacher)(theirs))
 
 
 @pytest.mark.parametrize("flips", [True, False])
@@ -278,7 +278,7 @@ def test_a_teacher_that_reads_bgr_is_shown_rgb(flips, tmp_path):
     picture = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
     with torch.no_grad():
         expected = network(processor(picture, return_tensors="pt").pixel_values).pooler_output
-    teacher = Teacher(teacher, mean=[0.0] * 3, std=[1.0] * 3)
+    teacher = TappedTeacher(teacher, mean=[0.0] * 3, std=[1.0] * 3)
     assert torch.allclose(teacher(picture[None] / 255), expected, rtol=1e-3, atol=1e-3)
     assert not torch.allclose(teacher(picture.flip(0)[None] / 255), expected, rtol=0.1, atol=0.1)
 
@@ -297,13 +297,13 @@ def test_the_half_of_clip_that_sees(tmp_path):
     with torch.no_grad():
         token = clip.vision_model(x).last_hidden_state[:, 0]
     assert teacher.config.image_size == [32, 32]
-    assert torch.allclose(Teacher(teacher)(x), token, atol=1e-5)
+    assert torch.allclose(TappedTeacher(teacher)(x), token, atol=1e-5)
 
 
 def test_a_masked_autoencoder_sees_everything(tmp_path):
     torch.manual_seed(0)
     mae = AutoModel.from_config(ViTMAEConfig(**SMALL_VIT, image_size=32, patch_size=8))
-    teacher, x = Teacher(open_teacher(saved(tmp_path, mae))), torch.randn(2, 3, 32, 32)
+    teacher, x = TappedTeacher(open_teacher(saved(tmp_path, mae))), torch.randn(2, 3, 32, 32)
     features = [teacher(x) for _ in range(3)]  # the order of its tokens is drawn anew each time
     for again in features[1:]:
         assert torch.allclose(features[0], again, atol=1e-5)
@@ -315,7 +315,7 @@ def test_teachers_of_timm_that_were_saved(tmp_path):
     teacher = open_teacher(saved(tmp_path, network))
     x = torch.randn(2, 3, 224, 224)
     assert teacher.config.image_size == [224, 224]
-    assert torch.allclose(Teacher(teacher, relu=True)(x), network.timm_model(x), atol=1e-5)
+    assert torch.allclose(TappedTeacher(teacher, relu=True)(x), network.timm_model(x), atol=1e-5)
 
 
 def test_the_layers_of_timm_s_head_are_no_part_of_the_trunk(tmp_path):
@@ -340,11 +340,11 @@ def test_the_layers_of_timm_s_head_are_no_part_of_the_trunk(tmp_path):
 def test_a_teacher_is_shown_its_own_size():
     teacher, x = model(6, 8), torch.randn(2, 3, 64, 32)
     small = nn.functional.interpolate(x, (32, 16), mode="bilinear", antialias=True)
-    assert torch.equal(Teacher(teacher)(x), Tap(teacher.eval())(small))
+    assert torch.equal(TappedTeacher(teacher)(x), Tap(teacher.eval())(small))
 
 
 def test_the_student_s_half_precision_is_not_the_teacher_s():
-    teacher, pixels = Teacher(variant("res18-x0.25")), torch.randn(4, 3, 64, 32)
+    teacher, pixels = TappedTeacher(variant("res18-x0.25")), torch.randn(4, 3, 64, 32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         halved = teacher(pixels)
         assert teacher.model(pixels).feature_map.dtype == torch.bfloat16
@@ -365,4 +365,4 @@ def test_what_is_no_teacher_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"must read it by one convolution.* 2 of three channels: take another"):
         open_teacher(saved(tmp_path / "bgr", AutoModel.from_config(twice)))
     with pytest.raises(ValueError, match="choices are features, map"):
-        Teacher(model(6, 8), tap="logits")
+        TappedTeacher(model(6, 8), tap="logits")

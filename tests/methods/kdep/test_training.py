@@ -20,7 +20,7 @@ from reid_hub.methods.kdep import (
     CachedFeatures,
     Moments,
     Tap,
-    Teacher,
+    TappedTeacher,
     new_pair,
     write_features,
 )
@@ -35,14 +35,14 @@ RECIPE = override(
 )
 
 
-def basis_of(teacher: Teacher, count: int = 40) -> Basis:
+def basis_of(teacher: TappedTeacher, count: int = 40) -> Basis:
     moments = Moments(teacher.dim)
     moments.add(teacher(torch.randn(count, 3, *SIZE, generator=torch.Generator().manual_seed(0))))
     return Basis.from_moments(moments)
 
 
 def method(align: str = "svd+pts", student: ReIDModel | None = None, **options) -> KDEPMethod:
-    teacher = Teacher(model(6, 8))
+    teacher = TappedTeacher(model(6, 8))
     basis = None if align in WITHOUT_BASIS else basis_of(teacher)
     student = model(4, 5, seed=1) if student is None else student
     return KDEPMethod(student, features=teacher, basis=basis, align=align, **options)
@@ -232,7 +232,7 @@ def test_cached_features_teach_what_the_teacher_says(tmp_path):
     write_features(tmp_path / "features", source, 2, shard_size=20, batch_size=7, progress=False)
     paths = source.images.dataset["path"][:]
     cached = CachedFeatures(tmp_path / "features", 2, paths, source.mark())
-    asked = Teacher(source.teacher.model)
+    asked = TappedTeacher(source.teacher.model)
     asked.crops = 2  # the same crops, without the cache
     online = train(tmp_path / "online", source, asked)
     offline = train(tmp_path / "offline", source, cached)
