@@ -1,4 +1,4 @@
-"""What a benchmark of trainings is made of: rows to run, and a page of tables and sentences about their results."""
+"""A benchmark of trainings: rows to run, and a page of tables and sentences about their results."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from render import Block, Plot
-from words import RETRIEVAL, Runs
+from words import Runs
 
-CIFAR = {"--cifar-dir": {"help": "CIFAR-10 as it is distributed, or one folder of images for each class"}}
+CIFAR = {"--cifar-dir": {"help": "CIFAR-10 as distributed, or one folder of images per class"}}
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,10 @@ class Row:
 
     Attributes:
         stages: calls of functions in stages.py, in order. Each resumes where it was interrupted.
-        folder: where the last stage leaves results.json, and the model that other rows start from.
-        needs: the rows that it starts from.
-        wanted: False for a row that is run only where a wanted one needs it.
-        makes: folders by the name of the result, where there is not just one of the row's own name.
+        folder: folder of the last stage's results.json and of the model that other rows start from.
+        needs: names of the rows that this row starts from.
+        wanted: False for a row that runs only if a wanted row needs it.
+        makes: result folders by name (default: `folder`, under the row's own name).
     """
 
     name: str
@@ -34,13 +34,13 @@ class Row:
 
     @property
     def results(self) -> Mapping[str, Path]:
-        """The folders of its results, by name."""
+        """Result folders by name."""
         return self.makes or {self.name: self.folder}
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says: `work` is for checkpoints, `out` for page and results, `own` the experiment's own."""
+    """Options of the command line: `work` holds checkpoints, `out` page and results, `own` the experiment's options."""
 
     work: Path
     out: Path
@@ -51,7 +51,7 @@ class Options:
     own: Mapping[str, Any] = field(default_factory=dict)
 
     def settings(self, name: str, **fields: Any) -> dict[str, Any]:
-        """Options of a row's runs: seed and data are those of its name, on CIFAR-10 where that begins with it."""
+        """Options of a row's runs. The name decides the seed, and the data set: CIFAR-10 for names "cifar10.ARM"."""
         seed = int((re.search(r"-seed(\d+)$", name) or [0, 0])[1])
         data = {"data": "market_layout", "data_dir": self.data_dir, "dataset_name": self.dataset_name}
         if name.startswith("cifar10."):
@@ -60,7 +60,7 @@ class Options:
         return {**data, **common, **fields}
 
     def row(self, name: str, *stages: partial, needs: Sequence[str] = (), **fields: Any) -> Row:
-        """A row whose folder has its name; see `Row`."""
+        """A row with a folder of its own name; see `Row`."""
         return Row(name, stages, needs=needs, **{"folder": self.work / name, **fields})
 
 
@@ -69,14 +69,14 @@ class Experiment:
     """A benchmark of trainings.
 
     Attributes:
-        name: of its file and of the folder of its page.
-        about: what `--help` says: the question, what is compared, and what is kept alike.
-        title, figures: of the page, and what its figures are.
+        name: name of its file and of the folder of its page.
+        about: text of `--help`: the question, what is compared, and what is kept the same.
+        title: title of the page.
         rows: all rows of a scale and its seeds, most wanted first.
-        page, plot: sentences and tables, and the image accuracy.png, from results and the scale.
+        page, plot: the page's blocks, the answer first, and its plot accuracy.png, from results and the scale.
         scales: "small" for two CPU cores, "full" for a GPU and the published sizes.
         options: further options of the command, as keyword arguments of `add_argument` by flag.
-        required: options without which nothing can be run.
+        required: options without which no row can run.
     """
 
     name: str
@@ -87,7 +87,6 @@ class Experiment:
     plot: Callable[[Runs, Any], Plot]
     scales: Mapping[str, Any]
     seeds: Sequence[int] = (0, 1)
-    figures: str = RETRIEVAL
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     required: Sequence[str] = ("data_dir",)
 
@@ -95,10 +94,10 @@ class Experiment:
         """The whole page."""
         command = f"python benchmarks/run.py {self.name} --render"
         yield f"# {self.title}"
-        yield f"Rendered by `{command}` from the results.json files beside it{self.figures}"
         yield from self.page(runs, self.scales[scale])
+        yield f"Rendered by `{command}` from the results.json files in this folder."
 
 
 def seeded(name: str, seed: int) -> str:
-    """The name of a row with a seed; the first one, 0, is not written."""
+    """The name of a row with a seed; seed 0 is left out."""
     return f"{name}-seed{seed}" if seed else name

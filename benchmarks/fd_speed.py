@@ -2,10 +2,10 @@
 
     python benchmarks/run.py fd_speed
 
-A step is forward, backward and SGD on one batch: of the student alone, and with seven teachers' representations read
-for random images and all fourteen branches, in turns in one process, the least of several rounds. The cache has as many
-rows as Market-1501 has training images and the published lengths; "cold" is read after the system was told to forget
-the files.
+A step is forward, backward and SGD on one batch: of the student alone, and of the student with seven teachers'
+representations, read for random images, and all fourteen branches. Both take turns in one process; the least of several
+rounds counts. The cache has as many rows as Market-1501 has training images, at the published lengths. For "cold"
+reads, the files are dropped from the system's page cache first.
 """
 
 import argparse
@@ -47,7 +47,7 @@ TARGET = 1.25
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Steps of every student, and reading the cache."""
+    """Times of a step of every student, and of reading the cache."""
     with cache() as (folder, stored):
         size = sum(path.stat().st_size for path in folder.rglob("*.safe*")) / 2**20
         steps = {}
@@ -60,7 +60,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 @contextmanager
 def cache() -> Iterator[tuple[Path, CachedRepresentations]]:
-    """Representations of all views by teachers of no use."""
+    """Representations of all views from untrained teachers."""
     split, views = one_image(IMAGES, (8, 16), pid=0, camid=0), choose_views("all")
     with tempfile.TemporaryDirectory() as folder:
         for view in views:
@@ -83,7 +83,7 @@ def step(student: str, stored: CachedRepresentations | None, options: argparse.N
 
 
 def reading(stored: CachedRepresentations, folder: Path, options: argparse.Namespace) -> tuple[float, float]:
-    """Seconds to read a batch of random images: the least with the files in memory, and the most without."""
+    """Seconds to read a batch of random images: least with the files in memory, and most without."""
 
     def read() -> float:
         indices = torch.randint(IMAGES, (options.batch,))
@@ -101,7 +101,7 @@ def reading(stored: CachedRepresentations, folder: Path, options: argparse.Names
 
 
 def page(results: dict[str, Any]) -> Iterator[Block]:
-    """Steps, reading, and where the target is missed."""
+    """Answer, steps, reading, and missed targets."""
     f = results["figures"]
     steps = f["steps"]
 
@@ -112,25 +112,31 @@ def page(results: dict[str, Any]) -> Iterator[Block]:
         return f"{took['fd'] / took['plain']:.2f}" if column == "ratio" else f"at most {TARGET}"
 
     yield "# Cost of Factorized Distillation"
-    yield f"{written_by(results)}: {how_timed(results)}."
+    ratios = {student: f"{took['fd'] / took['plain']:.2f} ({student})" for student, took in steps.items()}
+    yield (
+        f"**A distillation step takes {', '.join(ratios.values())} times as long as a plain step**; the target is at "
+        f"most {TARGET}."
+    )
+    yield f"Setup: {how_timed(results)}."
     columns = {"plain": "plain step", "fd": "distillation step", "ratio": "ratio", "target": "target"}
     yield Table(columns, {student: student for student in steps}, cell, "student")
     fastest = min(took["fd"] for took in steps.values())
     yield (
-        f"A batch's representations are read in {1e3 * f['read_s']:.1f} ms from a cache of {f['pictures']:,} pictures "
-        f"({f['cache_mib']:.0f} MiB), in {1e3 * f['cold_read_s']:.1f} ms where the system has forgotten the files: "
+        f"Reading a batch's representations takes {1e3 * f['read_s']:.1f} ms from a cache of {f['pictures']:,} images "
+        f"({f['cache_mib']:.0f} MiB), or {1e3 * f['cold_read_s']:.1f} ms if the files are not in memory: "
         f"{100 * f['cold_read_s'] / fastest:.1f} % of the fastest of these steps."
     )
     for student, took in steps.items():
         if took["fd"] > TARGET * took["plain"]:
             yield (
                 f"**{student} misses the target**: the 1x1 convolutions of the seven branches on the feature map alone "
-                f"have {branches(student):.2f} of its multiply-adds."
+                f"add {branches(student):.2f} of its multiply-adds."
             )
+    yield written_by(results)
 
 
 def branches(student: str) -> float:
-    """Multiply-adds of the branches on the feature map, as a share of the student's own."""
+    """Multiply-adds of the branches on the feature map, as a share of the student's."""
     model = ReIDModel(ReIDConfig.from_variant(student)).eval()
     with torch.no_grad():
         feature_map = model(torch.zeros(1, 3, *model.config.image_size)).feature_map

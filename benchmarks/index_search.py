@@ -1,11 +1,11 @@
-"""Search time of int8 and binary galleries against faiss' float32 flat index, on the same vectors in one run.
+"""Search time of int8 and binary galleries against faiss' flat float32 index, on the same vectors in one run.
 
-    python benchmarks/run.py index_search --model DIR --data-dir DIR   # what is not measured yet; stop it any time
-    python benchmarks/run.py index_search --render                     # only the page
+    python benchmarks/run.py index_search --model DIR --data-dir DIR   # measure all parts without results
+    python benchmarks/run.py index_search --render                     # write the page, measure nothing
 
-Queries are searched one at a time, and all in one call. The ways of searching take turns and the median over the rounds
-is taken, so that other work on the machine disturbs all alike; on one thread CPU time is counted, on more the time that
-passes. Every size and number of threads is a process of its own. Without --model the vectors are seeded clusters.
+Queries are searched one per call, and all in one call. All kinds of search take turns and the median of the rounds
+counts, so that other work on the machine affects all of them equally. Times are CPU time on one thread, wall time on
+several. Every size and number of threads runs in a process of its own. Without --model the vectors are seeded clusters.
 """
 
 import argparse
@@ -37,17 +37,17 @@ FORMS = {
     "rotated, binary + float32": {"codec": "binary", "rescore": "float32"},
 }
 WANTED = {"int8": 1.0, "binary + float32": 10.0, "rotated, binary + float32": 10.0}
-MODES = {"one_ms": "one query a call", "all_ms": "all in one call"}
+MODES = {"one_ms": "one query per call", "all_ms": "all in one call"}
 
 
 def parts(options: argparse.Namespace) -> dict[str, Callable]:
-    """One for each size and number of threads.
+    """A part for each size and number of threads.
 
     Raises:
-        SystemExit: for a model without images, or images without a model.
+        SystemExit: if only one of --model and --data-dir is given.
     """
     if bool(options.model) != bool(options.data_dir):
-        raise SystemExit("--model and --data-dir go together")
+        raise SystemExit("--model and --data-dir need each other: give both or neither")
     pairs = [(size, threads) for size in options.sizes for threads in options.threads]
     return {key(*pair): partial(measure, *pair) for pair in pairs}
 
@@ -58,7 +58,7 @@ def key(size: int, threads: int) -> str:
 
 
 def measure(size: int, threads: int, options: argparse.Namespace) -> dict[str, Any]:
-    """All ways of searching a gallery of a size."""
+    """Figures of all kinds of search in a gallery of one size."""
     with threadpool_limits(threads):
         faiss.omp_set_num_threads(threads)
         torch.set_num_threads(threads)
@@ -86,7 +86,7 @@ def searched(size: int, threads: int, options: argparse.Namespace) -> dict[str, 
         turn = rotation if name.startswith("rotated") else None
         figures[name], searches[name] = opened(name, base, size, turn, true, ids, options.work)
     figures["float32 flat"] = {}
-    clock = time.process_time if threads == 1 else time.perf_counter  # other work takes nothing of CPU time
+    clock = time.process_time if threads == 1 else time.perf_counter  # CPU time is independent of other work
     for name, found in milliseconds(searches, queries, options.rounds, clock).items():
         figures[name] |= found
     return {
@@ -98,7 +98,7 @@ def searched(size: int, threads: int, options: argparse.Namespace) -> dict[str, 
 def opened(
     name: str, base: Vectors, size: int, rotation: np.ndarray | None, true: np.ndarray, ids: list[str], work: Path
 ) -> tuple[dict[str, Any], Callable[[np.ndarray], object]]:
-    """What an index of a form takes and finds, and how it is searched; it is built where it is missing."""
+    """Figures of an index of one form, and its search function; the index is built if it is missing."""
 
     def turned(rows: np.ndarray) -> np.ndarray:
         return rows if rotation is None else rows @ rotation
@@ -128,7 +128,7 @@ def opened(
 def milliseconds(
     searches: Mapping[str, Callable], queries: np.ndarray, rounds: int, clock: Callable[[], float]
 ) -> dict[str, dict[str, float]]:
-    """Median milliseconds a query: one query a call, and all in one call."""
+    """Median milliseconds per query: with one query per call, and with all in one call."""
     some = queries[np.arange(SINGLE) * len(queries) // SINGLE]
 
     def one_by_one(search: Callable) -> None:
@@ -145,7 +145,7 @@ def milliseconds(
 
 
 def curve(index: GalleryIndex, queries: np.ndarray, true: np.ndarray, ids: list[str]) -> dict[int, float]:
-    """Overlap by rescore factor; the index is left with the least that reaches ENOUGH."""
+    """Overlap by rescore factor; the index keeps the smallest factor that reaches ENOUGH."""
     found = {}
     for factor in FACTORS:
         index.rescore_factor = factor
@@ -156,14 +156,14 @@ def curve(index: GalleryIndex, queries: np.ndarray, true: np.ndarray, ids: list[
 
 
 def overlap(found: np.ndarray, true: np.ndarray, ids: list[str]) -> float:
-    """Mean share of the true nearest that were found."""
+    """Mean share of the true nearest vectors that are found."""
     return float(
         np.mean([len(set(row) & {ids[i] for i in right}) / TOP for row, right in zip(found, true, strict=True)])
     )
 
 
 def needed(gallery: np.ndarray, queries: np.ndarray, true: np.ndarray) -> dict[int, float]:
-    """Share of the true nearest among the first candidates by Hamming distance, every fourth query."""
+    """Share of the true nearest among the first candidates by Hamming distance, for every fourth query."""
     bits = [np.packbits(rows > 0, axis=1) for rows in (queries[::4], gallery)]
     near = faiss.knn_hamming(*bits, min(1600, len(gallery)))[1]
     hits = (near[:, :, None] == true[::4, None]).any(2).cumsum(1) / TOP
@@ -173,13 +173,13 @@ def needed(gallery: np.ndarray, queries: np.ndarray, true: np.ndarray) -> dict[i
 
 
 def random_rotation(dim: int) -> np.ndarray:
-    """Orthogonal (D, D): it leaves all distances as they are, and spreads over all bits what few dimensions say."""
+    """A random orthogonal matrix (D, D): it keeps all distances, and spreads the variance over all bits."""
     random = np.random.default_rng(2).standard_normal((dim, dim))
     return np.linalg.qr(random)[0].astype(np.float32)
 
 
 def read_bandwidth(array: np.ndarray) -> float:
-    """Bytes a second of reading an array that caches cannot hold."""
+    """Bytes per second when reading an array that is larger than the caches."""
     tensor, seconds = torch.from_numpy(array), []
     for _ in range(5):
         start = time.perf_counter()
@@ -189,43 +189,47 @@ def read_bandwidth(array: np.ndarray) -> float:
 
 
 def page(results: dict[str, Any]) -> Iterator[Block]:
-    """A table for each size and number of threads, where targets are missed, and how many candidates bits must give."""
+    """Answer, a table for each size and number of threads, missed targets, and candidates that the bits must give."""
     runs = sorted(results["figures"].values(), key=lambda run: (run["size"], run["threads"]))
-    bandwidth = max(run["bandwidth_gb_s"] for run in runs)  # other work on the machine only takes from it
+    bandwidth = max(run["bandwidth_gb_s"] for run in runs)  # other work on the machine can only lower it
     libraries = results["versions"]
     yield "# Search time of compressed galleries"
+    yield answer(runs)
     yield (
-        f"{written_by(results)}: {runs[0]['dim']} dimensions, top 10 of {runs[0]['queries']} queries, "
-        f"{results['machine']['processor']} with {results['machine']['cores']} cores that other work shared, faiss "
+        f"Setup: {runs[0]['dim']} dimensions, top 10 of {runs[0]['queries']} queries, "
+        f"{results['machine']['processor']} with {results['machine']['cores']} cores shared with other work, faiss "
         f"{libraries.get('faiss') or results['setting']['faiss']}, backend faiss."
     )
+    source = runs[0]["source"].replace("picture", "image")  # results of earlier versions say "picture"
     yield (
-        f"Gallery: {runs[0]['source']}. Above 80,000 vectors: these, and mixtures of two pictures of one person plus "
-        "half the difference of two crops of one picture, which makes it denser than a real one of that size."
+        f"Gallery: {source}. Galleries above 80,000 vectors add mixtures of two images of one person plus half the "
+        "difference of two crops of one image; they are denser than real galleries of that size."
     )
     yield (
-        "Milliseconds a query, medians of searches that took turns; CPU time on one thread, else the time that passes. "
-        "*One*: one query a call. *All*: all in one call, where float32 and int8 read a block of the gallery once for "
-        "hundreds of queries, so that arithmetic and not memory is their limit. Ratios are to faiss' float32 flat "
-        "index in the same run. Limit: milliseconds in which the memory of this machine delivers what a single query "
-        f"must read, at {bandwidth:.1f} GB/s, the most that any run measured. Where threads wait for one another, "
-        "other work on the machine slows single queries of the flat index most: compare one thread."
+        "Times are milliseconds per query, medians of searches that took turns; CPU time on one thread, wall time on "
+        "several. *One*: one query per call. *All*: all queries in one call; float32 and int8 then read each block of "
+        "the gallery once for hundreds of queries, so arithmetic is their limit, not memory. *Ratio*: speed-up over "
+        "faiss' flat float32 index in the same run. *Limit*: milliseconds to read the data of a single query from "
+        f"memory at {bandwidth:.1f} GB/s, the highest bandwidth of any run. With several threads, other work on the "
+        "machine slows single queries of the flat index most, because threads wait for one another: compare the "
+        "results of one thread."
     )
     for run in runs:
         yield f"## {run['size']:,} vectors, {run['threads']} thread{'s' * (run['threads'] > 1)}"
         yield table(run, bandwidth)
     if missed := misses(runs):
         flat = [run["searches"]["float32 flat"]["all_ms"] / run["searches"]["binary"]["all_ms"] for run in runs]
-        yield "## Where a target is missed"
+        yield "## Missed targets"
         yield missed
         yield (
-            f"In one call, comparing the bits alone is {min(flat):.1f} to {max(flat):.1f} times as fast as the float32 "
-            "product, which such a call spares from reading memory: no way of ranking again can make it ten times."
+            f"With all queries in one call, comparing the bits alone is {min(flat):.1f} to {max(flat):.1f} times as "
+            "fast as the float32 product, which reads little memory in such a call. No rescoring can make that ten "
+            "times."
         )
-    yield "## How many candidates the bits must give"
+    yield "## Candidates needed for rescoring"
     yield (
-        "Share of the true top 10 among the nearest by Hamming distance. A random rotation of all embeddings, of the "
-        "gallery and of the queries, leaves their distances as they are: it needs nothing of the index."
+        "Share of the true top 10 among the nearest by Hamming distance. A random rotation of all embeddings, in the "
+        "gallery and in the queries, keeps their distances and needs no support by the index."
     )
     for run in runs:
         if run["threads"] == runs[0]["threads"]:
@@ -234,16 +238,37 @@ def page(results: dict[str, Any]) -> Iterator[Block]:
             rows = {name: name for name in found}
             share = lambda name, count, found=found: f"{found[name][count]:.4f}"  # noqa: E731
             yield Table(counts, rows, share, f"{run['size']:,} vectors")
+    yield written_by(results)
+
+
+def answer(runs: list[dict]) -> str:
+    """Speed-ups over the flat index on one thread, or on the fewest threads that were measured."""
+    runs = [run for run in runs if run["threads"] == min(run["threads"] for run in runs)]
+
+    def span(name: str, mode: str) -> str:
+        ratios = [run["searches"]["float32 flat"][mode] / run["searches"][name][mode] for run in runs]
+        return f"{min(ratios):.1f} to {max(ratios):.1f}"
+
+    names = ("binary + float32", "int8")
+    all_at_once = ", ".join(f"{name} {span(name, 'all_ms')} times" for name in names)
+    overlaps = [f"{min(run['searches'][name]['overlap'] for run in runs):.4f}" for name in names]
+    return (
+        f"**On {runs[0]['threads']} thread{'s' * (runs[0]['threads'] > 1)}, binary + float32 answers a single query "
+        f"{span('binary + float32', 'one_ms')} times as fast as faiss' flat float32 index, int8 "
+        f"{span('int8', 'one_ms')} times.** With all queries in one call: "
+        f"{all_at_once}. Overlap with the exact top 10: at least "
+        f"{' and '.join(overlaps)}."
+    )
 
 
 COLUMNS = {
-    "bytes": "bytes a vector, read + kept", "one": "one", "one ratio": "ratio", "limit": "limit", "all": "all",
-    "all ratio": "ratio", "overlap": "overlap", "open": "opens in", "first": "read by the first query",
+    "bytes": "bytes per vector, read + kept", "one": "one", "one ratio": "ratio", "limit": "limit", "all": "all",
+    "all ratio": "ratio", "overlap": "overlap", "open": "time to open", "first": "read by the first query",
 }  # fmt: skip
 
 
 def table(run: Mapping[str, Any], bandwidth: float) -> Table:
-    """Time, memory and overlap of every way of searching."""
+    """Table of the time, memory and overlap of every kind of search."""
     searches = run["searches"]
     flat = searches["float32 flat"]
 
@@ -271,7 +296,7 @@ def table(run: Mapping[str, Any], bandwidth: float) -> Table:
 
 
 def misses(runs: list[dict]) -> list[str]:
-    """Where a target is not met: int8 no slower than flat, binary with rescoring ten times faster at overlap 0.99."""
+    """Missed targets: int8 no slower than flat, binary with rescoring ten times as fast at overlap 0.99."""
     items = []
     for run in runs:
         flat, vectors = run["searches"]["float32 flat"], f"{run['size']:,} vectors"
@@ -280,19 +305,19 @@ def misses(runs: list[dict]) -> list[str]:
             for mode, what in MODES.items():
                 if (ratio := flat[mode] / found[mode]) < wanted:
                     where = f"{vectors}, threads: {run['threads']}"
-                    items.append(f"{name}, {where}, {what}: {ratio:.1f} times as fast as flat, wanted {wanted:.0f}.")
+                    items.append(f"{name}, {where}, {what}: {ratio:.1f} times as fast as flat, target {wanted:.0f}.")
             if name != "int8" and found["overlap"] < ENOUGH:
-                items.append(f"{name}, {vectors}: overlap {found['overlap']:.4f}, wanted {ENOUGH}.")
+                items.append(f"{name}, {vectors}: overlap {found['overlap']:.4f}, target {ENOUGH}.")
     return items
 
 
 OPTIONS = {
-    "--model": {"help": "checkpoint whose embeddings are searched"},
+    "--model": {"help": "checkpoint whose embeddings to search"},
     "--data-dir": {"help": "images in Market-1501's layout, for --model"},
     "--sizes": {"type": int, "nargs": "+", "default": [REAL, 1_000_000]},
     "--threads": {"type": int, "nargs": "+", "default": sorted({1, os.cpu_count()})},
     "--rounds": {"type": int, "default": 5},
-    "--work": {"type": Path, "default": Path("runs/index_search"), "help": "vectors and indexes are kept here"},
+    "--work": {"type": Path, "default": Path("runs/index_search"), "help": "folder of vectors and indexes"},
 }
 BENCHMARK = Speed(
     "index_search",

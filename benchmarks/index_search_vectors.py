@@ -1,4 +1,4 @@
-"""Gallery and query vectors of `index_search.py`: embeddings of a trained model, or seeded clusters in their place."""
+"""Gallery and query vectors of `index_search.py`: embeddings of a trained model, or seeded clusters instead."""
 
 import hashlib
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ from reid_hub.files import atomic_file
 from reid_hub.models import ReIDModel
 
 REAL = 80_000
-# Crops as a detector's boxes differ, and light; nothing is erased: a gallery holds no erased pictures.
+# Crops vary as detector boxes and light do; no erasing, because galleries hold no erased images.
 CROPS = Augmentation(flip=0.5, pad=0, crop_scale=1.125, brightness=0.2, contrast=0.2, erasing=0.0)
 
 
 @dataclass
 class Vectors:
-    """Unit vectors: `gallery` (80,000, D) with `pids`, `pictures` (which picture each crop is of), `queries` (Q, D)."""
+    """Unit vectors: `gallery` (80,000, D) with `pids` and `pictures` (image index of each crop), `queries` (Q, D)."""
 
     gallery: np.ndarray
     pids: np.ndarray
@@ -34,7 +34,7 @@ class Vectors:
 def base_vectors(
     model_dir: str | None, data_dir: str | None, cache: Path, dim: int = 512, count: int = REAL
 ) -> Vectors:
-    """The 80,000 vectors and the queries; those of a model are kept in `cache`, to go on after an interruption."""
+    """The 80,000 vectors and the queries; the folder `cache` keeps those of a model, so that a run can resume."""
     if model_dir is None:
         return synthetic(dim, count)
     model = ReIDModel.from_pretrained(model_dir)
@@ -46,8 +46,8 @@ def base_vectors(
         with atomic_file(cached) as temporary:
             np.savez(temporary, **arrays)
     arrays = np.load(cached)
-    crops = f"{count:,} random crops (flipped, lighter, darker) of {arrays['pictures'].max() + 1:,} training pictures"
-    return Vectors(**arrays, source=f"{crops}; queries: the query pictures")
+    crops = f"{count:,} random crops (flipped, lighter, darker) of {arrays['pictures'].max() + 1:,} training images"
+    return Vectors(**arrays, source=f"{crops}; queries: the query images")
 
 
 def embed_crops(model: ReIDModel, data_dir: str, count: int) -> dict[str, np.ndarray]:
@@ -62,13 +62,13 @@ def embed_crops(model: ReIDModel, data_dir: str, count: int) -> dict[str, np.nda
             batch = images.__getitems__(np.arange(start, min(start + step, count)) % len(images))
             pixels = transform(batch["pixel_values"], batch["indices"], seed=0, step=start)
             vectors[start : start + step] = model(pixels).embeddings
-    pictures = np.arange(count) % len(images)
+    sources = np.arange(count) % len(images)
     queries = embed(model, splits["query"], flip=False).embeddings
-    return {"gallery": unit(vectors), "pids": images.pids[pictures], "pictures": pictures, "queries": unit(queries)}
+    return {"gallery": unit(vectors), "pids": images.pids[sources], "pictures": sources, "queries": unit(queries)}
 
 
 def synthetic(dim: int, count: int) -> Vectors:
-    """As evaluation.py draws them: a centre for each person, and noise for each image."""
+    """Vectors as in evaluation.py: a centre per person, and noise per image."""
     random = np.random.default_rng(0)
     people = max(2, count // 25)
     centres = random.standard_normal((people, dim), dtype=np.float32)
@@ -78,17 +78,17 @@ def synthetic(dim: int, count: int) -> Vectors:
 
 
 def enlarged(base: Vectors, count: int) -> np.ndarray:
-    """(count, D) unit vectors: mixtures of two pictures of one person, and the noise between crops of one picture.
+    """(count, D) unit vectors: those of `base`, then mixtures of two vectors of one person, with noise.
 
-    The first are those of `base`. Each other is a convex mixture of two of a person's vectors, plus half of the
-    difference of two crops of one picture (of anybody), so that the noise has the measured size and directions.
+    A mixture is convex. Its noise is half the difference of two crops of one image (of anybody), so it has the measured
+    size and directions.
     """
     if count <= len(base.gallery):
         return base.gallery[:count]
     random = np.random.default_rng(1)
     out = np.empty((count, base.gallery.shape[1]), np.float32)
     out[: len(base.gallery)] = base.gallery[:count]
-    by_person, by_picture = np.argsort(base.pids, kind="stable"), np.argsort(base.pictures, kind="stable")
+    by_person, by_image = np.argsort(base.pids, kind="stable"), np.argsort(base.pictures, kind="stable")
 
     def partner(order: np.ndarray, keys: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """A random row of the same key."""
@@ -98,11 +98,11 @@ def enlarged(base: Vectors, count: int) -> np.ndarray:
 
     for start in range(len(base.gallery), count, 50_000):
         size = min(50_000, count - start)
-        one, other_picture = random.integers(0, len(base.gallery), (2, size))
+        one, other_image = random.integers(0, len(base.gallery), (2, size))
         share = random.random((size, 1), dtype=np.float32)
         mixed = share * base.gallery[one] + (1 - share) * base.gallery[partner(by_person, base.pids, one)]
-        crop = partner(by_picture, base.pictures, other_picture)
-        noise = base.gallery[other_picture] - base.gallery[crop]
+        crop = partner(by_image, base.pictures, other_image)
+        noise = base.gallery[other_image] - base.gallery[crop]
         out[start : start + size] = unit(mixed + noise / 2)
     return out
 

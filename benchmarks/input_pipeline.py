@@ -1,12 +1,12 @@
-"""Images per second and core: this package's input pipeline and torchvision's transforms on Pillow images, in one run.
+"""Images per second and core of this package's input pipeline and of torchvision's transforms on Pillow images.
 
     python benchmarks/run.py input_pipeline --data market1501 --data-dir DIR
 
 Every pipeline makes float32 training images of 256x128 (resize, flip, pad and random crop, normalise, random erasing)
-on one thread; the rounds of the pipelines alternate and the median over the rounds is taken, in seconds of CPU time, so
-that other work on the machine disturbs all alike. Collating the images of the Pillow pipelines into batches is not
-counted, which is in their favour; reading a batch from the memory map is counted for ours, and decoding once is given
-apart. The identity sampler is timed on 2 million images of 86,000 identities.
+on one thread. The pipelines take turns and the median of the rounds counts, in CPU seconds, so that other work on the
+machine affects all of them equally. The Pillow pipelines do not collate batches, which favours them; ours includes
+reading each batch from the memory map. Decoding, which happens once, is reported separately. The identity sampler is
+timed on 2 million images of 86,000 identities.
 """
 
 import argparse
@@ -37,7 +37,7 @@ FILL = (0.4914, 0.4822, 0.4465)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Images per CPU second of each pipeline, and by how much ours is faster."""
+    """Images per CPU second of each pipeline, and the speed-up of ours."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     rows = load_reid_dataset(options.data, options.data_dir)["train"]
@@ -61,7 +61,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def pipelines(rows, images: ImageDataset) -> dict[str, Callable[[], None]]:
-    """Each goes once over all images."""
+    """Functions that process all images once."""
     encoded = [encoded_bytes(row["image"]) for row in rows.cast_column("image", ImageFeature(decode=False))]
     decoded = [Image.open(io.BytesIO(data)).convert("RGB") for data in encoded]
     resized = [image.resize(SIZE[::-1], Image.Resampling.BILINEAR) for image in decoded]
@@ -104,7 +104,7 @@ def pipelines(rows, images: ImageDataset) -> dict[str, Callable[[], None]]:
 
 
 def time_sampler(options: argparse.Namespace, num_images: int = 2_000_000, num_ids: int = 86_000) -> dict[str, Any]:
-    """CPU seconds to build the sampler and to draw one whole epoch of 16 x 4 batches; a long-tailed histogram."""
+    """CPU seconds to build the sampler and to draw one epoch of 16 x 4 batches; identities are long-tailed."""
     random = np.random.default_rng(0)
     weights = random.lognormal(0, 1, num_ids)
     tail = random.choice(num_ids, num_images - 2 * num_ids, p=weights / weights.sum())
@@ -128,12 +128,12 @@ def encoded_bytes(image: dict) -> bytes:
 
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
-    """What results.json keeps."""
+    """The settings that results.json keeps."""
     return {"dataset": options.data, "size": SIZE, "batch": BATCH, "threads": 1}
 
 
 def page(results: dict[str, Any]) -> Iterator[Block]:
-    """Pipelines, decoding once, and the sampler."""
+    """Answer, pipelines, decoding, and the sampler."""
     f, setting = results["figures"], results["setting"]
     images = f.get("images", setting.get("images"))
     speeds, sampler = f["images_per_cpu_second"], f["identity_sampler"]
@@ -144,24 +144,29 @@ def page(results: dict[str, Any]) -> Iterator[Block]:
         return f"{f['speed_up'][name]} x" if name in f["speed_up"] else "-"
 
     yield "# Speed of the input pipeline"
+    factors = [f"{value} x ({name.removeprefix('pillow, ')})" for name, value in f["speed_up"].items()]
     yield (
-        f"{written_by(results)}: {images:,} images as float32 tensors of "
-        f"{'x'.join(map(str, setting['size']))}, batches of {setting['batch']}, one thread of "
-        f"{results['machine']['processor']}."
+        f"**The input pipeline makes {speeds['reid_hub']:,} training images per CPU second.** It is faster than "
+        f"torchvision's transforms on Pillow images by {', '.join(factors)}."
     )
-    columns = {"speed": "images per CPU second", "factor": "reid_hub is faster by"}
-    yield Table(columns, {name: name for name in speeds}, cell, "pipeline")
-    yield f"Decoding once: {f['decode_once_images_per_cpu_second']:,} images per CPU second."
     yield (
-        f"The identity sampler of {sampler['images']:,} images of {sampler['identities']:,} identities is built in "
+        f"Setup: {images:,} images as float32 tensors of {'x'.join(map(str, setting['size']))}, batches of "
+        f"{setting['batch']}, one thread of {results['machine']['processor']}."
+    )
+    columns = {"speed": "images per CPU second", "factor": "speed-up of reid_hub"}
+    yield Table(columns, {name: name for name in speeds}, cell, "pipeline")
+    yield f"Decoding, once: {f['decode_once_images_per_cpu_second']:,} images per CPU second."
+    yield (
+        f"For {sampler['images']:,} images of {sampler['identities']:,} identities, the identity sampler is built in "
         f"{sampler['build_cpu_seconds']} CPU seconds and draws an epoch in {sampler['epoch_cpu_seconds']}."
     )
+    yield written_by(results)
 
 
 OPTIONS = {
-    "--data --dataset": {"default": "synthetic", "help": "data set, see load_reid_dataset"},
-    "--data-dir": {"help": "its folder"},
-    "--images": {"type": int, "default": 1024, "help": "of the training split, at most"},
+    "--data --dataset": {"default": "synthetic", "help": "data set, see `reid-hub list datasets`"},
+    "--data-dir": {"help": "folder of the data set"},
+    "--images": {"type": int, "default": 1024, "help": "number of training images, at most"},
     "--rounds": {"type": int, "default": 9},
 }
 PARTS = {"pipelines": measure, "identity sampler": time_sampler}

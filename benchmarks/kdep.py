@@ -1,17 +1,17 @@
 """KDEP: students pre-trained without labels, then fine-tuned with few, on people and on CIFAR-10.
 
-    python benchmarks/run.py kdep --data-dir DIR --cifar-dir DIR   # what is not measured yet; stop it any time
+    python benchmarks/run.py kdep --data-dir DIR --cifar-dir DIR   # run all rows without results
     python benchmarks/run.py kdep --data-dir DIR --scale full      # a ResNet-50 as teacher, full budgets, for a GPU
-    python benchmarks/run.py kdep --render                         # only page and plot
+    python benchmarks/run.py kdep --render                         # write page and plot, run nothing
 
-The first folder holds a data set in Market-1501's layout; the second CIFAR-10, and may be left out. The test
-identities are met once, at the end of a run.
+The first folder holds a data set in Market-1501's layout, the second (optional) CIFAR-10. Each run is evaluated once on
+the test identities, at its end.
 
 The teacher is trained on the labels of all training images (or given by --people-teacher, --cifar10-teacher). Students
-see the same images without labels, then the labels of some of the identities, or of some images of each class, the
-fewer the more epochs. They are compared with random initial weights, and with a backbone that was trained on all labels
-for the same epochs. Where labels are fewest the alignments are compared, and fine-tuning at a tenth of the rate
-("-slow").
+are pre-trained on the same images without labels, then fine-tuned on the labels of some identities, or of some images
+of each class; fewer labels get more epochs. They are compared with random initial weights, and with a backbone that was
+trained on all labels for the same epochs. With the fewest labels, the alignments are compared, and fine-tuning at a
+tenth of the learning rate ("-slow").
 """
 
 from collections.abc import Iterator
@@ -32,29 +32,30 @@ ALIGNMENTS = {
     "cs.var": "channels of the largest variance",
     "cs.rand": "random channels",
     "interp": "nearest interpolation",
-    "pre-relu": "1x1 convolution, in front of the ReLU",
-    "post-relu": "1x1 convolution, behind the ReLU",
+    "pre-relu": "1x1 convolution before the ReLU",
+    "post-relu": "1x1 convolution after the ReLU",
     "overhaul": "overhaul",
 }
-STARTS = {  # those that meet every share of the labels
+STARTS = {  # fine-tuned on every share of the labels
     "scratch": "random initial weights",
     "svd+pts": "**KDEP** (SVD+PTS), without labels",
     "supervised": "trained on all labels for the same epochs",
 }
 KINDS = {"people": "people", "cifar10": "CIFAR-10"}
-SHARES = {"people": (10, 30, 100), "cifar10": (1, 10, 100)}  # percent of the identities, or of each class' images
+SHARES = {"people": (10, 30, 100), "cifar10": (1, 10, 100)}  # percent of the identities, or of the images of each class
+CELLS = {"people": "mAP / rank-1", "cifar10": "top-1 of the last epoch"}
 METRICS = {"people": ("mAP", "rank1"), "cifar10": ("top1",)}
-# Images that are not cut at the edges, and a classifier that reads the average itself.
+# Whole images, without cropped edges, and a classifier on the pooled average.
 WHOLE = {"config.neck": "none", "config.resize_shortest": None}
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What is trained and for how long, of people and of CIFAR-10; `crops` of each image, see `KDEPSettings`.
+    """Networks, sizes and epochs, of people and of CIFAR-10; `crops` of each image, see `PretrainSettings`.
 
-    `tuning_epochs` are of each share of the labels: with few of them as many epochs as with all would end before even
-    random weights have learnt what there is to learn. `networks` are what all runs have in common, whatever recipe each
-    is of: else random weights would be those of another network, on other parts of the images.
+    `tuning_epochs` has an entry for each share of the labels: a small share needs more epochs, or random weights would
+    not have converged. `networks` holds the values that all runs share, whatever their recipe: otherwise random weights
+    would train another network, on other crops of the images.
     """
 
     teacher: str
@@ -81,12 +82,12 @@ SCALES = {
         {"people": {}, "cifar10": {**WHOLE, "config.last_stride": None}}, {"bf16": True},
     ),
 }  # fmt: skip
-GIVEN = "folder of a trained teacher, instead of training one"
+GIVEN = "folder of a trained teacher (default: train one)"
 OPTIONS = {**CIFAR, "--people-teacher": {"help": GIVEN}, "--cifar10-teacher": {"help": GIVEN}}
 
 
 def rows(options: Options) -> Iterator[Row]:
-    """Fine-tuning, which is what counts, then what it starts from: pre-training and its teacher."""
+    """Fine-tuning, then its sources: pre-training and the teacher."""
     kinds = KINDS if options.own["cifar_dir"] else ("people",)
     for seed in options.seeds:
         for kind in kinds:
@@ -96,7 +97,7 @@ def rows(options: Options) -> Iterator[Row]:
 
 
 def compared(kind: str) -> list[tuple[str, int]]:
-    """What is fine-tuned on which share of the labels, most wanted first."""
+    """Start and share of the labels of every fine-tuning, most wanted first."""
     least = SHARES[kind][0]
     pairs = [(start, share) for start in STARTS for share in SHARES[kind]]
     pairs += [(align, least) for align in ALIGNMENTS if align not in STARTS]
@@ -104,7 +105,7 @@ def compared(kind: str) -> list[tuple[str, int]]:
 
 
 def run(call: str, options: Options, name: str, changes: dict | None = None, **fields) -> partial:
-    """A stage; `changes` come on top of those of the network."""
+    """A stage; `changes` add to those of the network."""
     scale, kind = SCALES[options.scale], name.partition(".")[0]
     common = {"image_size": scale.sizes[kind], "arg": scale.arguments}
     common["set"] = {**scale.networks[kind], **(changes or {})}
@@ -112,7 +113,7 @@ def run(call: str, options: Options, name: str, changes: dict | None = None, **f
 
 
 def supervised(options: Options, name: str, epochs: float, slowly: bool = False, **fields) -> partial:
-    """Training with labels: a teacher, a baseline, or fine-tuning; by a demo's recipe unless another one is named."""
+    """Training with labels: a teacher, a baseline, or fine-tuning (default: with the demo recipe)."""
     people = name.startswith("people")
     fields = {"recipe": "demo" if people else "classify-demo", "epochs": epochs, **fields}
     fields |= {} if people else {"evaluate_every": max(1, round(epochs))}
@@ -121,7 +122,7 @@ def supervised(options: Options, name: str, epochs: float, slowly: bool = False,
 
 
 def fine_tuning(options: Options, kind: str, start: str, share: int, seed: int) -> Row:
-    """A student's last step, from random weights or from what was pre-trained."""
+    """Fine-tuning of a student, from random weights or from a pre-trained backbone."""
     scale, name, before = SCALES[options.scale], seeded(f"{kind}.{start}-{share}", seed), start.removesuffix("-slow")
     fields = {"keep_ids" if kind == "people" else "keep": share / 100, "origin": start}
     fields["model"] = scale.student if before == "scratch" else str(backbone_of(options, kind, before))
@@ -131,13 +132,13 @@ def fine_tuning(options: Options, kind: str, start: str, share: int, seed: int) 
 
 
 def backbone_of(options: Options, kind: str, start: str) -> Path:
-    """What fine-tuning starts from."""
+    """The folder of the backbone that fine-tuning starts from."""
     folder = options.work / f"{kind}.pre-{start}"
-    return folder / "trunk" if (kind, start) == ("cifar10", "supervised") else folder
+    return folder / "backbone" if (kind, start) == ("cifar10", "supervised") else folder
 
 
 def sources(options: Options, kind: str) -> Iterator[Row]:
-    """The teacher, and every pre-training; basis and stored features are shared by the alignments."""
+    """The teacher and every pre-training; all alignments share the basis and the stored features."""
     scale, name, shared = SCALES[options.scale], f"{kind}.pre-supervised", options.work / f"{kind}.shared"
     teacher, given = f"{kind}.teacher", options.own[f"{kind}_teacher"]
     fields = {"model": scale.student, "epochs": scale.epochs[kind], "changes": scale.pretraining}
@@ -157,24 +158,51 @@ def sources(options: Options, kind: str) -> Iterator[Row]:
 
 
 def page(runs: Runs, scale: Scale) -> Iterator[Block]:
-    """People, CIFAR-10, and how each was run."""
+    """Answer, people, CIFAR-10, and commands."""
+    tuned = {}
     for kind in KINDS:
         names = {pair: f"{kind}.{pair[0]}-{pair[1]}" for pair in compared(kind)}
-        tuned = {pair: runs[name] for pair, name in names.items() if name in runs}
-        if tuned:
-            yield from section(kind, runs, tuned)
+        tuned[kind] = {pair: runs[name] for pair, name in names.items() if name in runs}
+    yield answer(tuned)
+    for kind, found in tuned.items():
+        if found:
+            yield from section(kind, runs, found)
     yield "![accuracy against the share of labels](accuracy.png)"
     said = (
-        "All of it: `python benchmarks/run.py kdep --data-dir DIR --cifar-dir DIR`, one seed: `--seeds 0`; full size "
-        "with `--scale full`. One alone: with `--one NAME`, its folder's name; each results.json has its command."
+        "All rows: `python benchmarks/run.py kdep --data-dir DIR --cifar-dir DIR`; with one seed: `--seeds 0`; at full "
+        "size: `--scale full`. A single row: `--one NAME`, with the name of its folder. Each results.json holds its "
+        "command."
     )
     yield from how_run({}, next(iter(runs.values()))[0], said)
 
 
+def answer(tuned: dict[str, dict[tuple[str, int], list[Result]]]) -> str | None:
+    """The gain of KDEP over random initial weights, for each kind of images and share of the labels."""
+    gains = {}
+    for kind, found in tuned.items():
+        for share in SHARES[kind]:
+            if {("svd+pts", share), ("scratch", share)} <= found.keys():
+                ours, random = (score(found[start, share], METRICS[kind][0]) for start in ("svd+pts", "scratch"))
+                gains.setdefault(kind, {})[share] = ours - random
+    if not gains:
+        return None
+    better = [gain > 0 for by_share in gains.values() for gain in by_share.values()]
+    shares = "every share" if all(better) else f"{sum(better)} of {len(better)} shares"
+    listed = [
+        f"{KINDS[kind]} ({'mAP' if kind == 'people' else 'top-1'}) "
+        + ", ".join(f"{gain:+.1f} with {share} %" for share, gain in by_share.items())
+        for kind, by_share in gains.items()
+    ]
+    return (
+        f"**KDEP pre-training, which needs no labels, beats random initial weights at {shares} of the labels.** Gain "
+        f"in points: {'; '.join(listed)}."
+    )
+
+
 def section(kind: str, runs: Runs, tuned: dict[tuple[str, int], list[Result]]) -> Iterator[Block]:
-    """What was found on one kind of images, fine-tuned on shares of the labels."""
-    bare = kind == "people"  # who has no labels at all can compare people, but not name classes
-    what = "identities" if bare else "pictures of each class"
+    """Results on one kind of images, fine-tuned on shares of the labels."""
+    bare = kind == "people"  # without any labels a network can compare people, but not name classes
+    what = "identities" if bare else "images of each class"
     least, shares = SHARES[kind][0], sorted({share for _, share in tuned})
     before = {start: runs.get(f"{kind}.pre-{start}", []) if bare else [] for start in (*STARTS, *ALIGNMENTS)}
     scores = {pair: score(results, METRICS[kind][0]) for pair, results in tuned.items()}
@@ -182,17 +210,13 @@ def section(kind: str, runs: Runs, tuned: dict[tuple[str, int], list[Result]]) -
     def figures(start: str, share: int) -> str:
         return cell(tuned.get((start, share), []) if share else before[start], *METRICS[kind])
 
-    columns = {**({0: "as it starts"} if bare else {}), **{share: f"{share} % of {what}" for share in shares}}
+    columns = {**({0: "before fine-tuning"} if bare else {}), **{share: f"{share} % of {what}" for share in shares}}
     yield f"## {KINDS[kind][0].upper() + KINDS[kind][1:]}"
     yield what_was_run(kind, runs, tuned, shares)
+    yield f"Cells: {CELLS[kind]} in percent; mean over seeds, ± the standard deviation where there are several."
     yield Table(columns, STARTS, figures, "start")
     if teacher := runs.get(f"{kind}.teacher"):
         yield f"The teacher, trained on all labels: {cell(teacher, *METRICS[kind])}."
-    both = [share for share in shares if {("svd+pts", share), ("scratch", share)} <= scores.keys()]
-    if both:
-        gains = {share: scores["svd+pts", share] - scores["scratch", share] for share in both}
-        said = ", ".join(f"{gain:+.1f} with {share} %" for share, gain in gains.items())
-        yield f"**KDEP without labels against random initial weights, in points: {said} of the labels.**"
     yield slower(least, scores, before["svd+pts"])
     aligned = {align: label for align, label in ALIGNMENTS.items() if (align, least) in tuned}
     if len(aligned) > 1:
@@ -202,46 +226,46 @@ def section(kind: str, runs: Runs, tuned: dict[tuple[str, int], list[Result]]) -
             ahead = scores[best, least] - scores["svd+pts", least]
             seeds = min(len(tuned[align, least]) for align in (best, "svd+pts"))
             yield (
-                f"Unlike published, {ALIGNMENTS[best]} is ahead of SVD+PTS, by {ahead:.1f} points over {seeds} "
+                f"Unlike published, {ALIGNMENTS[best]} is better than SVD+PTS, by {ahead:.1f} points over {seeds} "
                 f"seed{'s' * (seeds > 1)}."
             )
 
 
 def what_was_run(kind: str, runs: Runs, tuned: dict[tuple[str, int], list[Result]], shares: list[int]) -> str:
-    """Data, students, pre-training and fine-tuning, in words."""
+    """Data, students, pre-training and fine-tuning, as text."""
     result, names = next(iter(tuned.values()))[0], [f"{kind}.pre-{align}" for align in ALIGNMENTS]
     taught = next((runs[name][0] for name in names if name in runs), result)
     by = taught["training"].get("teacher")
     lengths = {share: found[0]["training"]["epochs"] for (_, share), found in tuned.items()}
     return (
-        f"Data set: {result['dataset']['name']} ({counts(result)}), pictures of {size(result)}. **Not comparable with "
-        f"published figures.** Students of {result['cost']['parameters']:,} parameters; pre-training: {how(taught)}, "
-        f"{taught['training'].get('crops', 0)} stored crops of each picture"
-        + (f", taught by {by}, which was trained on all labels" if by else "")
-        + f". Then the recipe `{result['training']['recipe']}` on a share of the labels, "
-        + f"{', '.join(f'{lengths[share]:g} epochs of {share} %' for share in shares)}."
+        f"Data set: {result['dataset']['name']} ({counts(result)}), images of {size(result)}. **Not comparable with "
+        f"published figures.** Students: {result['cost']['parameters']:,} parameters. Pre-training: {how(taught)}, "
+        f"{taught['training'].get('crops', 0)} stored crops of each image"
+        + (f", with the teacher {by}, trained on all labels" if by else "")
+        + f". Fine-tuning: recipe `{result['training']['recipe']}` on a share of the labels, "
+        + f"{', '.join(f'{lengths[share]:g} epochs with {share} %' for share in shares)}."
     )
 
 
 def slower(least: int, scores: dict[tuple[str, int], float], starts: list[Result]) -> str | None:
-    """What a tenth of the fine-tuning's rate does, and whether the recipe's own forgets what was learned before."""
-    backbones = {"svd+pts": "KDEP's trunk", "supervised": "the supervised trunk"}
+    """Fine-tuning at a tenth of the learning rate, and whether the recipe's own rate makes KDEP's student worse."""
+    backbones = {"svd+pts": "KDEP's backbone", "supervised": "the supervised backbone"}
     slow = {name: scores.get((f"{start}-slow", least)) for start, name in backbones.items()}
     found = " and ".join(f"{name} {value:.1f}" for name, value in slow.items() if value is not None)
     if not found:
         return None
-    said = f"Fine-tuned with {least} % of the labels at a tenth of the rate: {found}."
+    said = f"Fine-tuned with {least} % of the labels at a tenth of the learning rate: {found}."
     tuned = scores.get(("svd+pts", least))
     if starts and tuned is not None and score(starts) > tuned:
         said += (
-            f" At the recipe's rate KDEP's student is worse behind the few labels ({tuned:.1f}) than in front of them "
-            f"({score(starts):.1f}): what the teacher knows of all people is then forgotten for a few."
+            f" At the recipe's learning rate, fine-tuning on so few labels makes KDEP's student worse (from "
+            f"{score(starts):.1f} to {tuned:.1f}): it forgets what the teacher taught about all people."
         )
     return said
 
 
 def plot(runs: Runs, scale: Scale) -> Plot:
-    """Accuracy against the share of the labels, one line a start."""
+    """Accuracy against the share of the labels, one line per start."""
     panels = []
     for kind, title in KINDS.items():
         metric, lines = METRICS[kind][0], []
@@ -255,8 +279,4 @@ def plot(runs: Runs, scale: Scale) -> Plot:
     return Plot(panels, (5.5 * len(panels), 4))
 
 
-BENCHMARK = Experiment(
-    "kdep", __doc__, "KDEP on real pictures", rows, page, plot, SCALES, options=OPTIONS,
-    figures=", in percent, mean over seeds, with the standard deviation where there are several: of people mAP / "
-    "rank-1, of CIFAR-10 the top-1 of the last epoch.",
-)  # fmt: skip
+BENCHMARK = Experiment("kdep", __doc__, "KDEP on real images", rows, page, plot, SCALES, options=OPTIONS)

@@ -1,17 +1,17 @@
 """Progressive Transfer Learning: what its memory contributes, on real people and on CIFAR-10.
 
-    python benchmarks/run.py ptl --data-dir DIR --cifar-dir DIR   # what is not measured yet; stop it any time
+    python benchmarks/run.py ptl --data-dir DIR --cifar-dir DIR   # run all rows without results
     python benchmarks/run.py ptl --data-dir DIR --scale full      # published networks, sizes and epochs, for a GPU
-    python benchmarks/run.py ptl --render                         # only page and plot
+    python benchmarks/run.py ptl --render                         # write page and plot, run nothing
 
-The first folder holds a data set in Market-1501's layout; the second CIFAR-10, and may be left out. The test
-identities are met once, at the end of a run.
+The first folder holds a data set in Market-1501's layout, the second (optional) CIFAR-10. Each run is evaluated once on
+the test identities, at its end.
 
-The arms differ in the side network alone: "memory" carries its state from batch to batch, "forgets" begins each batch
-with zeros, as the released training script did from its second epoch on, "plain" has as many weights but neither gates
-nor memory, "none" is the backbone. "std" is distilled into the backbone from the arm with a side network that did best
-with the first seed. At the small scale everything starts from random weights, so Adam takes the place of the published
-SGD, whose rate is for pre-trained weights.
+The arms differ in the side network only: "memory" carries its state from batch to batch; "forgets" starts each batch
+from zeros, as the released training script does from its second epoch; "plain" has as many weights but neither gates
+nor memory; "none" is the backbone alone. "std" distills into the backbone from the arm with a side network that is best
+with the first seed. At the small scale all networks start from random weights and use Adam, because the published SGD
+learning rate is for pre-trained weights.
 """
 
 from collections.abc import Iterator
@@ -22,9 +22,9 @@ from statistics import mean
 import stages
 from experiment import CIFAR, Experiment, Options, Row, seeded
 from render import Block, Panel, Plot, Series, Table
-from words import Result, Runs, by_arm, counts, how, how_run, points, retrieval, score, size, with_spread
+from words import RETRIEVAL, Result, Runs, by_arm, counts, how, how_run, points, retrieval, score, size, with_spread
 
-# What stands beside the backbone in each arm: the cell, and whether it remembers.
+# The cell beside the backbone in each arm, and whether it has a memory.
 ARMS = {
     "memory": ("v1", True),
     "forgets": ("v1", False),
@@ -37,26 +37,26 @@ ON_CIFAR = ("none", "memory", "memory-v2", "forgets")
 LAM, DENSENET = 0.8, "densenet-bc-100"
 LABELS = {
     "none": "the backbone alone",
-    "plain": "with a plain side network of as many weights, no gates, no memory",
+    "plain": "with a plain side network of as many weights, without gates or memory",
     "forgets": "with PTL's side network, forgetting before every batch (as released)",
-    "memory": "**PTL**: with its memory from batch to batch",
+    "memory": "**PTL**: with a memory from batch to batch",
     "memory-v2": "**PTL-v2**",
     "std": "**STD**: the backbone alone, distilled",
 }
 SHORT = {"none": "none", "plain": "plain", "forgets": "forgets", "memory": "PTL", "memory-v2": "PTL-v2", "std": "STD"}
-# What is compared to see what the memory, the gates and the mere size of the side network contribute.
+# Pairs of arms that isolate the memory, the gates and the size of the side network.
 QUESTIONS = (
-    ("memory", "forgets", "the memory itself (PTL against the same network forgetting)"),
+    ("memory", "forgets", "memory (PTL against the same network that forgets)"),
     ("forgets", "plain", "gates instead of a plain convolution of as many weights"),
     ("plain", "none", "more weights beside the backbone"),
     ("memory", "none", "all of PTL beside the backbone"),
-    ("std", "none", "distilling into the backbone"),
+    ("std", "none", "distillation into the backbone"),
 )
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What is trained and for how long."""
+    """Networks, sizes and epochs."""
 
     backbone: str
     image_size: tuple[int, int]
@@ -77,7 +77,7 @@ SCALES = {
 
 
 def rows(options: Options) -> Iterator[Row]:
-    """Every arm, with the student that is distilled from the best of them, on people and on CIFAR-10."""
+    """Every arm and the student distilled from the best one, on people; arms on CIFAR-10."""
     scale, work = SCALES[options.scale], options.work
     people = {"image_size": scale.image_size, "epochs": scale.epochs, "flip": True, "init": scale.init}
     cifar = {"recipe": "cifar", "keep": scale.cifar_keep}
@@ -104,47 +104,49 @@ def rows(options: Options) -> Iterator[Row]:
 
 
 def page(runs: Runs, scale: Scale) -> Iterator[Block]:
-    """People, CIFAR-10, and how each was run."""
+    """Answer, people, CIFAR-10, and commands."""
     people, cifar = on(runs, "people"), on(runs, "cifar10")
     first = result = next(iter(people.values()))[0]
     schedule = stages.recipe(result["training"]["recipe"]).schedule
     fall = schedule.milestones[0] / schedule.epochs * result["training"]["epochs"]
+    yield answer(people)
     yield (
         f"Data set: {result['dataset']['name']} ({counts(result)}). **Not comparable with published figures** on "
-        "Market-1501: another split, random initial weights, a narrow backbone, fewer epochs, pictures of "
-        f"{size(result)}. Every arm: {how(result)}. The rate falls to a tenth after every {fall:g} epochs, as "
-        f"published in proportion, so most is learnt in the first {2 * fall:g}. Training sees the training identities "
-        "alone; the test identities are met once, at the end of a run (STD's teacher is the arm that did best there, "
-        "as in the paper)."
+        "Market-1501: another split, random initial weights, a narrow backbone, fewer epochs, images of "
+        f"{size(result)}. Every arm: {how(result)}. The learning rate falls to a tenth after every {fall:g} epochs, in "
+        f"proportion to the published schedule, so most learning happens in the first {2 * fall:g}. Training uses the "
+        "training identities only. Each run is evaluated once on the test identities, at its end; as in the paper, "
+        "STD's teacher is the arm with the best result there."
     )
+    yield RETRIEVAL
     yield table(people, {"parameters": "parameters in use", "figures": "mAP / rank-1"}, retrieval)
-    yield from verdicts(people, "mAP", "mAP")
+    yield from contributions(people, "mAP", "mAP")
     if cifar:
         result = next(iter(cifar.values()))[0]
         training, images = result["training"], result["dataset"]["data_dir_counts"]["train"]["images"]
         blocks = "+".join(map(str, training["changes"]["config.backbone_config"]["blocks"]))
         yield "## CIFAR-10"
         yield (
-            f"DenseNet-BC of growth 12 with {blocks} layers, {training['keep']:g} of the {images:,} training pictures "
+            f"DenseNet-BC of growth 12 with {blocks} layers, {training['keep']:g} of the {images:,} training images "
             f"(recompressed as JPEG), {how(result)}, with flip and crop. **Not comparable with published figures.** "
-            "Error of the last epoch in percent; as in the paper, two linear layers classify where there is a side "
-            "network, one where there is none."
+            "Cells: error of the last epoch in percent. As in the paper, networks with a side network have two linear "
+            "layers as classifier, the others one."
         )
         columns = {"parameters": "parameters", "figures": "error"}
         yield table(cifar, columns, lambda found: with_spread([100 - value for value in points(found, "top1")]))
-        yield from verdicts(cifar, "top1", "accuracy")
+        yield from contributions(cifar, "top1", "accuracy")
     yield "![mAP of every arm](accuracy.png)"
     call = "python benchmarks/run.py ptl --data-dir DIR --cifar-dir DIR"
-    yield from how_run(runs, first, f"All of it: `{call}`; full size: with `--scale full`. Each:")
+    yield from how_run(runs, first, f"All rows: `{call}`; at full size: `{call} --scale full`. Row by row:")
 
 
 def on(runs: Runs, kind: str) -> Runs:
-    """The runs by arm, on people or on CIFAR-10."""
+    """Runs on people or on CIFAR-10, by arm."""
     return {arm: found for (name, arm), found in by_arm(runs).items() if (name == "cifar10") == (kind == "cifar10")}
 
 
 def table(arms: Runs, columns: dict[str, str], figures) -> Table:
-    """Parameters and figures of every arm."""
+    """Table of the parameters and figures of every arm."""
 
     def cell(arm: str, column: str) -> str:
         return f"{arms[arm][0]['cost']['parameters']:,}" if column == "parameters" else figures(arms[arm])
@@ -152,49 +154,58 @@ def table(arms: Runs, columns: dict[str, str], figures) -> Table:
     return Table(columns, {arm: label for arm, label in LABELS.items() if arm in arms}, cell)
 
 
-def verdicts(arms: Runs, metric: str, unit: str) -> Iterator[Block]:
-    """What each ingredient contributed, by pairs of runs of one seed, and a plain word on the memory."""
+def answer(people: Runs) -> str | None:
+    """Whether the memory helps, and the gain of distillation into the backbone."""
+    found = gained(people, "memory", "forgets", "mAP")
+    if not found:
+        return None
+    helps = "helps" if min(found) > 0 else "does not help" if max(found) <= 0 else "helps with some seeds only"
+    said = f"**PTL's memory {helps} here**: it changes mAP by {mean(found):+.1f} points."
+    if distilled := gained(people, "std", "none", "mAP"):
+        said += f" Distillation of a side network into the backbone (STD) changes it by {mean(distilled):+.1f}."
+    return said
+
+
+def contributions(arms: Runs, metric: str, unit: str) -> Iterator[Block]:
+    """The contribution of each ingredient, from pairs of runs of one seed, and the use of the memory."""
     gains = {(one, other): gained(arms, one, other, metric) for one, other, _ in QUESTIONS}
     if not any(gains.values()):
         return
-    yield f"What contributes what, in points of {unit}, seed by seed:"
+    yield f"Contributions in points of {unit}, between runs of the same seed:"
     items = [
         f"{question}: **{with_spread(found, '+.1f')}** ({len(found)} seed{'s' * (len(found) > 1)})"
         for one, other, question in QUESTIONS
         if (found := gains[one, other])
     ]
     taught = next((result["training"].get("taught_by") for result in arms.get("std", [])), None)
-    yield items + ([f"the teacher of STD was {taught.rpartition('.')[2]}"] if taught else [])
-    if found := gains["memory", "forgets"]:
-        helps = "helped" if min(found) > 0 else "did not help" if max(found) <= 0 else "helped with some seeds only"
-        yield f"**Carrying the state from batch to batch {helps} here**: {mean(found):+.1f} points of {unit}."
+    yield items + ([f"teacher of STD: {taught.rpartition('.')[2]}"] if taught else [])
     for arm in ("memory", "memory-v2"):
         for result in arms.get(arm, []):
             yield use_of_memory(arm, result)
 
 
 def gained(arms: Runs, one: str, other: str, metric: str) -> list[float]:
-    """Differences in points between runs of the same seed."""
+    """Differences in percentage points between runs of the same seed."""
     found = [{r["training"]["seed"]: r["metrics"][metric] for r in arms.get(arm, [])} for arm in (one, other)]
     after, before = found
     return [100 * (after[seed] - before[seed]) for seed in sorted(before.keys() & after.keys())]
 
 
 def use_of_memory(arm: str, result: Result) -> str | None:
-    """Whether a trained network makes use of the state of the batch before."""
+    """Whether a trained network uses the state of the previous batch."""
     losses = result["training"].get("loss_from_state")
     if not losses:
         return None
     little = abs(losses["carried"] / losses["zeros"] - 1) < 0.02
     return (
-        f"The trained {SHORT[arm]} classifies training pictures with a cross-entropy of {losses['carried']:.3f} where "
-        f"it meets the state of the batch before, and of {losses['zeros']:.3f} from zeros, as in use"
-        + (": it has learnt to make hardly any use of that state, which is of other people." if little else ".")
+        f"The trained {SHORT[arm]} has a cross-entropy on training images of {losses['carried']:.3f} with the state of "
+        f"the previous batch, and of {losses['zeros']:.3f} from zeros, as at inference"
+        + (": it hardly uses that state, which comes from other people." if little else ".")
     )
 
 
 def plot(runs: Runs, scale: Scale) -> Plot:
-    """mAP of every arm, a dot for each seed."""
+    """mAP of every arm, with a dot for each seed."""
     people = on(runs, "people")
     arms = [arm for arm in LABELS if arm in people]
     bars = Series([(x, score(people[arm])) for x, arm in enumerate(arms)], bars=True, style={"alpha": 0.6})
@@ -205,5 +216,5 @@ def plot(runs: Runs, scale: Scale) -> Plot:
     return Plot([Panel(series, axes, ticks)], (7, 4))
 
 
-TITLE = "Progressive Transfer Learning on real pictures"
+TITLE = "Progressive Transfer Learning on real images"
 BENCHMARK = Experiment("ptl", __doc__, TITLE, rows, page, plot, SCALES, options=CIFAR)

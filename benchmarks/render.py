@@ -12,11 +12,11 @@ class Table:
     """A Markdown table whose cells are computed.
 
     Attributes:
-        columns, rows: headings and labels by the key that `cell` gets; two labels a row are written "one | other".
-        cell: (row key, column key) -> text. What a cell says of another row (a gain, whether it is significant) is
-            computed there too, from the results of both.
-        corner: heading of the labels.
-        right: numbers are aligned to the right.
+        columns, rows: headings and labels by key; write two labels in one row as "one | other".
+        cell: (row key, column key) -> text. Comparisons with other rows (a gain, its significance) are computed here
+            too, from the results of both.
+        corner: heading of the label column.
+        right: align numbers to the right.
     """
 
     columns: Mapping[Any, str]
@@ -34,7 +34,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Series:
-    """Points of a plot: a line, or bars at x = 0, 1, ...; `style` are keyword arguments of matplotlib."""
+    """Points of a plot: a line, or bars at x = 0, 1, ...; `style` holds keyword arguments of matplotlib."""
 
     points: Sequence[tuple[float, float]]
     label: str | None = None
@@ -45,7 +45,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Panel:
-    """Axes of a plot: `axes` are keyword arguments of `Axes.set`, `ticks` labels by x, `level` a dashed line."""
+    """Axes of a plot: `axes` holds keyword arguments of `Axes.set`, `ticks` labels by x, `level` a dashed line."""
 
     series: Sequence[Series]
     axes: Mapping[str, Any]
@@ -56,7 +56,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Plot:
-    """Panels side by side; `size` is that of all, in inches."""
+    """Panels side by side; `size` is the size of the whole plot in inches."""
 
     panels: Sequence[Panel]
     size: tuple[float, float]
@@ -66,7 +66,7 @@ Block = str | Table | list[str] | None  # a paragraph or heading, a table, the i
 
 
 def page(blocks: Iterable[Block]) -> str:
-    """The Markdown of a page; blocks that are empty are left out."""
+    """The Markdown of a page, without empty blocks."""
     return "\n\n".join(_markdown(block) for block in blocks if block) + "\n"
 
 
@@ -79,7 +79,7 @@ def _markdown(block: Block) -> str:
 
 
 def draw(plot: Plot, path: Path) -> None:
-    """Write the image of a plot."""
+    """Draw a plot into a file."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -110,7 +110,7 @@ def _draw_series(axes: Any, series: Series, bars: Sequence[Series]) -> None:
         width = 0.85 / len(bars)
         shift = (bars.index(series) - len(bars) / 2 + 0.5) * width
         drawn = axes.bar([place + shift for place in x], y, width, label=series.label, **series.style)
-        axes.bar_label(drawn, fmt="%.1f", fontsize=7)
+        axes.bar_label(drawn, fmt="%.1f", fontsize=7, padding=3)  # clear of a dot on the bar
     else:
         axes.plot(x, y, label=series.label, **series.style)
     place = {"textcoords": "offset points", "xytext": (2, -5), "ha": "left", "va": "top"}

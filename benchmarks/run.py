@@ -1,14 +1,14 @@
 """Run or render a benchmark.
 
     python benchmarks/run.py NAME --help
-    python benchmarks/run.py oskt --data-dir DIR   # everything that is not measured yet; stop it any time
-    python benchmarks/run.py oskt --render         # only write page and plot
+    python benchmarks/run.py oskt --data-dir DIR   # run all rows without results; interrupt and repeat at any time
+    python benchmarks/run.py oskt --render         # write page and plot, run nothing
 
 Accuracy, from trainings: {experiments}.
 Speed and memory: {speeds}.
 
-A benchmark is data: NAME.py says what is run and what its page says. Trainings are processes of their own and resume
-from their checkpoints; what has a results.json in the benchmark's folder is not run again.
+NAME.py declares what is run and how the page is written. Each training is a process and resumes from its checkpoints;
+rows with a results.json in the benchmark's folder are not run again.
 """
 
 import importlib
@@ -20,7 +20,7 @@ SPEEDS = ("input_pipeline", "evaluation", "oskt_speed", "fd_speed", "ptl_speed",
 
 
 def main(words: Sequence[str]) -> None:
-    """Run the benchmark that the first word names; further words are its options."""
+    """Run a benchmark: `words` are its name and its options."""
     about = __doc__.format(experiments=", ".join(EXPERIMENTS), speeds=", ".join(SPEEDS))
     if not words or words[0] in ("-h", "--help"):
         print(about)
@@ -38,10 +38,10 @@ def main(words: Sequence[str]) -> None:
 
 
 def load(name: str):
-    """The `Experiment` or `Speed` of a file: one of those here, or on PYTHONPATH.
+    """The `Experiment` or `Speed` of NAME.py, in this folder or on PYTHONPATH.
 
     Raises:
-        SystemExit: if there is none of that name.
+        SystemExit: if there is no benchmark of that name.
     """
     try:
         return importlib.import_module(name).BENCHMARK

@@ -1,4 +1,4 @@
-"""One runner for all benchmarks of trainings: each row is a process that resumes, several run at a time."""
+"""One runner for all benchmarks of trainings: each row is a process that resumes; several run at a time."""
 
 import argparse
 import json
@@ -18,10 +18,10 @@ HERE = Path(__file__).parent
 
 
 def run_experiment(experiment: Experiment, words: Sequence[str]) -> None:
-    """Run what is not measured yet, and render what is.
+    """Run the rows without results, then render the page.
 
     Raises:
-        SystemExit: naming the rows that failed.
+        SystemExit: if rows failed, with their names.
     """
     parser = _parser(experiment)
     given = parser.parse_args(words)
@@ -42,23 +42,29 @@ def _parser(experiment: Experiment) -> argparse.ArgumentParser:
         description=experiment.about,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--data-dir", help="the data set, in Market-1501's layout")
-    parser.add_argument("--dataset-name", default="market1501_tr751", help="name of the data set in the tables")
+    parser.add_argument("--data-dir", help="data set in Market-1501's layout")
+    parser.add_argument("--dataset-name", default="market1501_tr751", help="name of the data set on the page")
     parser.add_argument("--scale", choices=list(experiment.scales), default="small")
-    parser.add_argument("--seeds", type=int, nargs="+", default=experiment.seeds, help="the first for all rows, first")
-    parser.add_argument("--only", nargs="+", metavar="PATTERN", default=["*"], help="only these rows, such as '*.oskt'")
-    parser.add_argument("--work", type=Path, help="checkpoints (default: runs/ and the name of --out)")
-    parser.add_argument("--out", type=Path, help="page and results (default: the benchmark's folder)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="rows at a time")
-    parser.add_argument("--one", metavar="ROW", help="run this row in this process (what the workers do)")
-    parser.add_argument("--render", action="store_true", help="only write page and plot")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=experiment.seeds, help="seeds; all rows of the first run first"
+    )
+    parser.add_argument(
+        "--only", nargs="+", metavar="PATTERN", default=["*"], help="run only these rows, such as '*.oskt'"
+    )
+    parser.add_argument(
+        "--work", type=Path, help="folder of the checkpoints (default: runs/NAME, with the name of --out)"
+    )
+    parser.add_argument("--out", type=Path, help="folder of page and results (default: the benchmark's folder)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="number of rows to run at a time")
+    parser.add_argument("--one", metavar="ROW", help="run this row in this process, as workers do")
+    parser.add_argument("--render", action="store_true", help="write page and plot, run nothing")
     for flag, fields in experiment.options.items():
         parser.add_argument(flag, **fields)
     return parser
 
 
 def _options(experiment: Experiment, given: argparse.Namespace) -> Options:
-    # A folder per scale: rows of the same name are not the same measurement.
+    # One folder per scale: rows of the same name are different measurements.
     out = given.out or HERE / (experiment.name + (f"-{given.scale}" if given.scale != "small" else ""))
     names = [flag.strip("-").replace("-", "_") for flag in experiment.options]
     return Options(
@@ -80,9 +86,9 @@ def _find(experiment: Experiment, options: Options, name: str) -> Row:
 
 
 def plan(rows: Iterable[Row], options: Options, only: Sequence[str] = ("*",)) -> dict[str, list[str]]:
-    """What is left to run, most wanted first, each row behind those that it starts from.
+    """The rows left to run, with the planned rows that each needs; most wanted first, each after those that it needs.
 
-    What others start from must lie in the work folder, also where its figures are known from an earlier session.
+    A needed row must be in the work folder, even if its results are kept from an earlier session.
     """
     rows = {row.name: row for row in rows}
     ordered: dict[str, list[str]] = {}
@@ -106,27 +112,27 @@ def _is_there(row: Row) -> bool:
 
 
 def is_measured(row: Row, options: Options) -> bool:
-    """Whether all figures of a row are kept."""
+    """Whether all results of a row are kept beside the page."""
     return all((options.out / name / "results.json").is_file() for name in row.results)
 
 
 def execute(row: Row, options: Options) -> None:
-    """Run the stages of a row, resumed where they were interrupted, and keep its results beside the page."""
+    """Run the stages of a row, resuming where they were interrupted, and copy its results beside the page."""
     for stage in row.stages:
         stage()
     for name, folder in row.results.items():
         kept = options.out / name / "results.json"
         kept.parent.mkdir(parents=True, exist_ok=True)
-        begun = kept.with_suffix(".tmp")  # not by reid_hub.files: the runner itself needs no torch
+        begun = kept.with_suffix(".tmp")  # not reid_hub.files: the runner does not import torch
         begun.write_bytes((folder / "results.json").read_bytes())
         begun.replace(kept)
 
 
 def run_all(left: Mapping[str, Sequence[str]], options: Options, words: Sequence[str], workers: int) -> None:
-    """Run all rows of a plan, as many at a time as there are workers, each as soon as what it needs is there.
+    """Run all rows of a plan on a number of workers, each row as soon as the rows that it needs are done.
 
     Raises:
-        SystemExit: naming the rows that failed, and those that could not start without them.
+        SystemExit: if rows failed, with their names and those of the rows that need them.
     """
     left, running, done, failed = dict(left), {}, set(), []
     wanted = set(left)
@@ -137,7 +143,7 @@ def run_all(left: Mapping[str, Sequence[str]], options: Options, words: Sequence
                 del left[name]
                 running[pool.submit(_spawn, name, options, words, workers)] = name
             if not running:
-                break  # what is left needs something that failed
+                break  # the rest needs rows that failed
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 name = running.pop(future)
                 (done.add if future.result() else failed.append)(name)
@@ -150,7 +156,7 @@ def run_all(left: Mapping[str, Sequence[str]], options: Options, words: Sequence
 
 
 def _spawn(name: str, options: Options, words: Sequence[str], workers: int) -> bool:
-    """Run one row in a process with its share of the threads (or OMP_NUM_THREADS), its output in a log."""
+    """Run one row in a process with its share of the threads (or OMP_NUM_THREADS); its output goes to a log."""
     options.work.mkdir(parents=True, exist_ok=True)
     print(f"{name}: started", flush=True)
     command = [sys.executable, os.path.relpath(HERE / "run.py"), *words, "--one", name]
@@ -164,10 +170,10 @@ def _spawn(name: str, options: Options, words: Sequence[str], workers: int) -> b
 
 
 def render(experiment: Experiment, results: Path, scale: str = "small", out: Path | None = None) -> None:
-    """Write README.md and accuracy.png from the results in a folder, by default into it.
+    """Write README.md and accuracy.png from the results in a folder, into `out` (default: the same folder).
 
     Raises:
-        SystemExit: if nothing is measured yet.
+        SystemExit: if there are no results.
     """
     runs, out = read_runs(results), out or results
     if not runs:

@@ -1,4 +1,4 @@
-"""One runner for all benchmarks of speed and memory: parts in processes of their own, timings that take turns."""
+"""One runner for all benchmarks of speed and memory: one process per part, alternating timings."""
 
 import argparse
 import json
@@ -32,13 +32,13 @@ class Speed:
     """A benchmark of speed or memory.
 
     Attributes:
-        name: of its file and of the folder of its page.
-        about: what `--help` says: what is measured, and how.
-        parts: by name, what measures a part of the figures; each runs in a process of its own.
-        page: title, sentences and tables, from the content of results.json.
+        name: name of its file and of the folder of its page.
+        about: text of `--help`: what is measured, and how.
+        parts: functions by name that each measure a part of the figures, in a process of their own.
+        page: the page's blocks, the answer first, from the content of results.json.
         options: options of the command, as keyword arguments of `add_argument` by flag.
-        settings: those of the options that results.json keeps.
-        resumes: a part that is measured already is not measured again without --again.
+        settings: the options that results.json keeps.
+        resumes: keep the parts that are measured already, unless --again is given.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Speed:
 
 
 def run_speed(benchmark: Speed, words: Sequence[str]) -> None:
-    """Measure every part and write results.json and the page rendered from it."""
+    """Measure every part, write results.json, and render the page from it."""
     parser = argparse.ArgumentParser(
         prog=f"run.py {benchmark.name}",
         description=benchmark.about,
@@ -60,9 +60,9 @@ def run_speed(benchmark: Speed, words: Sequence[str]) -> None:
     for flag, fields in benchmark.options.items():
         parser.add_argument(*flag.split(), **fields)
     parser.add_argument("--out", type=Path, default=HERE / benchmark.name, help="folder of page and results")
-    parser.add_argument("--one", metavar="PART", help="measure this part in this process, and print its figures")
-    parser.add_argument("--again", action="store_true", help="measure what is measured already")
-    parser.add_argument("--render", action="store_true", help="only write the page")
+    parser.add_argument("--one", metavar="PART", help="measure this part in this process and print its figures")
+    parser.add_argument("--again", action="store_true", help="measure again what has results")
+    parser.add_argument("--render", action="store_true", help="write the page, measure nothing")
     options = parser.parse_args(words)
     parts = benchmark.parts(options)
     if options.one:
@@ -89,14 +89,14 @@ def run_speed(benchmark: Speed, words: Sequence[str]) -> None:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The content of results.json, or empty figures; those of searches were called runs once."""
+    """The content of results.json, or empty figures; `index_search` used to call its figures "runs"."""
     path = folder / "results.json"
     results = json.loads(path.read_text()) if path.is_file() else {"figures": {}}
     return {"figures": results.pop("runs"), **results} if "runs" in results else results
 
 
 def machine() -> dict[str, Any]:
-    """What figures depend on."""
+    """The machine that figures depend on."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -115,7 +115,7 @@ def machine() -> dict[str, Any]:
 
 
 def step_options(batch: int = 32, image_size: tuple[int, int] = (256, 128), rounds: int = 3) -> dict[str, dict]:
-    """Options of a benchmark of steps."""
+    """Options of a benchmark that times training steps."""
     return {
         "--batch": {"type": int, "default": batch},
         "--image-size": {"type": int, "nargs": 2, "default": image_size},
@@ -124,20 +124,20 @@ def step_options(batch: int = 32, image_size: tuple[int, int] = (256, 128), roun
 
 
 def step_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """What results.json keeps of them."""
+    """The step options that results.json keeps."""
     return {"batch": options.batch, "image_size": list(options.image_size), "rounds": options.rounds}
 
 
 def how_timed(results: Mapping[str, Any]) -> str:
-    """Batch, size, precision and machine, in words."""
+    """Batch, image size, precision and machine, as text."""
     about, machine = results["setting"], results["machine"]
     size = "x".join(map(str, about["image_size"]))
     return f"batch {about['batch']} at {size}, float32, {machine['threads']} threads of {machine['architecture']}"
 
 
 def written_by(results: Mapping[str, Any]) -> str:
-    """The start of a page's first sentence."""
-    return f"Rendered from results.json by `{command(results)}`"
+    """The last sentence of a page."""
+    return f"Rendered from [results.json](results.json), which was written by `{command(results)}`."
 
 
 def training_step(method: Method, recipe: Recipe, *inputs: torch.Tensor | None) -> Callable[[], None]:
@@ -161,7 +161,7 @@ def training_step(method: Method, recipe: Recipe, *inputs: torch.Tensor | None) 
 def take_turns(
     runs: Mapping[str, Callable[[], Any]], rounds: int, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, list[float]]:
-    """Seconds of each round, in which all take their turn; a first one, which fills caches, is left out."""
+    """Seconds of each function in each round; all take turns, and a first round, which fills caches, is left out."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + 1):
         for name, run in runs.items():
@@ -174,12 +174,12 @@ def take_turns(
 
 
 def least_seconds(runs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """The least of several rounds, see `take_turns`."""
+    """The least seconds of each function over several rounds; see `take_turns`."""
     return {name: min(values) for name, values in take_turns(runs, rounds).items()}
 
 
 def one_image(count: int, size: tuple[int, int], **columns: Any):
-    """A data set of one small image under many names."""
+    """A data set that repeats one small image under many names."""
     import datasets
     from PIL import Image
 
@@ -190,11 +190,11 @@ def one_image(count: int, size: tuple[int, int], **columns: Any):
 
 
 def tiny_resnet(width: int) -> dict[str, Any]:
-    """A backbone of no use."""
+    """The configuration of a backbone too small to be of use."""
     return {"model_type": "resnet", "embedding_size": 4, "hidden_sizes": [width], "depths": [1], "layer_type": "basic"}
 
 
 def memory(name: str) -> int:
-    """Bytes of this process: VmRSS now, VmHWM at its peak; getrusage would say its parent's, which had more."""
+    """Memory of this process in bytes: VmRSS now, VmHWM at its peak; getrusage may report the parent's higher peak."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * int(next(line.split()[1] for line in lines if line.startswith(f"{name}:")))

@@ -1,4 +1,4 @@
-"""The stages of which rows are made: every call into the package's runs. Options are plain mappings; all resume."""
+"""Stages of the rows: every call into the package's runs. Options are plain mappings; all stages resume."""
 
 import importlib
 import json
@@ -23,27 +23,27 @@ RUNS = {
 
 
 def run(name: str, /, **options: Any) -> Any:
-    """One of `RUNS`, with its options; no identities are held out."""
+    """Call one of `RUNS` with its options; no identities are held out for validation."""
     module, _, call = RUNS[name]
     return getattr(importlib.import_module(f"reid_hub.runs.{module}"), call)(settings_of(name, **options))
 
 
 def settings_of(name: str, /, **options: Any) -> Any:
-    """The settings of one of `RUNS`."""
+    """The settings of one of `RUNS` from its options."""
     module, kind, _ = RUNS[name]
     settings = getattr(importlib.import_module(f"reid_hub.runs.{module}"), kind)
     return settings.of(**{**({"validation": 0} if "validation" in settings.options() else {}), **options})
 
 
 def strip_classifier(model: Path, folder: Path) -> None:
-    """A classifier of general images without its classes: what starts from it has others."""
+    """Save an image classifier's model without the classifier: fine-tuning starts with other classes."""
     from reid_hub import ReIDModel
 
     ReIDModel.from_pretrained(model).save_pretrained(folder)
 
 
 def evaluate_codec(model: str, codec: str, data: Mapping[str, Any], name: str, folder: Path) -> None:
-    """Evaluate a model with its gallery stored by a codec."""
+    """Evaluate a model with its gallery stored in a codec."""
     from reid_hub import load_reid_dataset
     from reid_hub.runs.evaluate import evaluate, recorded_training
     from reid_hub.runs.models import open_model
@@ -54,7 +54,7 @@ def evaluate_codec(model: str, codec: str, data: Mapping[str, Any], name: str, f
 
 
 def cluster(teacher: Path, student: str, folder: Path) -> None:
-    """The chain of a student's own widths, for the run `refine`, which refines what it finds in clustered/."""
+    """Cluster a chain at a student's own widths, for the run `refine`, which starts from the folder clustered/."""
     from reid_hub import WeightChain
     from reid_hub.models.width_scale import student_of
     from reid_hub.runs.models import open_model
@@ -65,7 +65,7 @@ def cluster(teacher: Path, student: str, folder: Path) -> None:
 
 
 def start_student(source: Path, student: str, how: str, folder: Path) -> None:
-    """A student's initial weights: expanded from a chain ("oskt"), or cut out of a teacher ("wtsel", "depgraph")."""
+    """Save a student's initial weights: expanded from a chain ("oskt") or cut from a teacher ("wtsel", "depgraph")."""
     from reid_hub.runs.baselines import shrink
     from reid_hub.runs.models import open_chain
 
@@ -75,7 +75,7 @@ def start_student(source: Path, student: str, how: str, folder: Path) -> None:
 
 
 def compare_copies(student: Path, chain: Path, variant: str) -> None:
-    """Add to a student's results how alike channels are (mean cosine of their filters) that began with the same row."""
+    """Add to a student's results the mean cosine of filters that started from the same row, and of all others."""
     import torch
 
     from reid_hub.runs.models import open_chain, open_model
@@ -95,7 +95,7 @@ def compare_copies(student: Path, chain: Path, variant: str) -> None:
 
 
 def distill_best(teachers: Sequence[Path], **options: Any) -> None:
-    """STD from the teacher of the best test figure, which is how the paper's was chosen."""
+    """Run STD from the teacher with the best test mAP; the paper chose its teacher in the same way."""
     best = max(teachers, key=lambda folder: _read(folder)["metrics"]["mAP"])
     (made,) = run("distill_std", teacher=str(best), **options)
     results = _read(made)
@@ -104,27 +104,27 @@ def distill_best(teachers: Sequence[Path], **options: Any) -> None:
 
 
 def compare_states(folder: Path, data: Mapping[str, Any], count: int = 1280) -> None:
-    """Add to results.json what the state of the batch before does to a trained network's loss on training images."""
+    """Add a trained network's loss on training images to its results, from zeros and from the state carried over."""
     from reid_hub import load_reid_dataset
     from reid_hub.runs.surface import training_loss
 
     split = load_reid_dataset(data["data"], data["data_dir"])["train"]
-    method, loss = training_loss(folder, split, count=count)  # batches of other people than those before
+    method, loss = training_loss(folder, split, count=count)  # each batch shows other people than the one before
     losses = {"zeros": loss()}
     for cell in method.model.modules():
         if hasattr(cell, "slots"):
-            cell.train()  # reads and writes its memory; the norms stay as they are
+            cell.train()  # the cell reads and writes its memory; the norms stay in evaluation mode
     losses["carried"] = loss()
     results = _read(folder)
     results["training"]["loss_from_state"] = losses
     _write(folder, results)
 
 
-# What rows and pages need to know of the package.
+# Facts about the package that rows and pages need.
 
 
 def describe(model: str) -> tuple[str, int]:
-    """Variant and length of the embedding of a trained model."""
+    """Variant and embedding length of a trained model."""
     from reid_hub.runs.models import open_model
 
     opened = open_model(model)
@@ -132,7 +132,7 @@ def describe(model: str) -> tuple[str, int]:
 
 
 def width(variant: str) -> int:
-    """Channels of a variant's stem."""
+    """Number of channels of a variant's stem."""
     from reid_hub import ReIDConfig
     from reid_hub.models.width_scale import width_of
 
@@ -140,14 +140,14 @@ def width(variant: str) -> int:
 
 
 def view_names(views: str) -> list[str]:
-    """The views that a name stands for, such as "all" or "Hol+G1"."""
+    """Names of the views in a set such as "all" or "Hol+G1"."""
     from reid_hub.data.views import choose_views
 
     return [view.name for view in choose_views(views)]
 
 
 def side_network(backbone: str, cell: str, memory: bool, blocks: Sequence[int] | None = None) -> dict[str, Any]:
-    """Model and changed values of a backbone with a side network; with `blocks`, of a DenseNet that classifies."""
+    """Model and recipe changes of a backbone with a side network; with `blocks`, of a DenseNet classifier."""
     from reid_hub.models.backbones import find_variant
     from reid_hub.runs.ptl import classification_arm, side_network
 
@@ -159,7 +159,7 @@ def side_network(backbone: str, cell: str, memory: bool, blocks: Sequence[int] |
 
 
 def recipe(name: str) -> Any:
-    """A recipe of the package."""
+    """A recipe of the package by name."""
     from reid_hub.training import RECIPES
 
     return RECIPES[name]

@@ -1,4 +1,4 @@
-"""What pages say of results: cells of tables, and phrases."""
+"""Table cells and phrases of the benchmark pages, from results."""
 
 import json
 import re
@@ -11,11 +11,15 @@ from render import Block
 
 Result = dict[str, Any]  # the content of a results.json
 Runs = dict[str, list[Result]]  # by name without seed, one result a seed
-RETRIEVAL = "; mAP / rank-1 in percent, mean over seeds, with the standard deviation of mAP where there are several."
+RETRIEVAL = "Cells: mAP / rank-1 in percent; mean over seeds, ± the standard deviation of mAP where there are several."
+PROTOCOL = (
+    "Training uses the training identities only. Each run is evaluated once on the test identities, at its end; "
+    "nothing is selected"
+)
 
 
 def read_runs(folder: Path) -> Runs:
-    """The results in a folder of runs, in the order of their names."""
+    """All results.json below a folder, in the order of their names, grouped over seeds."""
     runs: Runs = {}
     for path in sorted(folder.glob("*/results.json")):
         runs.setdefault(re.sub(r"-seed\d+$", "", path.parent.name), []).append(json.loads(path.read_text()))
@@ -23,12 +27,12 @@ def read_runs(folder: Path) -> Runs:
 
 
 def by_arm(runs: Runs) -> dict[tuple[str, str], list[Result]]:
-    """Runs whose names are VARIANT.ARM, by both."""
+    """Runs by variant and arm, from names VARIANT.ARM."""
     return {(name.rpartition(".")[0], name.rpartition(".")[2]): results for name, results in runs.items()}
 
 
 def points(results: Sequence[Result], metric: str) -> list[float]:
-    """A metric in percent, one a seed."""
+    """A metric in percent, one value per seed."""
     return [100 * result["metrics"][metric] for result in results]
 
 
@@ -37,25 +41,30 @@ def score(results: Sequence[Result], metric: str = "mAP") -> float:
     return mean(points(results, metric))
 
 
+def spread(results: Sequence[Result], metric: str = "mAP") -> float:
+    """The standard deviation over seeds, in percentage points; 0 for a single seed."""
+    return stdev(points(results, metric)) if len(results) > 1 else 0.0
+
+
 def with_spread(values: Sequence[float], form: str = ".1f") -> str:
-    """Mean, with the standard deviation where there are several."""
+    """Mean, ± the standard deviation where there are several values."""
     return f"{mean(values):{form}}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
 
 def cell(results: Sequence[Result], metric: str = "mAP", *more: str) -> str:
-    """A metric with its deviation over seeds, and the means of more, in percent; "-" where nothing is measured."""
+    """A metric with its deviation over seeds, and the means of further metrics, in percent; "-" without results."""
     if not results:
         return "-"
     return " / ".join([with_spread(points(results, metric)), *(f"{score(results, other):.1f}" for other in more)])
 
 
 def retrieval(results: Sequence[Result]) -> str:
-    """The cell of a retrieval: mAP / rank-1."""
+    """A cell with mAP / rank-1."""
     return cell(results, "mAP", "rank1")
 
 
 def counts(result: Result) -> str:
-    """Images and identities, or classes, of each split."""
+    """Numbers of images and of identities or classes in each split."""
     said = []
     for split, part in result["dataset"]["data_dir_counts"].items():
         who = f"{part['identities']} ids" if "identities" in part else f"{part['classes']} classes"
@@ -69,7 +78,7 @@ def size(result: Result) -> str:
 
 
 def how(result: Result) -> str:
-    """Epochs and recipe of a training, and what was changed in it."""
+    """Epochs, recipe and changed values of a training."""
     training = result["training"]
     changes = {name: value for name, value in training.get("changes", {}).items() if not name.startswith("config.")}
     changed = ", ".join(f"{name.rpartition('.')[2]} {json.dumps(value)}" for name, value in changes.items())
@@ -77,22 +86,21 @@ def how(result: Result) -> str:
 
 
 def data_set(result: Result, differs: str) -> str:
-    """On what was measured, why published figures are others, and what training sees."""
+    """Data set, why published figures do not compare (`differs`), and the evaluation protocol."""
     return (
         f"Data set: {result['dataset']['name']} ({counts(result)}). **Not comparable with published figures** on "
-        f"Market-1501: another split, {differs}, pictures of {size(result)}. Training sees the training identities "
-        "alone, nothing is selected, the test identities are met once, at the end of a run."
+        f"Market-1501: another split, {differs}, images of {size(result)}. {PROTOCOL}."
     )
 
 
 def command(result: Result) -> str:
-    """The command that a result was measured by, as it is called today: it was a script of its own once."""
+    """The command that measured a result, as called today: each benchmark used to be a script of its own."""
     return re.sub(r"^(?:benchmarks/)?(?!run\.py)(\w+)\.py\b", r"benchmarks/run.py \1", result["command"])
 
 
-def how_run(runs: Runs, result: Result, said: str | None = None, title: str = "How each was run") -> Iterator[Block]:
-    """The end of a page: every command, and the precision and device of a result."""
-    yield f"## {title}"
+def how_run(runs: Runs, result: Result, said: str | None = None) -> Iterator[Block]:
+    """The last section of a page: every command, and the precision and device of a result."""
+    yield "## Commands"
     yield said
     yield list(dict.fromkeys(f"`{command(found)}`" for results in runs.values() for found in results))
     yield f"Measured in {result['training']['precision']} on {result['cost']['latency_device']}."

@@ -121,10 +121,10 @@ def test_kdep_runs_every_alignment_as_what_it_is(proof, plan, load):
             assert (tuned["model"], tuned["seed"]) == (str(options.work / f"{kind}.pre-{align}"), 1)
             assert tuned["keep_ids" if kind == "people" else "keep"] == least / 100
         assert did[f"{kind}.pre-supervised"]["recipe"].endswith("supervised")
-        trunk = str(options.work / f"{kind}.pre-supervised") + ("/trunk" if kind == "cifar10" else "")
+        backbone = str(options.work / f"{kind}.pre-supervised") + ("/backbone" if kind == "cifar10" else "")
         for name, slowly in ((f"{kind}.supervised-{least}", False), (f"{kind}.supervised-slow-{least}", True)):
             rate = did[name]["set"].get("learning_rate")
-            assert did[name]["model"] == trunk
+            assert did[name]["model"] == backbone
             assert rate == (recipes(did[name]["recipe"]).learning_rate / 10 if slowly else None)
         assert did[f"{kind}.svd+pts-slow-{least}"]["model"] == did[f"{kind}.svd+pts-100"]["model"]
         few, all_labels = (did[f"{kind}.scratch-{share}"]["epochs"] for share in (least, 100))
@@ -132,7 +132,7 @@ def test_kdep_runs_every_alignment_as_what_it_is(proof, plan, load):
         assert did[f"{kind}.teacher"]["model"] == "res50-s5"
     made = options.work / "cifar10.pre-supervised"
     stripped = [stage.args for row in rows.values() for stage in row.stages[1:]]
-    assert stripped == [(made, made / "trunk")]
+    assert stripped == [(made, made / "backbone")]
 
 
 def test_kdep_compares_starts_of_one_network(proof, monkeypatch):
@@ -225,7 +225,7 @@ def test_settings_of_every_stage_are_known(proof, load, name, scale):
     """Each is built, nothing is run; folders of other rows are those where these leave their models."""
     experiment, options = proof(name, cifar_dir="x")
     rows = list(experiment.rows(replace(options, scale=scale)))
-    folders = {str(folder) for row in rows for folder in (row.folder, row.folder / "start", row.folder / "trunk")}
+    folders = {str(folder) for row in rows for folder in (row.folder, row.folder / "start", row.folder / "backbone")}
     for row in rows:
         for stage in row.stages:
             if stage.func is load("stages").run:
@@ -357,7 +357,7 @@ def measure(options):
     return {"calls": "".join(calls), "rounds": len(turns["a"])}
 
 BENCHMARK = Speed("quick", "A quick one.", lambda options: {"turns": measure},
-                  lambda results: ["# Quick", f"{written_by(results)}: {results['figures']['calls']}"],
+                  lambda results: ["# Quick", results["figures"]["calls"], written_by(results)],
                   step_options(rounds=2), step_settings)
 """
 
