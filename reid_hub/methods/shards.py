@@ -155,7 +155,7 @@ def check_paths(paths: Sequence[str]) -> None:
         ReIDError: if a path is there twice.
     """
     if len(set(paths)) < len(paths):
-        raise ReIDError("representations are found by the pictures' paths, and this data set has one of them twice")
+        raise ReIDError("representations are found by the images' paths, and this data set has one of them twice")
 
 
 def _write_shard(path: Path, vectors: Tensor, mark: Mapping[str, Any], paths: Sequence[str]) -> None:

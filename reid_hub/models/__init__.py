@@ -26,13 +26,13 @@ __all__ = [
 
 
 def register() -> None:
-    """Make the Auto classes of transformers know our classes, and our checkpoints carry their code."""
+    """Register the models with transformers' Auto classes, and let checkpoints carry their code."""
     AutoConfig.register(ReIDConfig.model_type, ReIDConfig, exist_ok=True)
     AutoModel.register(ReIDConfig, ReIDModel, exist_ok=True)
     AutoModelForImageClassification.register(ReIDConfig, ReIDForImageClassification, exist_ok=True)
     AutoConfig.register(ReIDBackboneConfig.model_type, ReIDBackboneConfig, exist_ok=True)
     AutoBackbone.register(ReIDBackboneConfig, ReIDBackbone, exist_ok=True)
-    # Any checkpoint of ours has a trunk; `register` itself takes a class for one kind of configuration alone.
+    # `AutoBackbone.register` takes one kind of configuration per class, but every checkpoint of ours has a backbone.
     register_backbone(ReIDConfig, ReIDBackbone)
     AutoConfig.register(WeightChainConfig.model_type, WeightChainConfig, exist_ok=True)
     AutoModel.register(WeightChainConfig, WeightChain, exist_ok=True)

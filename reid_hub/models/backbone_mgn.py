@@ -15,14 +15,14 @@ from .families import Family, Foreign, Variant, register
 
 @strict
 class MGNConfig(PreTrainedConfig):
-    """MGN (arXiv:1804.01438) trunk and branches, made of a bottleneck ResNet.
+    """MGN (arXiv:1804.01438): shared stages and branches, built from a bottleneck ResNet.
 
     Args:
         width: channels of the stem; the four stages put out 4, 8, 16 and 32 times as many.
         depths: blocks of the stages.
 
     Raises:
-        ValueError: unless there are four stages, of which the third has a block for the trunk and one for the branches.
+        ValueError: unless there are four stages, the third with one block to share and one for the branches.
     """
 
     model_type = "reid_mgn"
@@ -37,10 +37,10 @@ class MGNConfig(PreTrainedConfig):
 
 
 class MGN(nn.Module):
-    """MGN's trunk and branches, (B, 3, H, W) -> three maps, the first half as high and wide as the others.
+    """MGN's shared stages and branches, (B, 3, H, W) -> three maps, the first half as high and wide as the others.
 
-    The trunk is a ResNet up to the first block of its third stage; each branch goes on with a third and fourth stage
-    of its own, the second and third branch without the last stride.
+    The shared part is a ResNet up to the first block of its third stage; each branch goes on with a third and fourth
+    stage of its own, the second and third branch without the last stride.
 
     Attributes:
         branches: how many of the maps that `stages` returns, the last ones, stand side by side.
@@ -71,19 +71,19 @@ class MGN(nn.Module):
         return self.stages(pixel_values)[-1]
 
     def stages(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        """The four maps of the trunk, then those of the branches."""
-        trunk = self.trunk.stages(pixel_values)
-        return *trunk, *(tail(trunk[-1]) for tail in self.tails)
+        """The four maps of the shared stages, then those of the branches."""
+        shared = self.trunk.stages(pixel_values)
+        return *shared, *(tail(shared[-1]) for tail in self.tails)
 
 
 # How the public reproduction of MGN calls the parts of a ResNet.
-_TRUNK = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3.0"}
+_SHARED = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3.0"}
 
 # The blocks of torchvision's ResNet that each branch has for itself.
 _TAIL = re.compile(rf"layer(?:(3)\.([1-9]\d*)|(4)\.(\d+))\.({BLOCK})\.(\w+)")
 
 
-def _in_trunk(name: str) -> str:
+def _in_shared(name: str) -> str:
     return (RESNET.foreign.rename(name) or "").replace("backbone.", "backbone.trunk.", 1)
 
 
@@ -140,8 +140,8 @@ MGN_FAMILY = register(
                 (r"reduction\.1\.(\w+)", r"head.bn.\1"),
                 (_BRANCH, _reproduced),
                 (_TAIL.pattern, lambda match: re.sub(_BRANCH, _reproduced, _in_branch(1, match))),
-                (r"(?:backbone\.)?([01456])\.(.+)", lambda match: _in_trunk(f"{_TRUNK[match[1]]}.{match[2]}")),
-                (r"(?:conv1|bn1|layer[123])\..+", lambda match: _in_trunk(match[0])),
+                (r"(?:backbone\.)?([01456])\.(.+)", lambda match: _in_shared(f"{_SHARED[match[1]]}.{match[2]}")),
+                (r"(?:conv1|bn1|layer[123])\..+", lambda match: _in_shared(match[0])),
             ),
             complete=_to_branches,
             ignored=r"fc_id_\w+",

@@ -14,7 +14,7 @@ class Cell(nn.Module):
 
     A sample meets what the sample in its place in the batch before has left, without its graph: the memory has one slot
     for each place of the largest batch so far. A shorter batch leaves the slots behind it as they are, a longer one
-    adds slots of zeros, and pictures of another size start from zeros. Only training reads and writes it.
+    adds slots of zeros, and images of another size start from zeros. Only training reads and writes it.
 
     Args:
         remembers: whether anything is carried; without, every batch starts from zeros.

@@ -20,7 +20,7 @@ from .modeling_reid import ReIDModel
 
 
 class ReIDForImageClassification(CheckpointMixin, PreTrainedModel):
-    """Pictures to classes, (B, 3, H, W) -> logits (B, num_labels): a `ReIDModel` and a classifier on its embeddings.
+    """An image classifier, (B, 3, H, W) -> logits (B, num_labels): a `ReIDModel` and a classifier on its embeddings.
 
     The configuration is a `ReIDConfig` with `num_labels` (or `id2label`); `classifier_hidden` makes the classifier an
     MLP: linear layers of these widths with ReLU between them. A folder of a `ReIDModel` loads too: the classifier then
@@ -58,7 +58,7 @@ class ReIDForImageClassification(CheckpointMixin, PreTrainedModel):
 
     @can_return_tuple
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs) -> ImageClassifierOutput:
-        """Classify a batch of normalised pictures; with `labels` (B,) also their mean cross-entropy."""
+        """Classify a batch of normalised images; with `labels` (B,) also their mean cross-entropy."""
         logits = self.classifier(self.reid(pixel_values).embeddings)
         loss = None if labels is None else F.cross_entropy(logits, labels)
         return ImageClassifierOutput(loss=loss, logits=logits)
@@ -123,9 +123,9 @@ class ReIDBackboneConfig(BackboneConfigMixin, ReIDConfig):
 
 
 class ReIDBackbone(BackboneMixin, CheckpointMixin, PreTrainedModel):
-    """The trunk of a `ReIDModel` or of a classifier for detectors and segmenters, (B, 3, H, W) -> maps of its stages.
+    """Backbone of a `ReIDModel` or classifier, for detectors and segmenters: (B, 3, H, W) -> maps of its stages.
 
-    `ReIDBackbone.from_pretrained(folder, out_indices=[1, 2, 3, 4])` takes the trunk out of any checkpoint of ours.
+    `ReIDBackbone.from_pretrained(folder, out_indices=[1, 2, 3, 4])` loads the backbone of any reid_hub checkpoint.
 
     Args:
         config: that of a `ReIDModel` will do; then `out_features` or `out_indices` say which maps.

@@ -1,4 +1,4 @@
-"""Pictures to vectors and codes: what a model does besides its forward."""
+"""Encoding images to vectors and codes."""
 
 import os
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 else:
     Mixed = object
 
-# How pictures are turned by the values of their EXIF orientation.
+# How images are turned by the values of their EXIF orientation.
 _TURNS = {
     2: Transpose.FLIP_LEFT_RIGHT,
     3: Transpose.ROTATE_180,
@@ -35,7 +35,7 @@ _TURNS = {
 
 
 class EncodingMixin(Mixed):
-    """Embeddings of batches and of pictures, in front of `PreTrainedModel`."""
+    """Embeddings of batches and of images, in front of `PreTrainedModel`."""
 
     def embed(
         self, pixel_values: Tensor, flip: bool = False, quantized: bool = True, retrieve: str | None = None
@@ -43,7 +43,7 @@ class EncodingMixin(Mixed):
         """Embeddings as they are searched with, (B, 3, H, W) -> (B, D); for evaluation mode.
 
         Args:
-            flip: average the vectors of a picture and of its mirror image; a quantiser follows the average.
+            flip: average the vectors of an image and of its mirror image; a quantiser follows the average.
             quantized, retrieve: see `forward`.
         """
         options = {"quantized": False, "retrieve": retrieve}
@@ -114,14 +114,14 @@ class EncodingMixin(Mixed):
         batch_size: int = 64,
         progress: bool = False,
     ) -> np.ndarray:
-        """Embed pictures, each a PIL image, an array (H, W, 3) of uint8, a path or a URL: -> (N, D).
+        """Embed images, each a PIL image, an array (H, W, 3) of uint8, a path or a URL: -> (N, D).
 
         The vectors are what `embed` gives in evaluation, not normalised. The model is left in the mode it was found in.
 
         Args:
             precision: "float32", or another key of `CODECS` for the codes that a gallery stores, see `codec`:
                 "float16", "int8", or "binary" (uint8, eight coordinates to a byte).
-            flip: average the vectors of a picture and of its mirror image.
+            flip: average the vectors of an image and of its mirror image.
 
         Raises:
             ValueError: for an unknown precision.
@@ -157,7 +157,7 @@ def _open(image):
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """As `load_image` turns a picture, but one with a damaged EXIF block, which that stumbles over, stays as it is."""
+    """As `load_image` turns an image, but one with a damaged EXIF block, which that stumbles over, stays as it is."""
     try:
         turn = _TURNS.get(image.getexif().get(0x0112))
     except Exception:  # of many kinds; the pixels are sound all the same

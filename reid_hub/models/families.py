@@ -1,4 +1,4 @@
-"""Model families: what the one file of a backbone says about it, and the registry that everything else reads."""
+"""Model families: the description of a backbone, and the registry of all of them."""
 
 import ast
 import re
@@ -33,7 +33,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Width:
-    """One number that stands for the width of a network, such as the channels of its stem.
+    """The width of a network as one number, such as the channels of its stem.
 
     Attributes:
         get: (backbone configuration) -> its width.
@@ -52,7 +52,7 @@ class Width:
 
 @dataclass(frozen=True)
 class Foreign:
-    r"""What other libraries call the tensors of a network.
+    r"""Names of a network's tensors in other libraries' checkpoints.
 
     Attributes:
         names: (pattern, our name) in order. A tensor gets the name beside the first pattern that matches the whole of
@@ -75,11 +75,11 @@ class Foreign:
 
 @dataclass(frozen=True)
 class Family:
-    """Everything there is to know about one kind of backbone.
+    """A kind of backbone: its network, configuration, variants and checkpoints.
 
     Attributes:
         name: the `model_type` of its configurations.
-        title: what it is called in messages.
+        title: name in messages.
         network: (configuration) -> module, (B, 3, H, W) -> (B, C, h, w), or tokens (B, N, C), with `out_channels`, C.
             For pooling and side networks that read earlier maps it also has `stages(pixel_values)`, `stage_channels`
             and `stage_reductions`, and `gives`, a class attribute or property, says so: `KINDS` of `parts.py`, by
@@ -140,7 +140,7 @@ FAMILIES: dict[str, Family] = {}
 
 
 def register(family: Family) -> Family:
-    """Make a family known; returns it.
+    """Register a family and return it.
 
     The last statement of a family's file: `NAME = register(Family(...))`. A family of the package also has a line in
     `backbones.py`. One from outside is registered when its file is imported, and the file travels with its checkpoints.
@@ -162,12 +162,12 @@ def register(family: Family) -> Family:
 
 
 def is_outside(family: Family) -> bool:
-    """Whether the file of a family is not in the folder of this file."""
+    """Whether a family is defined outside this folder."""
     return family.file.parent != Path(__file__).parent
 
 
 def portable_code(family: Family) -> str:
-    """The code of a family from outside as it travels: what it imports from our folder it imports from its siblings.
+    """Code of a family outside this package as saved with checkpoints: imports of this folder become relative.
 
     Raises:
         ValueError: if it imports anything else of the package.

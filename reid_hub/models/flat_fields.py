@@ -1,4 +1,4 @@
-"""The flat form of the parts, which configurations, recipes and checkpoints were written in first; it is still read."""
+"""Flat fields of a configuration, the former spelling of its parts; recipes and old checkpoints still use them."""
 
 from collections.abc import Mapping
 from typing import Any

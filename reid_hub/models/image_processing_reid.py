@@ -1,4 +1,4 @@
-"""Pictures to model input: convert to RGB, resize (and cut from the centre), scale to [0, 1], normalise."""
+"""Images to model input: convert to RGB, resize (and cut from the centre), scale to [0, 1], normalise."""
 
 from typing import ClassVar
 

@@ -1,4 +1,4 @@
-"""Layers that start otherwise than `ReIDModel._init_weights` starts a layer of torch: each says how itself."""
+"""Layers with an initialisation of their own; `ReIDModel._init_weights` calls their `initialise`."""
 
 import torch
 from torch import nn
@@ -42,14 +42,14 @@ class SpreadNorm(nn.BatchNorm1d):
     """A batch norm whose gains start at N(1, 0.02^2), as in the published code of MGN."""
 
     def initialise(self) -> None:
-        """Statistics of nothing yet, and gains."""
+        """Reset the statistics and draw the gains."""
         reset_statistics(self)
         init.normal_(self.weight, mean=1.0, std=0.02)
         _zero(self.bias)
 
 
 def reset_statistics(norm: nn.Module) -> None:
-    """Mean 0 and variance 1, of no batches, in a batch norm or a `BNNeck`."""
+    """Reset the running statistics of a batch norm or `BNNeck`: mean 0, variance 1, no batches."""
     init.zeros_(norm.running_mean)
     init.ones_(norm.running_var)
     init.zeros_(norm.num_batches_tracked)

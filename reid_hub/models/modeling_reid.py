@@ -42,12 +42,12 @@ class ReIDOutput(ModelOutput):
 
 
 class ReIDModel(CheckpointMixin, EncodingMixin, PreTrainedModel):
-    """Pictures to vectors for person re-identification, (B, 3, H, W) -> `ReIDOutput`.
+    """Embeds images for person re-identification, (B, 3, H, W) -> `ReIDOutput`.
 
     Attributes:
-        backbone, pooling, head, neck: what an image goes through, in this order; `head` is the embedding layer.
+        backbone, pooling, head, neck: the layers in order; `head` is the embedding layer.
         side: a side network beside the backbone, whose maps are pooled like its own; None in most models.
-        compression, quantizer: what follows in a model with codes; None in others.
+        compression, quantizer: the last layers of a model with codes; None in other models.
         feature_dim, embedding_dim: lengths of the features and of the embeddings.
         part_dims: lengths of the vectors that features and embeddings are made of, for losses of their own; mostly one.
         global_parts: how many of these parts, the first ones, see the whole person.
@@ -98,7 +98,7 @@ class ReIDModel(CheckpointMixin, EncodingMixin, PreTrainedModel):
         """Embed a batch of normalised images.
 
         Args:
-            quantized: whether a model with a quantiser gives what its codes decode to, or what they are made of.
+            quantized: whether a model with a quantiser returns decoded codes (True) or the vectors before quantisation.
             retrieve: which vector the embeddings are in evaluation, "neck" or "features" (default: the
                 configuration's). What a compressed model shortens is always the configuration's.
 
@@ -134,23 +134,23 @@ class ReIDModel(CheckpointMixin, EncodingMixin, PreTrainedModel):
         return self.pooling(maps if self.pooling.takes_stages else maps[-1])
 
     def memory(self) -> list[Tensor]:
-        """What the side network's cells remember, for `restore_memory`; nothing without a side network."""
+        """The memory of the side network's cells, for `restore_memory`; empty without a side network."""
         return all_memory(self)
 
     def restore_memory(self, memory: list[Tensor]) -> None:
-        """Let the side network go on from what `memory` returned.
+        """Restore what `memory` returned.
 
         Raises:
-            ValueError: if it is another network's.
+            ValueError: if it belongs to another network.
         """
         set_memory(self, memory)
 
     def reset_memory(self) -> None:
-        """Let the side network forget: the next training batch starts from zeros, as every epoch does."""
+        """Clear the memory: the next training batch starts from zeros, as every epoch does."""
         set_memory(self, [])
 
     def width_groups(self) -> WidthGroups:
-        """Which axes of which tensors are numbered by the same channels, from the trunk to the neck.
+        """Which axes of which tensors share channels, from the backbone to the neck.
 
         Raises:
             ValueError: for a backbone that does not declare its channels.
@@ -177,9 +177,9 @@ class ReIDModel(CheckpointMixin, EncodingMixin, PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module):
-        """Let a module of ours that has `initialise` start as it says; nested library models do so too.
+        """Initialise a module by its own `initialise`, if it has one; modules of nested library models too.
 
-        For layers of torch: convolutions and linear layers Kaiming normal by fan-out, norms 1 and 0, biases 0.
+        Plain torch layers: convolutions and linear layers Kaiming normal (fan-out), norms 1 and 0, biases 0.
         """
         if hasattr(module, "initialise"):
             module.initialise()
@@ -214,11 +214,11 @@ class ReIDModel(CheckpointMixin, EncodingMixin, PreTrainedModel):
         _checkpointing(getattr(self.backbone, "model", self.backbone), "disable")()
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **kwargs) -> None:
-        """The same under its former name, which older versions of transformers call."""
+        """The name that older versions of transformers call."""
         self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
 
 
 def _checkpointing(model: nn.Module, action: str) -> Callable | None:
-    """A model's method, under the name it has had since transformers 5.20 or under the one before."""
+    """A model's method, under the name of transformers 5.20 and later, or the former one."""
     names = (f"activation_checkpointing_{action}", f"gradient_checkpointing_{action}")
     return next((getattr(model, name) for name in names if hasattr(model, name)), None)

@@ -1,4 +1,4 @@
-"""Necks: what is behind the features that metric losses compare, and in front of the classifier."""
+"""Necks: layers between the features that metric losses compare and the classifier."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ from .pooling import fuse_parts
 
 
 class NoNeck(Part):
-    """Features are what is classified, (B, D) -> (B, D)."""
+    """No neck: the features themselves are classified, (B, D) -> (B, D)."""
 
     @classmethod
     def behind(cls, part_dims: Sequence[int]) -> "NoNeck":
@@ -28,7 +28,7 @@ class BNNeck(Part):
     """Batch norm of a vector with a gain and no bias, (B, D) -> (B, D); arXiv:1903.07071, section 3.5.
 
     The paper freezes the bias at zero. Here there is none: loading a checkpoint re-enables gradients on every
-    parameter, so a frozen one would thaw.
+    parameter, so a frozen one would be trained again.
     """
 
     def __init__(self, dim: int, eps: float = 1e-5, momentum: float = 0.1):
@@ -45,7 +45,7 @@ class BNNeck(Part):
         return cls(sum(part_dims))
 
     def initialise(self) -> None:
-        """Statistics of nothing yet, and gains of 1."""
+        """Reset the statistics, set the gains to 1."""
         reset_statistics(self)
         init.ones_(self.weight)
 

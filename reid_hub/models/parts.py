@@ -1,4 +1,4 @@
-"""What the parts of a model behind its backbone have in common: options, and what fits behind what."""
+"""Base class of the parts behind a backbone (pooling, embedding layer, neck, ...): options and compatibility."""
 
 from collections.abc import Mapping, Sequence
 from inspect import Parameter, signature
@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub.dataclasses import type_validator
 from torch import nn
 
-# What one part hands to the next, in words. A backbone's `gives` and a part's `needs` and `gives` are made of these.
+# Kinds of output, with their names in messages: values of a backbone's `gives` and of a part's `needs` and `gives`.
 KINDS = {
     "map": "a map",  # (B, C, h, w)
     "stages": "the maps of several stages",  # a tuple of maps, from `stages(pixel_values)`
@@ -26,8 +26,8 @@ class Part(nn.Module):
     The keyword-only parameters of its constructor, with their types and defaults, are its options in a `ReIDConfig`.
 
     Attributes:
-        needs: `KINDS` of which the part before must give one.
-        gives: `KINDS` that it makes of them; empty for a part that passes on what it reads.
+        needs: accepted inputs (`KINDS`); the part in front must give one of them.
+        gives: its outputs (`KINDS`); empty for a part that keeps the kind of its input.
     """
 
     needs: tuple[str, ...] = ("vector",)
@@ -87,7 +87,7 @@ def read_part(kind: str, value: Mapping[str, Any], registry: Mapping[str, type[P
 
 
 def check_fit(source: str, gives: Sequence[str], parts: Mapping[str, tuple[str, Mapping[str, type[Part]]]]) -> None:
-    """Refuse a chain of parts in which one cannot read what the one before gives.
+    """Refuse parts that do not fit behind one another.
 
     Args:
         source: what stands in front of the first, in words, and `gives` of it.

@@ -1,4 +1,4 @@
-"""Poolings: what makes one vector, or one for each part, of a backbone's map, stages or tokens."""
+"""Poolings: a backbone's map, stages or tokens -> one vector, or one per part."""
 
 from collections.abc import Sequence
 
@@ -11,10 +11,10 @@ from .parts import Part
 
 
 class Pooling(Part):
-    """A pooling; those that are made for several maps are called with all of `stages`, others with the last one.
+    """A pooling. Called with the last map, or with all of `stages` if `takes_stages`.
 
     Attributes:
-        part_dims: lengths of the vectors that it makes; empty for one vector as long as the map has channels.
+        part_dims: lengths of its output vectors; empty for one vector with the map's channels.
         global_parts: how many of them, the first ones, see the whole person; None for all.
         takes_stages: whether it is called with several maps.
     """
@@ -29,7 +29,7 @@ class Pooling(Part):
         return cls(**options)
 
     def fuse(self, pooled: Tensor) -> Tensor:
-        """What an embedding layer reads of the result."""
+        """The input of the embedding layer, from the result."""
         return pooled
 
 
@@ -62,7 +62,7 @@ class GeMPool(Pooling):
         self.p = nn.Parameter(torch.full((1,), p))
 
     def initialise(self) -> None:
-        """The exponent that was asked for."""
+        """Set the exponent to `p`."""
         init.constant_(self.p, self.initial_p)
 
     def forward(self, feature_map: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ class _StraightThrough(torch.autograd.Function):
 
 
 class Quantizer(nn.Module):
-    """The last step of a compressed embedding, (B, D) -> (B, D): what its stored code decodes to.
+    """The last layer of a compressed embedding, (B, D) -> (B, D): quantises and decodes again.
 
     Training updates the statistics of the batch first and quantises with them; evaluation only reads them.
 

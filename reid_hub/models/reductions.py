@@ -1,4 +1,4 @@
-"""How an embedding is shortened for its codes; Embedding Compression, arXiv:2405.14730."""
+"""Layers that shorten an embedding; Embedding Compression, arXiv:2405.14730."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -11,10 +11,10 @@ from .parts import Part
 
 
 class Reduction(Part):
-    """An embedding with fewer numbers, (B, D) -> (B, dim), which a `Quantizer` may follow.
+    """Shortens an embedding, (B, D) -> (B, dim); a `Quantizer` may follow.
 
     Args:
-        quantization: "int8" lets the embedding be what its int8 codes decode to.
+        quantization: "int8" quantises the short embedding; None keeps float32.
         granularity: of the scale of the codes.
     """
 

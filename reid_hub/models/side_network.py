@@ -10,7 +10,7 @@ from .bconv import CELLS, fit
 from .layers import FanInConv2d
 from .parts import Part
 
-# Channels of the released network beside a ResNet-50, whose stem has 64: of the cells on the picture, and of each
+# Channels of the released network beside a ResNet-50, whose stem has 64: of the cells on the image, and of each
 # pair's 1x1 convolution and cell.
 STEM = (16, 32)
 PAIRS = ((64, 64), (128, 256), (256, 512), (512, 128))
@@ -21,21 +21,21 @@ AGGREGATES = ("mean", "last", "conv")
 
 
 class SideNetwork(Part):
-    """Cells that read the image and a backbone's maps, and give nothing back to it; paper, eq. 3.
+    """Cells that read the image and a backbone's maps without changing them; paper, eq. 3.
 
-    y0 is what the first cells make of the picture, in the size of the first map. A pair takes map x_i beside y_i-1
+    y0 is the output of the first cells on the image, in the size of the first map. A pair takes map x_i beside y_i-1
     through a 1x1 convolution with norm and ReLU, and that through a cell, which goes down where the backbone does.
 
     Args:
-        stage_channels, stage_reductions: of the backbone's maps: channels, and how much smaller than the picture.
+        stage_channels, stage_reductions: of the backbone's maps: channels, and how much smaller than the image.
         branches: how many of them, the last ones, stand side by side; each has a last cell of its own.
         cell: "v1", "v2" or "plain", see `CELLS`; `options` are its own.
-        memory: False lets the cells forget before every batch, as the published training script does.
-        stem: channels of the cells on the picture; the default is the published one, scaled by the backbone's stem.
+        memory: False clears the cells' memory before every batch, as the published training script does.
+        stem: channels of the cells on the image; the default is the published one, scaled by the backbone's stem.
         pairs: (1x1 convolution, cell) channels of each pair, or how many of the default ones; all by default.
 
     Attributes:
-        out_channels: of the maps that come out.
+        out_channels: channels of the output maps.
 
     Raises:
         ValueError: if the backbone has fewer maps than the pairs need, or branches that they do not reach.
@@ -98,7 +98,7 @@ class SideNetwork(Part):
         return cls(backbone.stage_channels, backbone.stage_reductions, branches, **options)
 
     def forward(self, pixel_values: Tensor, stages: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Pictures (B, 3, H, W) and the backbone's maps -> one map (B, out_channels, h, w) for each branch."""
+        """Images (B, 3, H, W) and the backbone's maps -> one map (B, out_channels, h, w) for each branch."""
         y = self.stem(pixel_values)
         for number, fuse in enumerate(self.fuse):
             # Where the backbone rounds an odd size down (pooling without padding) the cells round it up.

@@ -1,4 +1,4 @@
-"""transformers' wrapper of timm's models; imported when the first is built, because timm takes a second to import."""
+"""transformers' wrapper of timm models; imported lazily, because importing timm takes a second."""
 
 import torch
 from torch import Tensor

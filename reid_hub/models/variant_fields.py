@@ -1,4 +1,4 @@
-"""Fields that variants of several families share: how two papers turn a map into a vector."""
+"""Configuration fields shared by variants of several families."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The weight chain: a teacher's filters, one per cluster, from which students of every width are read."""
+"""The weight chain: a teacher's clustered weights, from which students of any width are expanded."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ from .width_slots import Decoder, Slots, allocate
 
 @strict
 class WeightChainConfig(PreTrainedConfig):
-    """What a weight chain is a chain of.
+    """Configuration of a weight chain.
 
     Args:
         teacher_config: configuration of the teacher; the chain's columns and vectors are as wide as it.
@@ -54,7 +54,7 @@ def _reid_config(config: dict | PreTrainedConfig | None) -> ReIDConfig:
 
 
 class WeightChain(CheckpointMixin, PreTrainedModel):
-    """One-Shot Knowledge Transfer (arXiv:2511.06016): what students of every width are expanded from.
+    """One-Shot Knowledge Transfer (arXiv:2511.06016): expands into students of any width.
 
     Holds, under the teacher's names, every weight with one row per cluster of the teacher's rows (M, N, ...), and every
     bias, norm and statistic as wide as the teacher (N,); and per width group the table of clusters, (N,).
@@ -215,8 +215,8 @@ class WeightChain(CheckpointMixin, PreTrainedModel):
 
         Args:
             student: a width, the name of a variant, a configuration; by default the narrowest.
-            statistics: carry the batch norms' averaged statistics and the neck over; False is the published way, whose
-                students mean nothing in evaluation mode before they are trained.
+            statistics: carry the batch norms' averaged statistics and the neck over; False is the published way; such
+                students must be trained before they can be evaluated.
             rescale_queries: keep the attention of merged channels, see `Decoder`; not in the published way.
 
         Raises:
@@ -231,7 +231,7 @@ class WeightChain(CheckpointMixin, PreTrainedModel):
             decoded, state = decoder(self.links.tensors()), model.state_dict()
         if not statistics:
             decoded = {name: tensor for name, tensor in decoded.items() if not is_fitted(name)}
-        # A head or neck that the teacher does not have starts anew.
+        # An embedding layer or neck that the teacher lacks keeps its initialisation.
         decoded = {name: tensor for name, tensor in decoded.items() if name in state or name.startswith("backbone.")}
         misshaped = [name for name, tensor in decoded.items() if state[name].shape != tensor.shape]
         if misshaped:
@@ -264,16 +264,16 @@ class WeightChain(CheckpointMixin, PreTrainedModel):
             return match_widths(self.groups, ReIDModel(config).width_groups())
 
     def forward(self, *args, **kwargs):
-        raise TypeError("a weight chain is no network: chain.expand(width) gives a model that embeds pictures")
+        raise TypeError("a weight chain cannot be called: chain.expand(width) gives a model that embeds images")
 
 
 def is_fitted(name: str) -> bool:
-    """Whether a tensor is fitted to its own network, not taken from the teacher: statistics, and all of the neck."""
+    """Whether a tensor belongs to its own network and is not taken from the teacher: statistics, and the neck."""
     return name.startswith("neck.") or name.endswith(("running_mean", "running_var"))
 
 
 def default_distance(teacher: ReIDModel) -> str:
-    """How the rows of an architecture are compared as published: "cosine" for the ViT, else "euclidean"."""
+    """The published distance between rows: "cosine" for ViTs, else "euclidean"."""
     return getattr(teacher.backbone, "row_distance", "euclidean")
 
 

@@ -1,7 +1,7 @@
-"""Width groups: which axes of which tensors are numbered by the same channels.
+"""Width groups: sets of channels, and the tensor axes that they index.
 
-A backbone declares, layer by layer, which channels it writes and which it reads. Everything that changes widths
-(clustering, collapsing, refining and expanding a weight chain, weight selection) works on that declaration alone.
+A backbone declares the channels that each layer reads and writes. Everything that changes widths (clustering,
+refining and expanding a weight chain, weight selection) works on these declarations alone.
 """
 
 import copy

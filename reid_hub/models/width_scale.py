@@ -1,4 +1,4 @@
-"""One number for the width of a model, and the configuration of the same architecture at another width."""
+"""Width of a model as one number, and configurations of the same architecture at other widths."""
 
 import copy
 

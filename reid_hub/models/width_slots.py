@@ -1,4 +1,4 @@
-"""From a weight chain to the tensors of one width: which row fills a channel, which columns are summed into it."""
+"""Decode a weight chain to one width: which chain row fills a channel, and which input columns are summed."""
 
 import heapq
 from collections.abc import Mapping

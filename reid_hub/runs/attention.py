@@ -1,4 +1,4 @@
-"""Pictures of what a distilled student and its branches look at."""
+"""Images of what a distilled student and its branches look at."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +46,7 @@ def attention(settings: AttentionSettings) -> Path:
 
 
 def draw_attention(student: str | Path, split: Any, path: str | Path, *, count: int = 6) -> Path:
-    """Draw the attention of a training's student on pictures evenly spread over a split, one row for each.
+    """Draw the attention of a training's student on images evenly spread over a split, one row for each.
 
     Args:
         student: folder of an FD training, with its branches beside the model.
@@ -59,8 +59,8 @@ def draw_attention(student: str | Path, split: Any, path: str | Path, *, count: 
         raise ReIDError(f"count must be at least 1, got {count}")
     model, heads = open_model(student).eval(), read_state(student)
     rows = np.linspace(0, len(split) - 1, min(count, len(split))).astype(int)
-    pictures = [split[int(row)]["image"].convert("RGB") for row in rows]
+    images = [split[int(row)]["image"].convert("RGB") for row in rows]
     processor = ReIDImageProcessor.from_config(model.config)
     with torch.inference_mode():
-        maps = attention_maps(model, heads, processor(pictures, return_tensors="pt")["pixel_values"])
-    return plot_attention(path, pictures, {name: values.numpy() for name, values in maps.items()})
+        maps = attention_maps(model, heads, processor(images, return_tensors="pt")["pixel_values"])
+    return plot_attention(path, images, {name: values.numpy() for name, values in maps.items()})

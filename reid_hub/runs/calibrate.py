@@ -1,4 +1,4 @@
-"""A model's decision: the distance up to which two pictures count as one person, from labelled pictures."""
+"""A model's decision: the distance up to which two images count as one person, from labelled images."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

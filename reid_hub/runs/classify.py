@@ -1,4 +1,4 @@
-"""Train and evaluate a classifier of general pictures: PTL's CIFAR experiments and KDEP's transfer learning."""
+"""Train and evaluate a classifier of general images: PTL's CIFAR experiments and KDEP's transfer learning."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -46,7 +46,7 @@ from reid_hub.training import ReIDTrainer, TrainingSubset, draw_images
 
 logger = get_logger(__name__)
 
-# What lies in front of a trunk and behind it.
+# Fields in front of the backbone and behind it.
 _OF_EDGES = tuple(
     f"config.{name}"
     for name in (
@@ -189,7 +189,7 @@ def classify(
 def new_classifier(settings: ClassifySettings, names: Sequence[str]) -> ReIDForImageClassification:
     """The model to train, of these classes: a variant with the recipe's configuration, or a checkpoint as it is.
 
-    A checkpoint's classifier goes on; on the trunk of a `ReIDModel` one starts anew, see `_on_backbone`.
+    A checkpoint's classifier goes on; on the backbone of a `ReIDModel` a new one is trained, see `_on_backbone`.
 
     Raises:
         ReIDError: for a name that is neither, or a classifier of other classes.
@@ -205,7 +205,7 @@ def new_classifier(settings: ClassifySettings, names: Sequence[str]) -> ReIDForI
         if known.id2label != labels["id2label"]:
             raise ReIDError(
                 f"{name} knows {known.num_labels} classes ({', '.join(known.id2label.values())[:50]}...), "
-                f"not the {len(names)} of the data: start from its trunk alone with init"
+                f"not the {len(names)} of the data: start from its backbone alone with init"
             )
         if size and size["image_size"] != known.image_size:
             check_free_size(known, image_size)
@@ -225,7 +225,7 @@ def _begun(model: ReIDForImageClassification, settings: ClassifySettings) -> ReI
 
 
 def _on_backbone(settings: ClassifySettings, labels: Mapping[str, Any]) -> ReIDForImageClassification:
-    """A new classifier on the trunk of a `ReIDModel`, at whose edges everything is as the recipe prescribes it.
+    """A new classifier on the backbone of a `ReIDModel`, with everything around the backbone as the recipe prescribes.
 
     So that it differs in nothing but weights from the same variant that starts from random ones.
     """
@@ -286,7 +286,7 @@ def class_names(splits: Mapping[str, Any]) -> list[str]:
     """The names of the classes of a data set with the splits train and test.
 
     Raises:
-        ReIDError: if a split is missing, or has no labels, or not of all its pictures.
+        ReIDError: if a split is missing, or has no labels, or not of all its images.
     """
     for part in ("train", "test"):
         if part not in splits or "label" not in splits[part].column_names:
@@ -295,7 +295,7 @@ def class_names(splits: Mapping[str, Any]) -> list[str]:
                 f"splits are {', '.join(splits)}, {part} with labels is missing"
             )
         if unlabelled := int((np.asarray(splits[part]["label"]) < 0).sum()):
-            raise ReIDError(f"{unlabelled} pictures of {part} have a label below 0, which is none: leave them out")
+            raise ReIDError(f"{unlabelled} images of {part} have a label below 0, which is none: leave them out")
     feature = splits["train"].features["label"]
     if hasattr(feature, "names"):
         return list(feature.names)

@@ -1,4 +1,4 @@
-"""The whole way on drawn people: train, evaluate, save, load back through AutoModel, index, search, pictures."""
+"""The whole way on drawn people: train, evaluate, save, load back through AutoModel, index, search, images."""
 
 import time
 from dataclasses import dataclass

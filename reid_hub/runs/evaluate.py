@@ -1,4 +1,4 @@
-"""Evaluate a model on a data set and record the result beside it: results.json, card and pictures."""
+"""Evaluate a model on a data set and record the result beside it: results.json, card and images."""
 
 import sys
 import time

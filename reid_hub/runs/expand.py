@@ -126,8 +126,8 @@ def expand_within(
 
     Args:
         params: parameters of the model, head and neck included.
-        macs: multiply-adds for one picture, those of attention included.
-        ms: milliseconds for one picture on this machine, measured.
+        macs: multiply-adds for one image, those of attention included.
+        ms: milliseconds for one image on this machine, measured.
 
     Raises:
         ReIDError: without a budget, or if not even the narrowest student is within it; says what that one costs.

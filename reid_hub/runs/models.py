@@ -61,7 +61,7 @@ def new_model(
 
     Raises:
         ValueError: for a name that is neither, see `ReIDConfig.from_variant`, or a checkpoint of a transformer that has
-            a position for each patch of another picture size.
+            a position for each patch of another image size.
     """
     size = {} if image_size is None else {"image_size": tuple(image_size)}
     if is_checkpoint(name):
@@ -138,9 +138,9 @@ def recipe_config(settings: RunSettings, image_size: Sequence[int] | None = None
 
 
 def shortest_in(image_size: Sequence[int], before: Sequence[int], shortest: int | None) -> int | None:
-    """The `resize_shortest` that cuts away as much of pictures of another size; None for one of other proportions.
+    """The `resize_shortest` that cuts away as much of images of another size; None for one of other proportions.
 
-    Left as it is, a small picture would be the middle of a large one, and nothing of what it shows.
+    Left as it is, a small image would be the middle of a large one, and nothing of what it shows.
     """
     if shortest is None or image_size[0] * before[1] != image_size[1] * before[0]:
         return None
@@ -158,7 +158,7 @@ def has_free_size(config: ReIDConfig) -> bool:
 
 
 def check_free_size(config: ReIDConfig, image_size: Sequence[int]) -> None:
-    """Refuse another picture size for a trained model that has a position for each patch.
+    """Refuse another image size for a trained model that has a position for each patch.
 
     Raises:
         ValueError: saying what to do instead.
@@ -166,7 +166,7 @@ def check_free_size(config: ReIDConfig, image_size: Sequence[int]) -> None:
     if not has_free_size(config):
         sizes = ["x".join(map(str, size)) for size in (config.image_size, image_size)]
         raise ReIDError(
-            f"this checkpoint has a position for each patch of pictures of {sizes[0]}, got {sizes[1]}: leave the image "
+            f"this checkpoint has a position for each patch of images of {sizes[0]}, got {sizes[1]}: leave the image "
             "size as it is, or start a variant of that size with `reid-hub train --model VARIANT --init FILE`, which "
             "resizes the positions"
         )

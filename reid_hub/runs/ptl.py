@@ -57,7 +57,7 @@ def side_network(backbone: str, cell: str = "v1", memory: bool = True) -> dict[s
 
 
 def classification_arm(backbone: str, cell: str = "v1", memory: bool = True, augment: bool = False) -> dict[str, Any]:
-    """The same for general pictures, as options of `ClassifySettings`.
+    """The same for general images, as options of `ClassifySettings`.
 
     With cells two linear layers classify, as wide as the feature, which the paper leaves open. Without augmentation
     (neither flip nor crop) a DenseNet has the dropout of 0.2 of its own paper (arXiv:1608.06993).

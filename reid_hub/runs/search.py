@@ -1,4 +1,4 @@
-"""A folder of pictures as a searchable gallery, and the answer to a query as a table and a picture."""
+"""A folder of images as a searchable gallery, and the answer to a query as a table and an image."""
 
 import re
 from collections.abc import Sequence
@@ -97,18 +97,18 @@ class DatabaseSettings(Settings):
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
-def find_pictures(folder: str | Path) -> list[Path]:
-    """All pictures below a folder, sorted, as paths relative to it.
+def find_images(folder: str | Path) -> list[Path]:
+    """All images below a folder, sorted, as paths relative to it.
 
     Raises:
-        FileNotFoundError: if there is no such folder, or no picture in it.
+        FileNotFoundError: if there is no such folder, or no image in it.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise MissingError(f"no folder {folder}: give one with the gallery's pictures")
+        raise MissingError(f"no folder {folder}: give one with the gallery's images")
     found = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not found:
-        raise MissingError(f"no pictures below {folder}: looked for {', '.join(sorted(SUFFIXES))}")
+        raise MissingError(f"no images below {folder}: looked for {', '.join(sorted(SUFFIXES))}")
     return found
 
 
@@ -125,10 +125,10 @@ def new_index(model: ReIDModel, codec: str, **options: Any) -> GalleryIndex:
     return GalleryIndex(model.embedding_dim, first, fingerprint=model.fingerprint(), rescore=rescore, **options)
 
 
-def encode_for(index: GalleryIndex, model: ReIDModel, pictures: Sequence, **options: Any) -> np.ndarray:
-    """Pictures as an index takes them: the model's own int8 codes, or vectors; for all options see `encode`."""
+def encode_for(index: GalleryIndex, model: ReIDModel, images: Sequence, **options: Any) -> np.ndarray:
+    """Images as an index takes them: the model's own int8 codes, or vectors; for all options see `encode`."""
     precision = "int8" if index.codec.name == "int8" else "float32"
-    return model.encode(pictures, precision=precision, **options)
+    return model.encode(images, precision=precision, **options)
 
 
 def build_index(
@@ -142,39 +142,39 @@ def build_index(
     flip: bool = True,
     batch_size: int = 64,
 ) -> tuple[GalleryIndex, int, list[str]]:
-    """Embed every readable picture of a folder and save the index; the ids are the paths below the folder.
+    """Embed every readable image of a folder and save the index; the ids are the paths below the folder.
 
     Args:
         codec: see `new_index`; by default "int8" for a model that was quantised, else "float32".
-        add: grow the index that lies in `out` by the pictures that it does not have yet.
+        add: grow the index that lies in `out` by the images that it does not have yet.
         camera_pattern: a regular expression; its first group, found in a path, is the camera's number.
 
     Returns:
-        The index, the number of pictures that were added, and why others could not be read.
+        The index, the number of images that were added, and why others could not be read.
 
     Raises:
-        ValueError: if no picture can be read, a path does not fit the pattern, or `out` is another model's index.
+        ValueError: if no image can be read, a path does not fit the pattern, or `out` is another model's index.
     """
     if add:
         index = GalleryIndex.load(out, fingerprint=model.fingerprint())
     else:
         index = new_index(model, codec or model.precision)
-    found, skipped, before = [str(path) for path in find_pictures(folder)], [], len(index)
+    found, skipped, before = [str(path) for path in find_images(folder)], [], len(index)
     names = [name for name in found if name not in index]
     cameras = None if camera_pattern is None else {name: _camera(name, camera_pattern) for name in names}
     for start in range(0, len(names), batch_size * 8):
-        pictures, ids = [], []
+        images, ids = [], []
         for name in names[start : start + batch_size * 8]:
             try:
-                pictures.append(decode_image(Path(folder) / name))
+                images.append(decode_image(Path(folder) / name))
                 ids.append(name)
             except ValueError as error:
                 skipped.append(str(error))
         if ids:
             camids = None if cameras is None else [cameras[name] for name in ids]
-            index.add(encode_for(index, model, pictures, flip=flip, batch_size=batch_size, progress=True), ids, camids)
+            index.add(encode_for(index, model, images, flip=flip, batch_size=batch_size, progress=True), ids, camids)
     if not len(index):
-        raise ReIDError(f"none of the {len(found)} pictures below {folder} can be read; the first: {skipped[0]}")
+        raise ReIDError(f"none of the {len(found)} images below {folder} can be read; the first: {skipped[0]}")
     index.save(out)
     return index, len(index) - before, skipped
 
@@ -210,7 +210,7 @@ def search_index(
     gallery_dir: str | Path | None = None,
     plot: str | Path | None = None,
 ) -> Answer:
-    """Search an index for query pictures.
+    """Search an index for query images.
 
     Args:
         exclude_camera: leaves out what this camera took, in an index that knows cameras.
@@ -222,9 +222,9 @@ def search_index(
     if top < 1:
         raise ReIDError(f"top must be at least 1, got {top}")
     index = GalleryIndex.load(index_dir, fingerprint=model.fingerprint())
-    pictures = [decode_image(query) for query in queries]
-    excluded = None if exclude_camera is None else [exclude_camera] * len(pictures)
-    distances, ids = index.search(encode_for(index, model, pictures, flip=flip), top, exclude_camids=excluded)
+    images = [decode_image(query) for query in queries]
+    excluded = None if exclude_camera is None else [exclude_camera] * len(images)
+    distances, ids = index.search(encode_for(index, model, images, flip=flip), top, exclude_camids=excluded)
     decision, note = decision_of(model, index, flip)
     verdicts = np.full(distances.shape, "", "<U8")
     if decision is not None:
@@ -238,11 +238,11 @@ def search_index(
             for row in zip(ids, distances, verdicts, strict=True)
         ]
         captions = [row[: len(answers)] for row, answers in zip(captions, found, strict=True)]  # fewer than asked for
-        plot_answers(plot, pictures, found, captions)
+        plot_answers(plot, images, found, captions)
     return Answer(distances, ids, verdicts, note)
 
 
 def _short(name: str | None, room: int = 11) -> str:
-    """As much of a picture's name as fits under it; the end tells pictures of one folder apart."""
+    """As much of an image's name as fits under it; the end tells images of one folder apart."""
     stem = Path(name or "").stem
     return stem if len(stem) <= room else f"…{stem[1 - room :]}"

@@ -1,4 +1,4 @@
-"""Pictures of where trainings ended: the loss around the weights of each, side by side."""
+"""Images of where trainings ended: the loss around the weights of each, side by side."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -67,13 +67,13 @@ def draw_surfaces(
 ) -> Path:
     """Draw the loss around trained models as in figure 3 of Progressive Transfer Learning (arXiv:1908.02492).
 
-    The loss is the cross-entropy of their classifiers on training pictures, not augmented, in evaluation mode: a side
+    The loss is the cross-entropy of their classifiers on training images, not augmented, in evaluation mode: a side
     network starts from zeros, batch norm keeps its running statistics. See `loss_surface`.
 
     Args:
         folders: of trainings by one of the methods "ptl", "std" or "supervised".
         split: the training split that they were made on.
-        count: how many pictures, evenly spread over those of the identities that a model knows.
+        count: how many images, evenly spread over those of the identities that a model knows.
         arguments: of the trainer; "use_cpu" leaves the models where they are.
 
     Raises:
@@ -93,7 +93,7 @@ def draw_surfaces(
 def training_loss(
     folder: str | Path, split: Any, *, count: int, arguments: Mapping[str, Any] | None = None
 ) -> tuple[SupervisedMethod, Callable[[], float]]:
-    """A trained model under its classifier, in evaluation mode, and its loss on training pictures; see `draw_surfaces`.
+    """A trained model under its classifier, in evaluation mode, and its loss on training images; see `draw_surfaces`.
 
     Raises:
         FileNotFoundError, ValueError: see there.

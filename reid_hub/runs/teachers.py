@@ -21,7 +21,7 @@ _SIZE = 224  # what image models are trained in, where nothing says another size
 def open_teacher(name: str | Path) -> ReIDModel:
     """A trained model: a folder or repository of ours or of transformers, or "timm/NAME" with timm's own weights.
 
-    A library's model keeps its strides, its picture size and its normalisation; there is no neck behind it.
+    A library's model keeps its strides, its image size and its normalisation; there is no neck behind it.
 
     Raises:
         ValueError, FileNotFoundError, OSError: if there is no such model, or it is no image model with a feature.
@@ -92,9 +92,9 @@ def _from_timm(name: str) -> ReIDModel:
 
 
 def _from_transformers(name: str, config: PreTrainedConfig) -> ReIDModel:
-    config = getattr(config, "vision_config", config)  # the half of CLIP and its like that sees
+    config = getattr(config, "vision_config", config)  # the vision tower of CLIP and the like
     if hasattr(config, "mask_ratio"):
-        config.mask_ratio = 0.0  # a masked autoencoder sees everything
+        config.mask_ratio = 0.0  # nothing is masked when features are extracted
     network = AutoModel.from_pretrained(name, config=config)
     source = network.state_dict()
     processor = _processor(name, config)
@@ -105,7 +105,7 @@ def _from_transformers(name: str, config: PreTrainedConfig) -> ReIDModel:
     except (ValueError, KeyError) as error:
         raise ReIDError(f"{name} ({config.model_type}) is no image model whose feature is known: {error}") from error
     if missing := sorted(set(ours) - set(source)):
-        raise ReIDError(f"{name} lacks {len(missing)} tensors of its own trunk ({', '.join(missing[:3])}, ...)")
+        raise ReIDError(f"{name} lacks {len(missing)} tensors of its own backbone ({', '.join(missing[:3])}, ...)")
     model.backbone.model.load_state_dict({key: source[key] for key in ours})
     if getattr(processor, "do_flip_channel_order", False):
         _read_rgb(model.backbone.model, name)
@@ -140,7 +140,7 @@ def _read_rgb(network: nn.Module, name: str) -> None:
     """Let a network that is trained on BGR (MobileViT) compute the same of RGB.
 
     Raises:
-        ValueError: unless one convolution alone reads the picture.
+        ValueError: unless one convolution alone reads the image.
     """
     readers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d) and layer.in_channels == 3]
     if len(readers) != 1:
@@ -152,7 +152,7 @@ def _read_rgb(network: nn.Module, name: str) -> None:
 
 
 def _input(config: PreTrainedConfig, processor: Any | None) -> dict[str, Any]:
-    """Picture size and normalisation, as far as the checkpoint says them."""
+    """Image size and normalisation, as far as the checkpoint says them."""
     data = getattr(config, "pretrained_cfg", None) or {}
     if data:  # of timm
         sizes, mean, std = {"height": data["input_size"][1], "width": data["input_size"][2]}, data["mean"], data["std"]
@@ -166,7 +166,7 @@ def _input(config: PreTrainedConfig, processor: Any | None) -> dict[str, Any]:
 
 
 def _square(size: Any) -> list[int]:
-    """(height, width) of the many ways to write a picture size."""
+    """(height, width) of the many ways to write an image size."""
     if isinstance(size, int):
         return [size, size]
     if isinstance(size, (list, tuple)):

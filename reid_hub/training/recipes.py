@@ -60,7 +60,7 @@ _PTL_DEMO = {
     "augmentation": Augmentation(pad=4, erasing=0.0),
 }
 
-# Of the training pictures, as everybody uses them.
+# Of the training images, as everybody uses them.
 _CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 RECIPES: dict[str, Recipe] = {
@@ -100,7 +100,7 @@ RECIPES: dict[str, Recipe] = {
         **{**_VIT, "options": {**_VIT["options"], "alpha": 1.0, "alpha_schedule": "ramp"}},
     ),
     "osnet": Recipe(
-        source="torchreid, im_osnet_x1_0_softmax_256x128_amsgrad; its 10 epochs of a frozen trunk are left out",
+        source="torchreid, im_osnet_x1_0_softmax_256x128_amsgrad; its 10 epochs of a frozen backbone are left out",
         options={"label_smoothing": 0.1, "metric": None, "classifier_bias": True},
         sampler="shuffle",
         learning_rate=0.0015,
@@ -129,7 +129,7 @@ RECIPES: dict[str, Recipe] = {
         **_FD,
     ),
     "fd-teacher": Recipe(
-        source="Factorized Distillation (arXiv:1811.08073), teachers of parts of the picture",
+        source="Factorized Distillation (arXiv:1811.08073), teachers of parts of the image",
         schedule=_FD_TEACHER,
         augmentation=Augmentation(
             crop_scale=9 / 8, rotation=10, brightness=0.2, contrast=0.2, saturation=0.2, **_FD_ERASING
@@ -140,7 +140,7 @@ RECIPES: dict[str, Recipe] = {
         source="Factorized Distillation (arXiv:1811.08073), final student",
         method="fd",
         schedule=Schedule("step", epochs=50, first_epoch=0, milestones=(15, 30, 45), gamma=0.5),
-        # Neither cropped nor turned, or the teachers' views would not be those of the picture any more.
+        # Neither cropped nor turned, or the teachers' views would not be those of the image any more.
         augmentation=Augmentation(**_FD_ERASING),
         **{**_FD, "options": {**_FD["options"], "alpha": 4.0, "beta": 2.0}},
     ),
@@ -197,7 +197,7 @@ RECIPES: dict[str, Recipe] = {
         config={"neck": "none", "image_size": (32, 32), "image_mean": _CIFAR_MEAN, "image_std": _CIFAR_STD},
     ),
     "transfer": Recipe(
-        source="KDEP (arXiv:2203.05180), transfer of a pre-trained trunk to Caltech-256, DTD, CUB-200 and CIFAR-100",
+        source="KDEP (arXiv:2203.05180), transfer of a pre-trained backbone to Caltech-256, DTD, CUB-200 and CIFAR-100",
         method="classification",
         sampler="shuffle",
         # Or 0.001, by the data set.

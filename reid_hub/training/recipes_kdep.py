@@ -31,7 +31,7 @@ _METHOD = {"method": "kdep", "options": {"align": "svd+pts", "temperature": 0.1,
 KDEP: dict[str, Recipe] = {
     "kdep": Recipe(source="KDEP (arXiv:2203.05180), ResNet-18; the job gives MobileNetV2 its 0.1", **_PAPER, **_METHOD),
     "kdep-people": Recipe(
-        source="reid_hub: KDEP (arXiv:2203.05180) on pictures of people, augmented as in Bag of Tricks",
+        source="reid_hub: KDEP (arXiv:2203.05180) on images of people, augmented as in Bag of Tricks",
         **_PEOPLE,
         **_METHOD,
     ),
@@ -41,7 +41,7 @@ KDEP: dict[str, Recipe] = {
         **_PAPER,
     ),
     "kdep-people-supervised": Recipe(
-        source="reid_hub: the same on pictures of people, with identities for classes",
+        source="reid_hub: the same on images of people, with identities for classes",
         options={"label_smoothing": 0.0, "metric": None, "classifier_bias": True},
         **_PEOPLE,
     ),

@@ -262,7 +262,7 @@ def test_what_cannot_be_trained_is_refused(settings, tmp_path, people):
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["x", "y"])})
     rows = {"image": [np.zeros((4, 4, 3), np.uint8)] * 3, "label": [0, 1, -1]}
     splits = dict.fromkeys(("train", "test"), datasets.Dataset.from_dict(rows, features=features))
-    with pytest.raises(ValueError, match="1 pictures of train have a label below 0"):
+    with pytest.raises(ValueError, match="1 images of train have a label below 0"):
         classify(tiny, splits=splits)
     assert not (tmp_path / "out").exists()
 

@@ -176,5 +176,5 @@ def test_positions_of_a_checkpoint_do_not_fit_another_size(complaint, tmp_path):
     ReIDModel(config).save_pretrained(tmp_path / "model")
     out = tmp_path / "out"
     said = complaint(["train", "--model", tmp_path / "model", "--image-size", "32", "32", "--out", out])
-    assert "pictures of 64x32, got 32x32: leave the image size as it is" in said
+    assert "images of 64x32, got 32x32: leave the image size as it is" in said
     assert not out.exists()

@@ -38,7 +38,7 @@ class Features(Protocol):
         """Called before each batch with the number of epochs done."""
 
     def __call__(self, pixel_values: Tensor, indices: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) as the student sees them and their rows (B,) -> float32 (B, D), without gradient."""
+        """Images (B, 3, H, W) as the student sees them and their rows (B,) -> float32 (B, D), without gradient."""
 
 
 class TappedTeacher(FrozenTeacher):
