@@ -1,4 +1,4 @@
-"""What training does to a picture, as plain values that a recipe can hold."""
+"""What training does to an image, as plain values that a recipe can hold."""
 
 import math
 from dataclasses import dataclass, fields
@@ -14,7 +14,7 @@ class Augmentation:
 
     Attributes:
         flip: probability of a horizontal flip.
-        resized_area: share of the picture that a crop has, which is then resized to the whole (torchvision's
+        resized_area: share of the image that a crop has, which is then resized to the whole (torchvision's
             RandomResizedCrop), drawn uniformly; None is off, and it goes with neither `pad` nor `crop_scale`.
         resized_aspect: range of that crop's width / height, of which the logarithm is drawn uniformly.
         pad: zero pixels put on every side before a crop of the original size is taken at random.

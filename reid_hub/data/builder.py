@@ -130,12 +130,12 @@ def _stats(scan: Scan) -> dict[str, os.stat_result]:
             missing.append(path)
     if missing:
         raise MissingError(
-            f"{len(missing)} listed pictures are not in {scan.root}: {_some(missing)}; correct the list or unpack again"
+            f"{len(missing)} listed images are not in {scan.root}: {_some(missing)}; correct the list or unpack again"
         )
     empty = [path for path, stat in stats.items() if stat.st_size == 0]
     if empty and not scan.tolerant:
         raise ReIDError(
-            f"{len(empty)} pictures in {scan.root} are empty (0 bytes): {_some(empty)}; copy them again or remove them"
+            f"{len(empty)} images in {scan.root} are empty (0 bytes): {_some(empty)}; copy them again or remove them"
         )
     return stats
 

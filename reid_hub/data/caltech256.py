@@ -1,4 +1,4 @@
-"""Caltech-256 for transfer learning: of every class the first 60 pictures train."""
+"""Caltech-256 for transfer learning: of every class the first 60 images train."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from reid_hub.errors import ReIDError
 
 
 def scan(data_dir: Path, *, train_per_class: int = 60) -> Scan:
-    """Read 001.ak47/001_0001.jpg: the first pictures of a class, in the order of their names, train, the rest test."""
+    """Read 001.ak47/001_0001.jpg: the first images of a class, in the order of their names, train, the rest test."""
     if not isinstance(train_per_class, int) or train_per_class < 1:
         raise ReIDError(f"train_per_class must be a number, at least 1, got {train_per_class!r}")
     root = find_root(data_dir, ("256_ObjectCategories", "caltech256/256_ObjectCategories"), ["001.ak47"])
@@ -20,7 +20,7 @@ def scan(data_dir: Path, *, train_per_class: int = 60) -> Scan:
         splits["test"] += records[train_per_class:]
     if not splits["test"]:
         raise ReIDError(
-            f"no class in {root} has more than {train_per_class} pictures, so none is left to test on: give a smaller "
+            f"no class in {root} has more than {train_per_class} images, so none is left to test on: give a smaller "
             "train_per_class"
         )
     return Scan(root, splits, classes=[folder.partition(".")[2] or folder for folder in folders])
@@ -30,7 +30,7 @@ SPEC = DatasetSpec(
     name="caltech256",
     title="Caltech-256",
     homepage="https://data.caltech.edu/records/nyy15-4j048",
-    licence="CC BY 4.0; the pictures belong to those who took them",
+    licence="CC BY 4.0; the images belong to those who took them",
     citation="""@techreport{griffin2007caltech,
   title = {{Caltech-256} Object Category Dataset},
   author = {Griffin, Gregory and Holub, Alex and Perona, Pietro},
@@ -40,5 +40,5 @@ SPEC = DatasetSpec(
     scan=scan,
     # 257 classes, clutter among them.
     counts={"train": Counts(257 * 60, 257), "test": Counts(30_607 - 257 * 60, 257)},
-    notes="Columns image and label; splits train and test. train_per_class: how many pictures of a class train.",
+    notes="Columns image and label; splits train and test. train_per_class: how many images of a class train.",
 )

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100, as the Python pickles that they come in or as folders of pictures."""
+"""CIFAR-10 and CIFAR-100, as the Python pickles that they come in or as folders of images."""
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache

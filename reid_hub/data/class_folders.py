@@ -1,4 +1,4 @@
-"""A user's own pictures for classification: one folder per class, in train/ and test/ (or val/)."""
+"""A user's own images for classification: one folder per class, in train/ and test/ (or val/)."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def scan_folders(root: Path, folders: dict[str, str]) -> Scan:
     """Read CLASS/*.jpg, at any depth, in the folder of each split.
 
     Raises:
-        ValueError: for a picture outside of a class, or a class that the training part lacks.
+        ValueError: for an image outside of a class, or a class that the training part lacks.
     """
     classes = sorted(path.name for path in (root / folders["train"]).iterdir() if path.is_dir() and path.name[0] != ".")
     splits = {}
@@ -42,7 +42,7 @@ def scan_folders(root: Path, folders: dict[str, str]) -> Scan:
 
 SPEC = DatasetSpec(
     name="class_folder",
-    title="Own pictures in folders of classes",
+    title="Own images in folders of classes",
     homepage="",
     licence="yours to state",
     citation="",

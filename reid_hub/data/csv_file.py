@@ -1,4 +1,4 @@
-"""A user's own pictures, listed in a csv file."""
+"""A user's own images, listed in a csv file."""
 
 import csv
 from pathlib import Path
@@ -46,7 +46,7 @@ def _rows(file: Path) -> list[dict[str, str]]:
             raise ReIDError(f"{file} must have the columns path, pid and may have camid, split; got {header}")
         rows = [{key: (value or "").strip() for key, value in row.items() if key} for row in reader]
     if not rows:
-        raise ReIDError(f"{file} lists no pictures; add a row per picture below the header")
+        raise ReIDError(f"{file} lists no images; add a row per image below the header")
     for number, row in enumerate(rows, start=2):
         if not row["path"] or not row["pid"]:
             raise ReIDError(f"{file}, line {number}: path and pid must not be empty, got {row}")
@@ -65,7 +65,7 @@ def _camids(values: list[str]) -> dict[str, int]:
 
 SPEC = DatasetSpec(
     name="csv",
-    title="Own pictures listed in a csv file",
+    title="Own images listed in a csv file",
     homepage="",
     licence="yours to state",
     citation="",

@@ -14,7 +14,7 @@ def scan(data_dir: Path) -> Scan:
     root = find_root(data_dir, ("CUB_200_2011",), ["images", *LISTS])
     paths, labels, trains, names = (_read(root / name) for name in LISTS)
     if not paths.keys() == labels.keys() == trains.keys():
-        raise ReIDError(f"{', '.join(LISTS[:3])} in {root} do not number the same pictures; unpack again")
+        raise ReIDError(f"{', '.join(LISTS[:3])} in {root} do not number the same images; unpack again")
     if not set(labels.values()) <= names.keys() or not set(trains.values()) <= {"0", "1"}:
         raise ReIDError(
             f"in {root} the labels of {LISTS[1]} must be numbers of {LISTS[3]}, and {LISTS[2]} 0 or 1; unpack again"

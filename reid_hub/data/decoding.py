@@ -1,4 +1,4 @@
-"""Any picture a user has -> an 8-bit RGB image, or an error that names the file and what to do."""
+"""Any image a user has -> an 8-bit RGB image, or an error that names the file and what to do."""
 
 import os
 import struct
@@ -30,20 +30,20 @@ _TURNS = {
 
 
 def decode_image(source: ImageSource, name: str | None = None) -> Image.Image:
-    """Decode a picture upright into 8-bit RGB.
+    """Decode an image upright into 8-bit RGB.
 
-    EXIF rotation is applied, where it can be read; CMYK, grey, palette and 1-bit pictures are converted; 16-bit grey
+    EXIF rotation is applied, where it can be read; CMYK, grey, palette and 1-bit images are converted; 16-bit grey
     is scaled by 255/65535 (not clipped); transparent pixels become black, the value that padding has. JPEGs of more
     than 16 million pixels are decoded at a reduced size.
 
     Args:
         source: a path, the encoded bytes, or the `{"path", "bytes"}` value of an undecoded `datasets.Image` column,
-            which is None in a row without a picture.
-        name: what to call the picture in errors where `source` has no path.
+            which is None in a row without an image.
+        name: what to call the image in errors where `source` has no path.
 
     Raises:
         FileNotFoundError: if the path does not exist.
-        ValueError: if the picture is empty, truncated, too large, not a picture or null.
+        ValueError: if the image is empty, truncated, too large, not an image or null.
     """
     data, name = open_source(source, name)
     try:
@@ -55,7 +55,7 @@ def decode_image(source: ImageSource, name: str | None = None) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise ReIDError(f"image {name} is too large to decode safely: {error}; {_REDUCE}") from error
     except Image.UnidentifiedImageError as error:
-        raise ReIDError(f"{name} is not a picture that can be read (JPEG, PNG, BMP, WebP, ...); {_REPAIR}") from error
+        raise ReIDError(f"{name} is not an image that can be read (JPEG, PNG, BMP, WebP, ...); {_REPAIR}") from error
     except _DAMAGED as error:
         raise ReIDError(f"image {name} is damaged or cut off: {error}; {_REPAIR}") from error
 
@@ -67,7 +67,7 @@ _REDUCE = "reduce it first, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the
 
 
 def turn_upright(image: Image.Image) -> Transpose | None:
-    """How the picture must be turned to be shown as its EXIF block says; None where it says nothing that can be read.
+    """How the image must be turned to be shown as its EXIF block says; None where it says nothing that can be read.
 
     The block is not written anew as `PIL.ImageOps.exif_transpose` does, which fails for a damaged one.
     """
@@ -97,9 +97,9 @@ def to_rgb(image: Image.Image, name: str = "image") -> Image.Image:
 
 
 def check_images(dataset, progress: bool = True) -> dict[str, str]:
-    """Decode every picture of one split once and return {path: what is wrong with it}; empty when all are sound.
+    """Decode every image of one split once and return {path: what is wrong with it}; empty when all are sound.
 
-    The input pipeline stops at the first damaged picture; this names all of them in one pass.
+    The input pipeline stops at the first damaged image; this names all of them in one pass.
     """
     from datasets import Image as ImageFeature
     from tqdm import tqdm
@@ -116,13 +116,13 @@ def check_images(dataset, progress: bool = True) -> dict[str, str]:
 
 
 def open_source(source: ImageSource, name: str | None = None) -> tuple[BytesIO | Path, str]:
-    """The file of an encoded picture, and what to call it in errors; see `decode_image`."""
+    """The file of an encoded image, and what to call it in errors; see `decode_image`."""
     if isinstance(source, Mapping):
         if source.get("bytes") is not None:
             return open_source(source["bytes"], name or source.get("path"))
         source = source.get("path")
     if source is None:
-        raise ReIDError(f"image {name or 'of a row'} is null, there is no picture; remove its row from the data set")
+        raise ReIDError(f"image {name or 'of a row'} is null, there is no image; remove its row from the data set")
     if isinstance(source, bytes):
         name = name or "given as bytes"
         if not source:

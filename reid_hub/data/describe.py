@@ -22,9 +22,9 @@ def camera_note(splits: Mapping[str, Any]) -> str | None:
     if unknown == 0:
         return None
     total = sum(map(len, camids))
-    some = "No test picture has" if unknown == total else f"{unknown:,} of {total:,} test pictures do not have"
+    some = "No test image has" if unknown == total else f"{unknown:,} of {total:,} test images do not have"
     return (
-        f"{some} a camera id: the rule that leaves out gallery pictures of the query's own person and camera cannot be "
+        f"{some} a camera id: the rule that leaves out gallery images of the query's own person and camera cannot be "
         "applied to them. Near-copies from the same camera count as hits, so the figures are higher than those of a "
         "cross-camera protocol and not comparable with them."
     )
@@ -33,8 +33,8 @@ def camera_note(splits: Mapping[str, Any]) -> str | None:
 def describe_splits(splits: Mapping[str, Any]) -> dict[str, Any]:
     """Count what there is, and what training or evaluation will have to skip.
 
-    For every split: images, identities (neither junk nor distractors), distractors (pictures of people that no query
-    shows), cameras, and single_image_ids / single_camera_ids, the identities with one picture / one known camera.
+    For every split: images, identities (neither junk nor distractors), distractors (images of people that no query
+    shows), cameras, and single_image_ids / single_camera_ids, the identities with one image / one known camera.
     Beside them queries_without_true_match, which an evaluation leaves out, and camera_note.
 
     `splits` maps split names to data sets with columns pid and camid.
@@ -82,23 +82,23 @@ def _unmatched(
 
 
 def digest_sample(split, count: int = 1000) -> str:
-    """A digest of a split's paths, all of them in their order, and of so many of its pictures, evenly spaced.
+    """A digest of a split's paths, all of them in their order, and of so many of its images, evenly spaced.
 
     Raises:
-        FileNotFoundError: if one of these pictures is missing.
+        FileNotFoundError: if one of these images is missing.
     """
     rows = np.unique(np.linspace(0, len(split) - 1, min(count, len(split))).astype(int))
-    told = [split["path"][:], digest_pictures(split.select(rows))]
+    told = [split["path"][:], digest_images(split.select(rows))]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
-def digest_pictures(split) -> str:
-    """A digest of a split's pictures as they lie on the disk, with their paths below the root; of no other column.
+def digest_images(split) -> str:
+    """A digest of a split's images as they lie on the disk, with their paths below the root; of no other column.
 
     The order of the rows, and where the data set was unpacked, do not matter.
 
     Raises:
-        FileNotFoundError: if a picture is missing.
+        FileNotFoundError: if an image is missing.
     """
     from datasets import Image as ImageFeature
 

@@ -18,7 +18,7 @@ REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 def push_reid_dataset(splits: "Mapping[str, datasets.Dataset]", repo_id: str, *, private: bool = True) -> str:
     """Push all splits to a data set repository, with a card that names the licence, and return its address.
 
-    The pictures themselves are uploaded. Splits that the repository had before and that are not given are dropped.
+    The images themselves are uploaded. Splits that the repository had before and that are not given are dropped.
 
     Raises:
         ValueError: if the data set's terms forbid what would be published, or the repository is public while
@@ -37,7 +37,7 @@ def push_reid_dataset(splits: "Mapping[str, datasets.Dataset]", repo_id: str, *,
     url = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
     if private and not api.repo_info(url.repo_id, repo_type="dataset").private:
         raise ReIDError(f"{url.repo_id} exists and is public: make it private first, or push with private=False")
-    # The card goes first, so that the pictures are at no time there without their terms; the library then adds the
+    # The card goes first, so that the images are at no time there without their terms; the library then adds the
     # list of splits to it.
     card = _card(pushed, info, url.repo_id).encode()
     api.upload_file(path_or_fileobj=card, path_in_repo="README.md", repo_id=url.repo_id, repo_type="dataset")
@@ -53,7 +53,7 @@ def load_from_hub(
     cache_dir: str | Path | None,
     **options: Any,
 ) -> "datasets.DatasetDict | datasets.IterableDatasetDict":
-    """Load what `push_reid_dataset` wrote, or pictures with classes; see `load_reid_dataset`."""
+    """Load what `push_reid_dataset` wrote, or images with classes; see `load_reid_dataset`."""
     import datasets
     from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub.errors import HfHubHTTPError
@@ -128,7 +128,7 @@ tags:
 
 {licence}
 
-The pictures show people. Whoever loads them is bound by these terms, and by the law on personal data.
+The images show people. Whoever loads them is bound by these terms, and by the law on personal data.
 
 | split | images |
 |---|---|

@@ -1,4 +1,4 @@
-"""A user's own pictures: one folder per person."""
+"""A user's own images: one folder per person."""
 
 import re
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def scan(data_dir: Path, *, camera: str | None = None, seed: int = 0) -> Scan:
     """Read ROOT/PERSON/*.jpg or ROOT/{train,query,gallery}/PERSON/*.jpg.
 
     Args:
-        camera: a regular expression with one group that finds the camera in a picture's path below its person's
+        camera: a regular expression with one group that finds the camera in an image's path below its person's
             folder, e.g. r"c(\\d+)"; cameras are numbered from 0 in the order of what it finds.
         seed: draws the split where there are no split folders.
     """
@@ -41,7 +41,7 @@ def scan(data_dir: Path, *, camera: str | None = None, seed: int = 0) -> Scan:
 
 
 def _rows(root: Path, split: str) -> list[tuple[str, str, str]]:
-    """(path below the root, person, path below the person's folder) of every picture of a split."""
+    """(path below the root, person, path below the person's folder) of every image of a split."""
     rows = []
     for path in list_images(root / split, recursive=True):
         person, _, rest = path.partition("/")
@@ -72,7 +72,7 @@ def _cameras(names: Sequence[str], camera: str | None) -> list[int]:
 
 SPEC = DatasetSpec(
     name="image_folder",
-    title="Own pictures in folders",
+    title="Own images in folders",
     homepage="",
     licence="yours to state",
     citation="",

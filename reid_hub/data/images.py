@@ -1,4 +1,4 @@
-"""Pictures decoded once, kept as uint8 in a memory map, and read in batches."""
+"""Images decoded once, kept as uint8 in a memory map, and read in batches."""
 
 import json
 import os
@@ -30,9 +30,9 @@ _WORKERS = min(8, os.cpu_count() or 1)
 class ImageDataset(torch.utils.data.Dataset):
     """One split of `load_reid_dataset` as batches of uint8 pixels.
 
-    The first use decodes and resizes every picture with Pillow, bit-equal to torchvision's `Resize` on Pillow images,
+    The first use decodes and resizes every image with Pillow, bit-equal to torchvision's `Resize` on Pillow images,
     into a file below `cache_dir`; later ones map that file. It is named by the data set's fingerprint, the size and
-    the filter, so pictures that are overwritten behind a fingerprint are not noticed. Several processes may open the
+    the filter, so images that are overwritten behind a fingerprint are not noticed. Several processes may open the
     same set at once: one decodes, the others wait.
 
     Give a DataLoader `collate_fn=ImageDataset.collate`: a whole batch is read in one gather, so there is nothing left
@@ -41,7 +41,7 @@ class ImageDataset(torch.utils.data.Dataset):
     Attributes:
         dataset: the rows that can be read; row i of it is item i here, and row `source_rows[i]` of what was given.
         pids, camids: int64 arrays (N,).
-        sizes: int64 (N, 2), height and width of the original pictures for crops by their proportions; see
+        sizes: int64 (N, 2), height and width of the original images for crops by their proportions; see
             `training_images`, which sets them.
     """
 
@@ -69,11 +69,11 @@ class ImageDataset(torch.utils.data.Dataset):
                 None resizes both sides to `image_size`.
             cache_dir: default: `reid_hub` below the cache folder of `datasets`.
             max_bytes: a set that would take more is decoded anew for every batch, and nothing is stored.
-            on_error: what to do with a picture that cannot be read: "raise", or "skip" it, with one warning for all.
+            on_error: what to do with an image that cannot be read: "raise", or "skip" it, with one warning for all.
 
         Raises:
-            ValueError: if an argument is not as above or a picture is damaged.
-            FileNotFoundError: if a picture is missing.
+            ValueError: if an argument is not as above or an image is damaged.
+            FileNotFoundError: if an image is missing.
             RuntimeError: if the disk is too full.
         """
         _check_rows(dataset)

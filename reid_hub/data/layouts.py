@@ -1,4 +1,4 @@
-"""Reading folders of pictures: finding the root, listing, parsing file names, splitting by identity."""
+"""Reading folders of images: finding the root, listing, parsing file names, splitting by identity."""
 
 import os
 import re
@@ -49,7 +49,7 @@ def wrong_layout(data_dir: Path, nested: Sequence[str], expected: Sequence[str])
 
 
 def list_images(folder: Path, recursive: bool = False) -> list[str]:
-    """Names of the pictures in a folder, or posix paths below it when recursive; sorted.
+    """Names of the images in a folder, or posix paths below it when recursive; sorted.
 
     Hidden files are left out: macOS leaves "._name.jpg" beside every file that it unpacks.
 
@@ -64,7 +64,7 @@ def list_images(folder: Path, recursive: bool = False) -> list[str]:
         folders[:] = [name for name in folders if recursive and not name.startswith(".")]
     images = sorted(name for name in names if os.path.splitext(name)[1].lower() in SUFFIXES)
     if not images:
-        raise MissingError(f"no pictures ({', '.join(sorted(SUFFIXES))}) in {folder}; was it unpacked completely?")
+        raise MissingError(f"no images ({', '.join(sorted(SUFFIXES))}) in {folder}; was it unpacked completely?")
     return images
 
 
@@ -94,7 +94,7 @@ def _market_record(root: Path, folder: str, name: str) -> Record:
     if match is None:
         raise ReIDError(
             f"{root / folder / name} does not begin with person and camera like 0002_c1s1_000451_03.jpg; "
-            "for your own pictures use the data set 'image_folder' or 'csv'"
+            "for your own images use the data set 'image_folder' or 'csv'"
         )
     return Record(f"{folder}/{name}", int(match[1]), int(match[2]) - 1)
 
@@ -138,11 +138,11 @@ def number_pids(names: Sequence[str]) -> dict[str, int]:
 
 
 def split_by_identity(records: Sequence[Record], seed: int) -> dict[str, list[Record]]:
-    """Split pictures without an official split so that no person is in both training and test.
+    """Split images without an official split so that no person is in both training and test.
 
-    Half of the identities (drawn with `seed`) train. Of every other one, one picture per camera becomes a query as
+    Half of the identities (drawn with `seed`) train. Of every other one, one image per camera becomes a query as
     long as each of its queries keeps a true match (of another camera, where cameras are known); the rest is the
-    gallery. An identity with a single picture, or a single known camera, is in the gallery only. Junk is no identity.
+    gallery. An identity with a single image, or a single known camera, is in the gallery only. Junk is no identity.
 
     Raises:
         ValueError: with fewer than four identities: two to train, two to test.
@@ -161,29 +161,27 @@ def split_by_identity(records: Sequence[Record], seed: int) -> dict[str, list[Re
     train_pids = set(order[: (len(order) + 1) // 2].tolist())
     splits = {"train": [], "query": [], "gallery": list(junk)}
     for pid in sorted(by_pid):
-        pictures = by_pid[pid]
+        images = by_pid[pid]
         if pid in train_pids:
-            splits["train"] += pictures
+            splits["train"] += images
             continue
-        queries = _draw_queries(pictures, rng)
-        splits["query"] += [pictures[i] for i in sorted(queries)]
-        splits["gallery"] += [picture for i, picture in enumerate(pictures) if i not in queries]
+        queries = _draw_queries(images, rng)
+        splits["query"] += [images[i] for i in sorted(queries)]
+        splits["gallery"] += [image for i, image in enumerate(images) if i not in queries]
     if not splits["query"]:
-        raise ReIDError(
-            "no test identity has pictures to match: each has a single picture or a single camera; add pictures"
-        )
+        raise ReIDError("no test identity has images to match: each has a single image or a single camera; add images")
     return splits
 
 
-def _draw_queries(pictures: Sequence[Record], rng: np.random.Generator) -> set[int]:
+def _draw_queries(images: Sequence[Record], rng: np.random.Generator) -> set[int]:
     by_camera = defaultdict(list)
-    for index, record in enumerate(pictures):
+    for index, record in enumerate(images):
         by_camera[record.camid].append(index)
     queries: set[int] = set()
     for indices in by_camera.values():
         drawn = queries | {int(rng.choice(indices))}
-        left = {record.camid for i, record in enumerate(pictures) if i not in drawn}
+        left = {record.camid for i, record in enumerate(images) if i not in drawn}
         # A query's match must be in the gallery, and under another camera where its camera is known.
-        if all(left - {pictures[i].camid} or (left and pictures[i].camid == NO_CAMERA) for i in drawn):
+        if all(left - {images[i].camid} or (left and images[i].camid == NO_CAMERA) for i in drawn):
             queries = drawn
     return queries

@@ -34,7 +34,7 @@ def load_reid_dataset(
 
     Args:
         name: a key of `DATASETS`, or "namespace/name" of a data set on the Hub: one written by `push_reid_dataset`, or
-            any of pictures with classes.
+            any of images with classes.
         data_dir: where the data set was unpacked; see `DATASETS[name].layout`.
         streaming: read while iterating instead of through the cache.
         cache_dir: the folder of the cache; that of `datasets` by default.
@@ -65,7 +65,7 @@ def load_reid_dataset(
 
 
 def count_mismatch(spec: DatasetSpec, scan: Scan, options: dict[str, Any]) -> str | None:
-    """Say where pictures or identities differ from the official numbers, naming both; None where all agree."""
+    """Say where images or identities differ from the official numbers, naming both; None where all agree."""
     differences = []
     for split, official in spec.official_counts(options).items():
         # Compare, and name, only what was published.
@@ -82,12 +82,12 @@ def count_mismatch(spec: DatasetSpec, scan: Scan, options: dict[str, Any]) -> st
 
 
 def _size(counts: Counts, who: str) -> str:
-    parts = [f"{n:,} {what}" for n, what in zip(counts, ("pictures", who), strict=True) if n is not None]
+    parts = [f"{n:,} {what}" for n, what in zip(counts, ("images", who), strict=True) if n is not None]
     return " of ".join(parts)
 
 
 def count(scan: Scan, split: str) -> Counts:
-    """Pictures of a split as they lie in its folder, and its identities: neither junk nor distractors count as one."""
+    """Images of a split as they lie in its folder, and its identities: neither junk nor distractors count as one."""
     pids = {record.pid for record in scan.splits.get(split, ())} - {JUNK}
     if split == "gallery" and DISTRACTOR not in _pids(scan.splits.get("query", ())):
         pids -= {DISTRACTOR}
@@ -102,5 +102,5 @@ def _check_training_ids(spec: DatasetSpec, scan: Scan) -> None:
     if len(_pids(scan.splits.get("train", ())) - {JUNK}) == 1:
         who = "identity" if scan.classes is None else "class"
         raise ReIDError(
-            f"{spec.title} in {scan.root} has one training {who}; training needs at least two: add pictures of others"
+            f"{spec.title} in {scan.root} has one training {who}; training needs at least two: add images of others"
         )

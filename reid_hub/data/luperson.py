@@ -1,4 +1,4 @@
-"""LUPerson: unlabelled people for pre-training, as a folder of pictures or as an LMDB."""
+"""LUPerson: unlabelled people for pre-training, as a folder of images or as an LMDB."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ def scan(data_dir: Path) -> Scan:
             return Scan(store, {"train": records}, read=read_values, sources=[store / "data.mdb"])
     if not data_dir.is_dir():
         raise MissingError(
-            f"{data_dir} is not a folder; give one of pictures (folders below it are read too) or of an LMDB (data.mdb)"
+            f"{data_dir} is not a folder; give one of images (folders below it are read too) or of an LMDB (data.mdb)"
         )
     records = [Record(name, UNLABELLED) for name in list_images(data_dir, recursive=True)]
     # Among millions some are damaged: they are left out when they are read.
@@ -27,7 +27,7 @@ def scan(data_dir: Path) -> Scan:
 
 
 def read_values(store: Path, records: Sequence[Record]) -> Iterator[dict]:
-    """Yield the encoded pictures under the records' keys."""
+    """Yield the encoded images under the records' keys."""
     # A process may open an LMDB only once, so it must not be open while the consumer holds this generator.
     for start in range(0, len(records), CHUNK):
         with _open(store) as environment, environment.begin() as transaction:
@@ -41,7 +41,7 @@ def _keys(store: Path) -> list[str]:
         # Keys like __len__ are notes of the program that wrote the file.
         keys = [key.decode() for key in cursor.iternext(keys=True, values=False) if not key.startswith(b"__")]
     if not keys:
-        raise ReIDError(f"the LMDB in {store} holds no pictures; was it copied completely?")
+        raise ReIDError(f"the LMDB in {store} holds no images; was it copied completely?")
     return keys
 
 
@@ -58,11 +58,11 @@ def _open(store: Path):
 
 PICTURES = DatasetSpec(
     name="pictures",
-    title="Own pictures without labels",
+    title="Own images without labels",
     homepage="",
     licence="yours to state",
     citation="",
-    layout="pictures in any folders, or an LMDB (data.mdb)",
+    layout="images in any folders, or an LMDB (data.mdb)",
     scan=scan,
     notes="Training only, without labels: every pid is -1.",
     redistributable=True,
@@ -78,7 +78,7 @@ SPEC = DatasetSpec(
             Li, Houqiang and Chen, Dong},
   booktitle = {CVPR}, year = {2021}
 }""",
-    layout="pictures in any folders, or an LMDB (data.mdb, also in lmdb/) of encoded pictures under their names",
+    layout="images in any folders, or an LMDB (data.mdb, also in lmdb/) of encoded images under their names",
     scan=scan,
     counts={"train": Counts(4_180_243, None)},
     notes="Training only, without labels: every pid is -1. With streaming=True an LMDB is not copied to the cache.",

@@ -24,7 +24,7 @@ SPEC = DatasetSpec(
 }""",
     layout="bounding_box_train/, query/ and bounding_box_test/ with files like 0002_c1s1_000451_03.jpg",
     scan=scan,
-    # 3,819 of the 19,732 gallery pictures are junk (-1), 2,798 are distractors (0).
+    # 3,819 of the 19,732 gallery images are junk (-1), 2,798 are distractors (0).
     counts={"train": Counts(12_936, 751), "query": Counts(3_368, 750), "gallery": Counts(19_732, 750)},
     notes="Six cameras. Boxes from a DPM detector. Junk (pid -1) is left out, distractors (pid 0) stay in the gallery.",
 )

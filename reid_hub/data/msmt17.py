@@ -1,4 +1,4 @@
-"""MSMT17, versions 1 and 2 (the same pictures, with faces masked)."""
+"""MSMT17, versions 1 and 2 (the same images, with faces masked)."""
 
 from pathlib import Path
 
@@ -58,6 +58,6 @@ SPEC = DatasetSpec(
     scan=scan,
     counts={"train": Counts(30_248, 1_041), "query": Counts(11_659, 3_060), "gallery": Counts(82_161, 3_060)},
     variant_counts={("merge_val", True): {"train": Counts(32_621, 1_041)}},
-    notes="15 cameras. The training list only; merge_val=True adds the validation list (2,373 pictures of the same "
+    notes="15 cameras. The training list only; merge_val=True adds the validation list (2,373 images of the same "
     "identities), as some papers do. Here pid 0 is an ordinary person, not a distractor.",
 )

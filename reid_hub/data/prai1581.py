@@ -36,7 +36,7 @@ def _record(base: Path, name: str) -> Record:
         pid, camera = path.rsplit("/", 1)[-1].split("_")[:2]
         return Record(path, int(pid), int(camera.split(".")[0]) - 1)
     except ValueError as error:
-        raise ReIDError(f"picture names must be like 0001_1_01.jpg (person, camera, number), got {name!r}") from error
+        raise ReIDError(f"image names must be like 0001_1_01.jpg (person, camera, number), got {name!r}") from error
 
 
 SPEC = DatasetSpec(
@@ -52,7 +52,7 @@ SPEC = DatasetSpec(
 }""",
     layout="images/ with files like 0001_1_01.jpg, and partitions.pkl",
     scan=scan,
-    # The test set has 19,938 pictures of 799 identities; how many of them are queries was not published.
+    # The test set has 19,938 images of 799 identities; how many of them are queries was not published.
     counts={"train": Counts(19_523, 782), "query": Counts(None, 799), "gallery": Counts(None, 799)},
     notes="Two drones as cameras. Split of partitions.pkl: trainval_im_names, and test_im_names by test_marks "
     "(0 query, 1 gallery). Counts as widely quoted.",

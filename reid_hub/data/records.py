@@ -14,7 +14,7 @@ NO_CAMERA = -1
 
 
 class Record(NamedTuple):
-    """One picture: its path below the data set's root, person, camera (0-based) and, for a crop, (x, y, w, h)."""
+    """One image: its path below the data set's root, person, camera (0-based) and, for a crop, (x, y, w, h)."""
 
     path: str
     pid: int
@@ -48,7 +48,7 @@ class Scan:
     the pixels where they are not the records' own paths. `classes` are the names of the labels of a classification
     set, whose records carry the label as pid. A data set that is computed has `draw` instead of records: it gives the
     finished rows of every split, and `sources` are the files of the program that draws. `tolerant` lets empty files be:
-    who reads the pictures leaves out what cannot be read.
+    who reads the images leaves out what cannot be read.
     """
 
     root: Path
@@ -66,7 +66,7 @@ class DatasetSpec:
 
     `scan(data_dir, **options) -> Scan`; its keyword arguments are the options of `load_reid_dataset`. `counts` are
     the official ones of the default options, `variant_counts[option, value]` replace them split by split; both count
-    the pictures in the folders, junk and distractors included. A data set without `layout` (what `data_dir` must
+    the images in the folders, junk and distractors included. A data set without `layout` (what `data_dir` must
     hold) needs no `data_dir`. `notice` is shown as a warning on every load.
     """
 

@@ -26,7 +26,7 @@ SIZE = 64
 
 
 def scan(data_dir: None, *, train_per_class: int = 200, test_per_class: int = 50, seed: int = 0) -> Scan:
-    """Six classes of shapes in any colour, size, place and turn; a picture depends on the seed and its number only."""
+    """Six classes of shapes in any colour, size, place and turn; an image depends on the seed and its number only."""
     if data_dir is not None:
         raise ReIDError(f"the data set 'shapes' is drawn and takes no data_dir; got {str(data_dir)!r}: leave it out")
     for name, number in (("train_per_class", train_per_class), ("test_per_class", test_per_class)):
@@ -51,7 +51,7 @@ def _read(root: Path, records: Sequence[Record]) -> Iterator[dict]:
 
 
 def draw_shape(name: str, rng: np.random.Generator) -> Image.Image:
-    """One picture of a shape on a noisy ground, RGB (64, 64)."""
+    """One image of a shape on a noisy ground, RGB (64, 64)."""
     scale = 2  # drawn larger and reduced, so that edges are smooth
     ground, colour = rng.integers(0, 256, (2, 3))
     while np.abs(ground - colour).sum() < 200:

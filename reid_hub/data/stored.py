@@ -1,4 +1,4 @@
-"""Training pictures as a recipe's augmentation wants them kept."""
+"""Training images as a recipe's augmentation wants them kept."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -25,17 +25,17 @@ def training_images(
     resize_shortest: int | None = None,
     on_error: str = "raise",
 ) -> ImageDataset:
-    """A split as the batches that `BatchTransform` makes pictures of `image_size` of.
+    """A split as the batches that `BatchTransform` makes images of `image_size` of.
 
-    Random resized crops are cut out of what is kept: pictures squeezed into 8/7 of the image size (256 for 224), or
-    into the largest picture's size where that is smaller, as CIFAR's. The boxes are drawn in the originals (`sizes`),
-    so crops are those of the published code, exact for small pictures and a little smoother for large ones.
+    Random resized crops are cut out of what is kept: images squeezed into 8/7 of the image size (256 for 224), or
+    into the largest image's size where that is smaller, as CIFAR's. The boxes are drawn in the originals (`sizes`),
+    so crops are those of the published code, exact for small images and a little smoother for large ones.
     `on_error` is that of an `ImageDataset`.
     """
     options: dict[str, Any] = {"interpolation": interpolation, "on_error": on_error}
     if augmentation.resized_area is None:
         return ImageDataset(split, image_size, resize_shortest=resize_shortest, **options)
-    sizes = picture_sizes(split, skip=on_error == "skip")
+    sizes = image_sizes(split, skip=on_error == "skip")
     height, width = (
         min(round(side * 8 / 7), int(largest)) for side, largest in zip(image_size, sizes.max(0), strict=True)
     )
@@ -44,14 +44,14 @@ def training_images(
     return images
 
 
-def picture_sizes(split, skip: bool = False) -> np.ndarray:
-    """Height and width of every picture as it is shown upright, int64 (N, 2); nothing is decoded.
+def image_sizes(split, skip: bool = False) -> np.ndarray:
+    """Height and width of every image as it is shown upright, int64 (N, 2); nothing is decoded.
 
     Args:
-        skip: let a picture that cannot be opened have one pixel.
+        skip: let an image that cannot be opened have one pixel.
 
     Raises:
-        FileNotFoundError, ValueError: if a picture cannot be opened.
+        FileNotFoundError, ValueError: if an image cannot be opened.
     """
     from datasets import Image as ImageFeature
 
@@ -76,5 +76,5 @@ def _size(source: dict | None) -> tuple[int, int]:
             # Pillow says the size of a TIFF as it is shown, of others as it is stored.
             turned = image.format != "TIFF" and turn_upright(image) in _SIDES_EXCHANGED
     except Image.UnidentifiedImageError as error:
-        raise ReIDError(f"{name} is no picture that can be read; remove it or copy it again") from error
+        raise ReIDError(f"{name} is no image that can be read; remove it or copy it again") from error
     return (width, height) if turned else (height, width)

@@ -13,7 +13,7 @@ def scan(data_dir: None, **options) -> Scan:
     if data_dir is not None:
         raise ReIDError(f"the data set 'synthetic' is drawn and takes no data_dir; got {str(data_dir)!r}: leave it out")
     folder = Path(synthetic.__file__).parent
-    # A change of the drawing program must not find the old pictures in the cache.
+    # A change of the drawing program must not find the old images in the cache.
     return Scan(folder, sources=sorted(folder.glob("*.py")), draw=partial(synthetic.synthetic_splits, **options))
 
 

@@ -1,4 +1,4 @@
-"""Views of a person: the whole picture, horizontal bands of it, annotated regions and masks."""
+"""Views of a person: the whole image, horizontal bands of it, annotated regions and masks."""
 
 import hashlib
 import json
@@ -19,24 +19,24 @@ from reid_hub.data.decoding import decode_image
 from reid_hub.errors import ReIDError
 from reid_hub.registry import lookup
 
-# Of a picture, by its path: (top, left, bottom, right) as shares of its sides, or a mask (H, W) of bool of its size.
+# Of an image, by its path: (top, left, bottom, right) as shares of its sides, or a mask (H, W) of bool of its size.
 Region = Callable[[str], Sequence[float] | np.ndarray]
 
 
 @dataclass(frozen=True)
 class View:
-    """A part of a picture, cut out in the picture's own resolution; Factorized Distillation (arXiv:1811.08073), fig. 1.
+    """A part of an image, cut out in the image's own resolution; Factorized Distillation (arXiv:1811.08073), fig. 1.
 
     Attributes:
         name: letters, digits, - and _; none that `torch.nn.ModuleDict` keeps to itself, as "half" or "pop".
-        rows: top and bottom as shares of the height; the view is as wide as the picture.
+        rows: top and bottom as shares of the height; the view is as wide as the image.
         image_size: (height, width) in pixels of what a teacher of this view is shown.
         dim: length of the teacher's embedding.
-        region: in place of the rows, a region of its own for every picture. Of a mask, the view is the bounding box,
+        region: in place of the rows, a region of its own for every image. Of a mask, the view is the bounding box,
             black outside of the mask.
 
     Raises:
-        ValueError: for another name, or rows outside of the picture.
+        ValueError: for another name, or rows outside of the image.
     """
 
     name: str
@@ -59,11 +59,11 @@ class View:
 
     @property
     def whole(self) -> bool:
-        """Whether the view is the picture itself."""
+        """Whether the view is the image itself."""
         return self.region is None and self.rows == (0, 1)
 
     def covers(self, paths: Sequence[str]) -> bool:
-        """Whether there is a region for each of these pictures."""
+        """Whether there is a region for each of these images."""
         try:
             if self.region is not None:
                 for path in paths:
@@ -73,10 +73,10 @@ class View:
         return True
 
     def box(self, size: tuple[int, int], path: str = "") -> tuple[int, int, int, int]:
-        """Top, left, bottom and right in pixels of a picture of (height, width), ends exclusive: round(H * share).
+        """Top, left, bottom and right in pixels of an image of (height, width), ends exclusive: round(H * share).
 
         Raises:
-            ValueError: if there is no pixel in it, or the region does not fit the picture.
+            ValueError: if there is no pixel in it, or the region does not fit the image.
         """
         region = self._region(path)
         if isinstance(region, np.ndarray):
@@ -84,19 +84,19 @@ class View:
                 raise ReIDError(f"the mask of view {self.name!r} must be {tuple(size)} like {path}, got {region.shape}")
             rows, columns = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
             if not len(rows):
-                raise ReIDError(f"the mask of view {self.name!r} is empty for {path}: leave that picture out")
+                raise ReIDError(f"the mask of view {self.name!r} is empty for {path}: leave that image out")
             return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
         sides = (size[0], size[1], size[0], size[1])
         top, left, bottom, right = (round(side * share) for side, share in zip(sides, region, strict=True))
         if top >= bottom or left >= right:
             raise ReIDError(
-                f"image {path} of {size[0]}x{size[1]} pixels is too small for view {self.name!r}: give larger pictures "
+                f"image {path} of {size[0]}x{size[1]} pixels is too small for view {self.name!r}: give larger images "
                 "or another view"
             )
         return top, left, bottom, right
 
     def cut(self, image: Image.Image, path: str = "") -> Image.Image:
-        """The view of one picture, in that picture's resolution.
+        """The view of one image, in that image's resolution.
 
         Raises:
             ValueError: see `box`.
@@ -108,7 +108,7 @@ class View:
         return image.crop((left, top, right, bottom))
 
     def describe(self, paths: Sequence[str] = ()) -> dict[str, Any]:
-        """All that decides what is cut out of these pictures, as plain values."""
+        """All that decides what is cut out of these images, as plain values."""
         if self.region is None:
             return {"name": self.name, "rows": [str(row) for row in self.rows]}
         digest = hashlib.sha256()
@@ -168,7 +168,7 @@ def choose_views(
 
     Args:
         names: a key of `VIEW_SETS`, or names; "Head=0:1/7" is a band of your own.
-        image_size, view_size: (height, width) that teachers of the whole picture and of a part are shown, in place of
+        image_size, view_size: (height, width) that teachers of the whole image and of a part are shown, in place of
             the paper's 256x128 and 224x224.
 
     Raises:
@@ -193,10 +193,10 @@ def _own_band(text: str) -> View:
 
 
 def view_split(split, view: View):
-    """One split of `load_reid_dataset` with the view in place of each picture, cut without loss; the rest as it is.
+    """One split of `load_reid_dataset` with the view in place of each image, cut without loss; the rest as it is.
 
     Raises:
-        ValueError: if a picture is damaged or too small for the view, naming it.
+        ValueError: if an image is damaged or too small for the view, naming it.
     """
     if view.whole:
         return split
@@ -220,7 +220,7 @@ def view_split(split, view: View):
 
 
 class ErasedShares:
-    """How much of each view of a picture a box covers; Factorized Distillation's 40 % rule asks that.
+    """How much of each view of an image a box covers; Factorized Distillation's 40 % rule asks that.
 
     Args:
         paths: (N,) of the data set, by the batch's `indices`.

@@ -1,4 +1,4 @@
-"""From embeddings to numbers and pictures; each name is imported when it is first used."""
+"""From embeddings to numbers and images; each name is imported when it is first used."""
 
 from importlib import import_module
 

@@ -1,4 +1,4 @@
-"""Accuracy of a classifier on a split of pictures."""
+"""Accuracy of a classifier on a split of images."""
 
 from collections.abc import Sequence
 
@@ -27,18 +27,18 @@ def classify(
 
 
 def topk_accuracy(logits: np.ndarray, labels: np.ndarray, ks: Sequence[int] = (1, 5)) -> dict[str, float]:
-    """Share of pictures whose class is among the k first, as "topK"; of equal logits the lower class comes first.
+    """Share of images whose class is among the k first, as "topK"; of equal logits the lower class comes first.
 
     Args:
         logits: (N, C).
         labels: (N,) in 0 .. C - 1.
 
     Raises:
-        ValueError: without pictures, or for a label that is none of the classes.
+        ValueError: without images, or for a label that is none of the classes.
     """
     labels = np.asarray(labels)
     if not len(labels) or labels.min() < 0 or labels.max() >= logits.shape[1]:
-        raise ReIDError(f"labels must be of 0..{logits.shape[1] - 1}, one for each picture, got {np.unique(labels)}")
+        raise ReIDError(f"labels must be of 0..{logits.shape[1] - 1}, one for each image, got {np.unique(labels)}")
     own = np.take_along_axis(logits, labels[:, None], axis=1)
     before = (logits > own) | ((logits == own) & (np.arange(logits.shape[1]) < labels[:, None]))
     rank = before.sum(axis=1)

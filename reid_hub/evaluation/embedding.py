@@ -1,4 +1,4 @@
-"""A split of pictures to embeddings, on one process or shared between several."""
+"""A split of images to embeddings, on one process or shared between several."""
 
 import os
 from collections.abc import Callable
@@ -35,19 +35,19 @@ def embed(
     retrieve: str | None = None,
     progress: bool = True,
 ) -> Embedded:
-    """Embed every picture of a split on the model's device, in evaluation mode; the vectors are not normalised.
+    """Embed every image of a split on the model's device, in evaluation mode; the vectors are not normalised.
 
     Under `accelerate launch` each process embeds one contiguous share, and all of them get the whole result. The
     model is left in the mode in which it was found.
 
     Args:
         split: one split of `load_reid_dataset`, or an `ImageDataset` of the model's image size.
-        flip: average the embeddings of a picture and of its mirror image.
+        flip: average the embeddings of an image and of its mirror image.
         quantized: False gives what a model with a quantiser makes its codes of.
         retrieve: which vector, "neck" or "features" (default: the one in the model's configuration).
 
     Raises:
-        ValueError: if the sizes do not fit, or the model gives NaN or Inf; the message names the pictures.
+        ValueError: if the sizes do not fit, or the model gives NaN or Inf; the message names the images.
     """
     images = open_images(split, model.config, progress)
     embeddings = forward_all(
@@ -72,12 +72,12 @@ def forward_all(
     progress: bool,
     what: str,
 ) -> np.ndarray:
-    """What `forward`, (B, 3, H, W) -> (B, dim), makes of every picture, normalised for the model: (N, dim) float32.
+    """What `forward`, (B, 3, H, W) -> (B, dim), makes of every image, normalised for the model: (N, dim) float32.
 
     Shared between the processes, in evaluation mode, as in `embed`.
 
     Raises:
-        ValueError: for a batch size below 1, or if something is NaN or Inf; the message names the pictures.
+        ValueError: for a batch size below 1, or if something is NaN or Inf; the message names the images.
     """
     if batch_size < 1:
         raise ReIDError(f"batch_size must be at least 1, got {batch_size}")
@@ -96,14 +96,14 @@ def forward_all(
             pixels = transform(batch["pixel_values"].to(model.device)).to(model.dtype)
             vectors[start : start + len(pixels)] = forward(pixels)
             bar.update(len(pixels))
-    # Only the last shares can be short, so what they lack lies behind the last picture.
+    # Only the last shares can be short, so what they lack lies behind the last image.
     embeddings = _gather(vectors)[: len(images)].numpy()
     _refuse_non_finite(embeddings, images)
     return embeddings
 
 
 def open_images(split, config: ReIDConfig, progress: bool = True) -> ImageDataset:
-    """A split, or an `ImageDataset`, as the pictures that a model of this configuration wants.
+    """A split, or an `ImageDataset`, as the images that a model of this configuration wants.
 
     Raises:
         ValueError: for an `ImageDataset` of another size.

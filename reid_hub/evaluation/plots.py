@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: rank lists, CMC curves, a map of the embeddings."""
+"""Plots of an evaluation: rank lists, CMC curves, a map of the embeddings."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -86,11 +86,11 @@ def plot_rank_lists(
 
 
 def plot_answers(path: str | Path, queries: Sequence, answers: Sequence[Sequence], captions: Sequence[Sequence[str]]):
-    """Draw one row per query: the query and the pictures that a search has found, nearest first; returns the path.
+    """Draw one row per query: the query and the images that a search has found, nearest first; returns the path.
 
     Args:
-        queries: Q pictures (PIL image, uint8 array (H, W, 3) or path).
-        answers, captions: for each query its K pictures, and what to write under each.
+        queries: Q images (PIL image, uint8 array (H, W, 3) or path).
+        answers, captions: for each query its K images, and what to write under each.
     """
     rows = []
     for query, found, texts in zip(queries, answers, captions, strict=True):
@@ -100,32 +100,30 @@ def plot_answers(path: str | Path, queries: Sequence, answers: Sequence[Sequence
 
 
 def plot_attention(path: str | Path, images: Sequence, maps: Mapping[str, np.ndarray]) -> Path:
-    """Draw one row per picture: the picture, and over it each map, from dark (its least) to bright (its most).
+    """Draw one row per image: the image, and over it each map, from dark (its least) to bright (its most).
 
     Args:
-        images: N pictures (PIL image, uint8 array (H, W, 3) or path).
-        maps: by name, (N, h, w) of numbers that are not negative, stretched to the pictures.
+        images: N images (PIL image, uint8 array (H, W, 3) or path).
+        maps: by name, (N, h, w) of numbers that are not negative, stretched to the images.
 
     Raises:
-        ValueError: if there is not one map for each picture.
+        ValueError: if there is not one map for each image.
     """
     import matplotlib
 
     wrong = [name for name, values in maps.items() if np.ndim(values) != 3 or len(values) != len(images)]
     if wrong or not maps:
-        raise ReIDError(
-            f"each map must be (N, h, w) for {len(images)} pictures; wrong: {', '.join(wrong) or 'no maps'}"
-        )
+        raise ReIDError(f"each map must be (N, h, w) for {len(images)} images; wrong: {', '.join(wrong) or 'no maps'}")
     colours, rows = matplotlib.colormaps["inferno"], []
     for number, image in enumerate(images):
-        picture, overlays = _image(image), []
+        base, overlays = _image(image), []
         for name, values in maps.items():
             heat = np.asarray(values[number], np.float32)
             heat = (heat - heat.min()) / max(float(np.ptp(heat)), 1e-12)
-            heat = np.asarray(Image.fromarray(heat).resize(picture.size, Image.Resampling.BICUBIC)).clip(0, 1)
+            heat = np.asarray(Image.fromarray(heat).resize(base.size, Image.Resampling.BICUBIC)).clip(0, 1)
             bright = 255 * colours(heat)[..., :3]
-            overlays.append(((0.4 * np.asarray(picture) + 0.6 * bright).astype(np.uint8), FOUND, "", name))
-        rows.append(((picture, QUERY, "", "picture"), overlays))
+            overlays.append(((0.4 * np.asarray(base) + 0.6 * bright).astype(np.uint8), FOUND, "", name))
+        rows.append(((base, QUERY, "", "image"), overlays))
     return _draw_rows(path, rows, len(maps))
 
 
@@ -136,7 +134,7 @@ def plot_cmc(path: str | Path, results: Mapping[str, RetrievalResults]) -> Path:
         ValueError: if there is no result, or more than can be told apart.
     """
     if not 1 <= len(results) <= len(COLOURS):
-        raise ReIDError(f"between 1 and {len(COLOURS)} curves fit into a picture, got {len(results)}")
+        raise ReIDError(f"between 1 and {len(COLOURS)} curves fit into a plot, got {len(results)}")
     with saved_figure(path, (5.2, 3.6)) as figure:
         axes = figure.add_subplot()
         for number, (name, result) in enumerate(results.items()):

@@ -10,8 +10,8 @@ import numpy as np
 import torch.distributed as dist
 
 from reid_hub.data.images import ImageDataset
-from reid_hub.data.pictures import draw_pictures
 from reid_hub.data.stored import training_images
+from reid_hub.data.unlabelled import draw_rows
 from reid_hub.errors import ReIDError
 from reid_hub.evaluation import (
     ClassificationEvaluation,
@@ -125,7 +125,7 @@ class Classify(TrainingRun[ClassifySettings]):
         if classes.per_class is None:
             rows = draw_images(images.pids, classes.keep, seed)
         else:
-            rows = draw_pictures(len(images), images.pids, per_class=classes.per_class, seed=seed)
+            rows = draw_rows(len(images), images.pids, per_class=classes.per_class, seed=seed)
         subset = TrainingSubset(images, rows)
         absent = sorted(set(range(model.num_labels)) - set(subset.identities.tolist()))
         if absent or len(subset.identities) != model.num_labels:

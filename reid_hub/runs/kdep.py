@@ -13,8 +13,8 @@ import torch
 from reid_hub.data import load_reid_dataset
 from reid_hub.data.describe import digest_sample
 from reid_hub.data.images import ImageDataset
-from reid_hub.data.pictures import load_pictures
 from reid_hub.data.stored import training_images
+from reid_hub.data.unlabelled import load_images
 from reid_hub.errors import ReIDError
 from reid_hub.evaluation import DatasetInfo, Pretraining, Results, TrainingInfo, measure_cost
 from reid_hub.hub.card import write_card
@@ -55,7 +55,7 @@ logger = get_logger(__name__)
 
 @dataclass(frozen=True)
 class ImageArguments(Part):
-    """Which images, whose labels are not used; what cannot be read is left out and counted. See `load_pictures`."""
+    """Which images, whose labels are not used; what cannot be read is left out and counted. See `load_images`."""
 
     split: str = option("train", "Part of the data set.")
     share: float = option(1.0, "Share of the images, drawn by the seed.")
@@ -380,7 +380,7 @@ def _check_batch(settings: BasisSettings, recipe: Recipe, images: ImageDataset) 
 def _crops(settings: BasisSettings, recipe: Recipe, config: ReIDConfig, teacher: TappedTeacher) -> Crops:
     """The images as the student of this configuration will see them."""
     data, chosen, seed = settings.data, settings.images, settings.recipe.seed
-    found = load_pictures(
+    found = load_images(
         data.data,
         data.data_dir,
         split=chosen.split,

@@ -25,7 +25,7 @@ PRINCIPAL_COLOURS = [
 
 
 def photos(count, size, seed=0):
-    """Smooth random pictures, uint8 (count, 3, H, W)."""
+    """Smooth random images, uint8 (count, 3, H, W)."""
     random = np.random.default_rng(seed)
     small = [Image.fromarray(random.integers(0, 256, (6, 4, 3), dtype=np.uint8)) for _ in range(count)]
     return torch.stack([TF.pil_to_tensor(image.resize(size[::-1], Image.Resampling.BICUBIC)) for image in small])
@@ -321,7 +321,7 @@ def test_illegal_batches_are_refused():
 
 @pytest.mark.parametrize("size", [(40, 60), (9, 100), (100, 9), (3, 4)])
 def test_crops_are_distributed_as_torchvisions(size):
-    """Also of pictures so long that mostly no candidate fits."""
+    """Also of images so long that mostly no candidate fits."""
     options, count = replace(OFF, resized_area=(0.08, 1)), 4000
     sizes = torch.tensor(size).expand(count, 2)
     draws = Draws(torch.arange(count), 0, 0, 300)
@@ -329,8 +329,8 @@ def test_crops_are_distributed_as_torchvisions(size):
     numbers = (slice(CROP_AREAS, CROP_AREAS + 10), slice(CROP_ASPECTS, CROP_ASPECTS + 10), CROP_TOP, CROP_LEFT)
     ours = draw_crops(draws, sizes, options, table, numbers).numpy()
     torch.manual_seed(0)
-    picture = torch.empty(3, *size)
-    theirs = np.array([RandomResizedCrop.get_params(picture, (0.08, 1), (3 / 4, 4 / 3)) for _ in range(count)])
+    image = torch.empty(3, *size)
+    theirs = np.array([RandomResizedCrop.get_params(image, (0.08, 1), (3 / 4, 4 / 3)) for _ in range(count)])
     for column in range(4):
         values = np.union1d(ours[:, column], theirs[:, column])
         counts = np.array([[(boxes[:, column] == v).sum() for v in values] for boxes in (ours, theirs)])
@@ -338,7 +338,7 @@ def test_crops_are_distributed_as_torchvisions(size):
         assert counts.shape[1] == 1 or stats.chi2_contingency(counts).pvalue > 1e-4
 
 
-def test_squeezed_pictures_are_cropped_by_the_proportions_of_the_originals():
+def test_squeezed_images_are_cropped_by_the_proportions_of_the_originals():
     """A linear ramp survives any resizing away from its ends, so positions can be read off the crop."""
     ramp = torch.linspace(0, 255, 200)
     wide = Image.fromarray(ramp.byte().numpy()[None].repeat(50, 0)).convert("RGB")  # 50 x 200
@@ -355,7 +355,7 @@ def test_squeezed_pictures_are_cropped_by_the_proportions_of_the_originals():
         assert direct.max() - direct.min() > 0.1
 
 
-def test_a_picture_of_one_colour_keeps_it():
+def test_an_image_of_one_colour_keeps_it():
     pixels = torch.full((8, 3, 5, 7), 100, dtype=torch.uint8)
     options = replace(OFF, resized_area=(0.08, 1))
     x = BatchTransform(options, (0, 0, 0), (1, 1, 1), (19, 13))(pixels, torch.arange(8), seed=0, step=0)

@@ -8,7 +8,7 @@ import pytest
 from reid_hub.data.hub_classes import as_classes
 from reid_hub.data.loading import load_reid_dataset
 
-from .pictures import colour, write_all
+from .image_files import colour, write_all
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is not the official data set")
 
@@ -22,7 +22,7 @@ def load(tmp_path):
 
 
 def rows(split, numbers: dict[str, int]) -> list[tuple[str, str]]:
-    """(name of the picture by its colour, name of its class) of every row."""
+    """(name of the image by its colour, name of its class) of every row."""
     names = {colour(number): name for name, number in numbers.items()}
     classes = split.features["label"].names
     return [(names[row["image"].getpixel((0, 0))], classes[row["label"]]) for row in split]
@@ -68,7 +68,7 @@ def test_cifar10_as_it_comes(tmp_path, load):
     assert list(splits["train"]["label"]) == [1, 0, 2, 0, 0, 0, 1, 0, 2, 0]
     assert list(splits["test"]["label"]) == [2, 1, 1]
     assert splits["test"].features["label"].names == ["ape", "bee", "cat"]
-    flat = pixels(2, 4)[1]  # the second picture of the fourth file
+    flat = pixels(2, 4)[1]  # the second image of the fourth file
     for y, x in ((0, 0), (0, 31), (17, 4)):
         expected = tuple(int(flat[1024 * channel + 32 * y + x]) for channel in range(3))
         assert splits["train"][7]["image"].getpixel((x, y)) == expected
@@ -107,7 +107,7 @@ def test_caltech256_trains_on_the_first_of_every_class(tmp_path, load):
     for count in (0, 2.5, "2"):
         with pytest.raises(ValueError, match=f"train_per_class must be a number, at least 1, got {count!r}"):
             load("caltech256", tmp_path, train_per_class=count)
-    with pytest.raises(ValueError, match="more than 63 pictures, so none is left to test on"):
+    with pytest.raises(ValueError, match="more than 63 images, so none is left to test on"):
         load("caltech256", tmp_path, train_per_class=63)
 
 
@@ -151,7 +151,7 @@ def test_cub200_by_its_lists(tmp_path, load):
             load("cub200", tmp_path)
         (root / name).write_text(before)
     (root / "train_test_split.txt").write_text("1 0\n2 1\n")
-    with pytest.raises(ValueError, match="do not number the same pictures"):
+    with pytest.raises(ValueError, match="do not number the same images"):
         load("cub200", tmp_path)
     (root / "train_test_split.txt").write_text("one\n")
     with pytest.raises(ValueError, match="must hold lines like '1 value'"):
@@ -163,10 +163,10 @@ def test_sets_of_the_hub_are_told_by_their_columns():
 
     classes = {name: datasets.ClassLabel(names=["x", "y"]) for name in ("fine_label", "coarse_label")}
     features = datasets.Features({"img": datasets.Image(), **classes, "id": datasets.Value("int64")})
-    picture = np.zeros((2, 2, 3), np.uint8)
+    image = np.zeros((2, 2, 3), np.uint8)
 
     def made(labels):
-        columns = {"img": [picture] * len(labels), "fine_label": labels, "coarse_label": [0] * len(labels)}
+        columns = {"img": [image] * len(labels), "fine_label": labels, "coarse_label": [0] * len(labels)}
         return datasets.Dataset.from_dict({**columns, "id": list(range(len(labels)))}, features=features)
 
     splits = datasets.DatasetDict({"train": made([1, 0]), "validation": made([1]), "extra": made([0])})

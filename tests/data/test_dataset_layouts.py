@@ -12,7 +12,7 @@ from scipy.io import savemat
 
 from reid_hub.data.loading import load_reid_dataset
 
-from .pictures import colour, rows, write_all, write_market, write_picture
+from .image_files import colour, rows, write_all, write_image, write_market
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is not the official data set", "ignore:DukeMTMC-reID was withdrawn")
 
@@ -25,7 +25,7 @@ def load(tmp_path):
     return load
 
 
-def assert_pictures(splits, numbers: dict[str, int], prefix: str = "") -> None:
+def assert_images(splits, numbers: dict[str, int], prefix: str = "") -> None:
     for split in splits.values():
         for row in split:
             assert row["image"].getpixel((0, 0)) == colour(numbers[prefix + row["path"]]), row["path"]
@@ -47,7 +47,7 @@ def test_market1501(tmp_path, load, below):
         ("bounding_box_test/0003_c5s1_000401_03.jpg", 3, 4),
         ("bounding_box_test/0005_c1s1_000401_03.jpg", 5, 0),
     ]
-    assert_pictures(splits, numbers)
+    assert_images(splits, numbers)
     assert {name: feature.dtype for name, feature in splits["train"].features.items()} == {
         "image": "PIL.Image.Image",
         "pid": "int64",
@@ -80,7 +80,7 @@ def test_dukemtmc(tmp_path, load):
     assert rows(splits["train"]) == [(names[0], 0, 1), (names[1], 1, 7)]
     assert rows(splits["query"]) == [(names[2], 5, 1)]
     assert rows(splits["gallery"]) == [(names[3], 5, 0), (names[4], 7140, 6)]
-    assert_pictures(splits, numbers)
+    assert_images(splits, numbers)
 
 
 @pytest.mark.parametrize(("boxes", "folder"), [("detected", "detected"), ("labelled", "labeled")])
@@ -89,7 +89,7 @@ def test_cuhk03_np_folders(tmp_path, load, boxes, folder):
     names.append("bounding_box_test/0002_c2_6.png")
     for kind, shift in (("detected", 0), ("labeled", 100)):
         for number, name in enumerate(names):
-            write_picture(tmp_path / "cuhk03-np" / kind / name, shift + number)
+            write_image(tmp_path / "cuhk03-np" / kind / name, shift + number)
     splits = load("cuhk03", tmp_path, boxes=boxes)
     assert rows(splits["train"]) == [
         ("bounding_box_train/0003_c1_1.png", 0, 0),
@@ -115,7 +115,7 @@ def test_cuhk03_torchreid_lists(tmp_path, load):
     assert rows(splits["train"]) == [(names[0], 0, 0), (names[1], 0, 1), (names[2], 1, 0)]
     assert rows(splits["query"]) == [(names[3], 1003, 0)]
     assert rows(splits["gallery"]) == [(names[4], 1003, 1)]
-    assert_pictures(splits, numbers)
+    assert_images(splits, numbers)
     (tmp_path / "splits_new_labeled.json").write_text(json.dumps([{"train": []}]))
     with pytest.raises(ValueError, match=r"splits_new_labeled\.json is not a split list.*'query'"):
         load("cuhk03", tmp_path, boxes="labelled")
@@ -159,7 +159,7 @@ def test_msmt17_versions(tmp_path, load, write_msmt17, below, train, test):
         (f"{test}/0001/0001_000_02_0303morning_0015_0.jpg", 1, 1),
     ]
     assert [row[1:] for row in rows(splits["gallery"])] == [(0, 2), (1, 3)]
-    assert_pictures(splits, numbers)
+    assert_images(splits, numbers)
     merged = load("msmt17", tmp_path, merge_val=True)
     assert rows(merged["train"])[-1] == (f"{train}/0000/0000_001_05_0303morning_0015_1.jpg", 0, 4)
     assert merged["train"].num_rows == 3
@@ -279,7 +279,7 @@ def test_prai1581(tmp_path, load, arrays):
     assert rows(splits["train"]) == [(names[0], 0, 0), (names[1], 0, 1), (names[2], 1, 1)]
     assert rows(splits["query"]) == [(names[3], 4, 0), (names[6], 5, 1)]
     assert rows(splits["gallery"]) == [(names[4], 4, 1), (names[5], 5, 0)]
-    assert_pictures(splits, numbers)
+    assert_images(splits, numbers)
 
 
 class Evil:
@@ -305,7 +305,7 @@ def test_luperson_folder(tmp_path, load):
     numbers = write_all(tmp_path / "lup", ["a/1.jpg", "a/deep/2.png", "b/1.jpg"])
     splits = load("luperson", tmp_path / "lup")
     assert rows(splits["train"]) == [("a/1.jpg", -1, -1), ("a/deep/2.png", -1, -1), ("b/1.jpg", -1, -1)]
-    assert_pictures(splits, numbers)
+    assert_images(splits, numbers)
 
 
 @pytest.mark.parametrize("below", ["", "lmdb"])
@@ -320,7 +320,7 @@ def test_luperson_lmdb(tmp_path, load, below):
         transaction.put(b"__len__", b"300")
     splits = load("luperson", tmp_path / "lup")
     assert rows(splits["train"]) == [(name, -1, -1) for name in sorted(numbers)]
-    assert_pictures(splits, numbers)
+    assert_images(splits, numbers)
     stream = load("luperson", tmp_path / "lup", streaming=True)["train"]
     pairs = list(zip(stream, stream, strict=True))  # two readers of one LMDB at a time
     assert [(a["path"], b["path"]) for a, b in pairs] == [(name, name) for name in sorted(numbers)]
@@ -333,13 +333,13 @@ def test_market_duke(tmp_path, load):
     numbers = {f"Market-1501-v15.09.15/{n}": i for n, i in write_market(tmp_path / "Market-1501-v15.09.15").items()}
     duke = ["bounding_box_train/0002_c1_f1.jpg", "query/0003_c2_f1.jpg", "bounding_box_test/0003_c8_f1.jpg"]
     for number, name in enumerate(duke, start=50):
-        write_picture(tmp_path / "DukeMTMC-reID" / name, number)
+        write_image(tmp_path / "DukeMTMC-reID" / name, number)
         numbers[f"DukeMTMC-reID/{name}"] = number
     splits = load("market_duke", tmp_path)
     # Person 2 of Market-1501 and person 2 of DukeMTMC-reID are different people under different cameras.
     assert [row[1:] for row in rows(splits["train"])] == [(0, 0), (0, 1), (1, 5), (2, 2), (3, 6)]
     assert [row[1:] for row in rows(splits["query"])] == [(3, 0), (5, 1)]
-    assert_pictures(splits, numbers)
+    assert_images(splits, numbers)
     duke_only = load("market_duke", tmp_path, test="dukemtmc")
     assert rows(duke_only["query"]) == [("DukeMTMC-reID/query/0003_c2_f1.jpg", 10_003, 7)]
     both = load("market_duke", tmp_path, test="both")
@@ -360,7 +360,7 @@ def test_image_folder_with_splits_and_cameras(tmp_path, load):
     assert rows(splits["train"]) == [(names[0], 0, 0), (names[1], 1, 1)]
     assert rows(splits["query"]) == [(names[2], 3, 0)]
     assert rows(splits["gallery"]) == [(names[3], 3, 1), (names[4], 4, 0)]
-    assert_pictures(splits, numbers)
+    assert_images(splits, numbers)
     without = load("image_folder", tmp_path)
     assert {camid for split in without.values() for camid in split["camid"]} == {-1}
 
@@ -382,7 +382,7 @@ def test_image_folder_split_by_identity(tmp_path, load):
     person = {name: {path.split("/")[0] for path in splits[name]["path"]} for name in splits}
     assert len(person["train"]) == 5
     assert not person["train"] & (person["query"] | person["gallery"])
-    assert sorted(p for split in splits.values() for p in split["path"]) == sorted(names)  # each picture once
+    assert sorted(p for split in splits.values() for p in split["path"]) == sorted(names)  # each image once
     assert sorted(set(splits["train"]["pid"])) == list(range(5))
     per_camera = Counter((path.split("/")[0], camid) for path, _, camid in rows(splits["query"]))
     assert set(per_camera.values()) == {1}
@@ -403,7 +403,7 @@ def test_image_folder_without_cameras_has_one_query_per_test_person(tmp_path, lo
     assert len(set(splits["query"]["pid"])) == 3
 
 
-def test_two_pictures_of_two_cameras_are_one_query_and_its_match(tmp_path, load):
+def test_two_images_of_two_cameras_are_one_query_and_its_match(tmp_path, load):
     write_all(tmp_path, [f"{person}/c{camera}.jpg" for person in "abcd" for camera in (1, 2)])
     splits = load("image_folder", tmp_path, camera=r"c(\d)")
     assert sorted(splits["query"]["pid"]) == sorted(splits["gallery"]["pid"])
@@ -420,7 +420,7 @@ def test_csv_with_cameras_and_splits(tmp_path, load):
     assert rows(splits["train"]) == [("a.jpg", 1, 3), ("b.jpg", 0, 0)]
     assert rows(splits["query"]) == [("sub/c.jpg", 9, 1)]
     assert rows(splits["gallery"]) == [("sub/d.jpg", 9, -1)]
-    assert_pictures(splits, numbers)
+    assert_images(splits, numbers)
 
 
 def test_csv_with_names_and_without_splits(tmp_path, load):
@@ -439,12 +439,12 @@ def test_csv_with_names_and_without_splits(tmp_path, load):
     [
         ("path,person\na.jpg,1\n", r"must have the columns path, pid"),
         ("path,pid,colour\na.jpg,1,red\n", r"may have camid, split; got \['path', 'pid', 'colour'\]"),
-        ("path,pid\n", "lists no pictures"),
+        ("path,pid\n", "lists no images"),
         ("path,pid\na.jpg,\n", "line 2: path and pid must not be empty"),
         ("path,pid,split\na.jpg,1,test\n", "line 2: split must be train, query or gallery, got 'test'"),
         ("path,pid,split\na.jpg,1,query\n", "lacks rows with split gallery"),
         ("path,pid\n../outside.jpg,1\n", "would lie outside"),
-        ("path,pid,split\ngone.jpg,1,train\na.jpg,2,train\n", r"1 listed pictures are not in .*: gone\.jpg"),
+        ("path,pid,split\ngone.jpg,1,train\na.jpg,2,train\n", r"1 listed images are not in .*: gone\.jpg"),
     ],
 )
 def test_csv_says_what_is_wrong(tmp_path, load, text, message):

@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 from reid_hub.data import decoding
 from reid_hub.data.decoding import check_images, decode_image, to_rgb
 
-from .pictures import DAMAGED_EXIF
+from .image_files import DAMAGED_EXIF
 
 
 def encoded(image, format="PNG", **options) -> bytes:
@@ -53,7 +53,7 @@ def test_every_orientation_is_turned_as_pillow_does(format, gradient):
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
 @pytest.mark.parametrize("damage", DAMAGED_EXIF)
-def test_a_damaged_exif_block_costs_no_picture(format, damage, gradient):
+def test_a_damaged_exif_block_costs_no_image(format, damage, gradient):
     """It is turned where its orientation can be read."""
     exif, orientation = DAMAGED_EXIF[damage]
     data = encoded(Image.fromarray(gradient), format, exif=exif)
@@ -62,7 +62,7 @@ def test_a_damaged_exif_block_costs_no_picture(format, damage, gradient):
     np.testing.assert_array_equal(np.asarray(decode_image(data)), expected)
 
 
-def test_whatever_pillow_stumbles_over_is_an_error_that_names_the_picture(gradient):
+def test_whatever_pillow_stumbles_over_is_an_error_that_names_the_image(gradient):
     """A TIFF that says that its pixels start at a text."""
     data = encoded(Image.fromarray(gradient), "TIFF")
     start = struct.pack("<HHI", 273, 4, 1)
@@ -85,7 +85,7 @@ def test_integers_are_read_as_sixteen_bit_and_larger_ones_refused():
         to_rgb(Image.fromarray(np.array([[0, 70000]], dtype=np.int32)))
 
 
-def test_float_pictures_are_refused():
+def test_float_images_are_refused():
     with pytest.raises(ValueError, match=r"p\.tif.*unknown range.*8-bit"):
         decode_image(encoded(Image.fromarray(np.zeros((2, 2), np.float32)), "TIFF"), name="p.tif")
 
@@ -132,7 +132,7 @@ def test_empty_missing_and_foreign_files_are_told_apart(tmp_path):
         decode_image(tmp_path / "empty.jpg")
     with pytest.raises(ValueError, match=r"some/key is empty"):
         decode_image(b"", name="some/key")
-    with pytest.raises(ValueError, match=r"text\.jpg is not a picture"):
+    with pytest.raises(ValueError, match=r"text\.jpg is not an image"):
         decode_image(tmp_path / "text.jpg")
     for null in (None, {"bytes": None, "path": None}):
         with pytest.raises(ValueError, match=r"image row 7 is null.*remove its row"):
@@ -152,13 +152,13 @@ def test_large_jpegs_are_decoded_smaller_and_others_whole(gradient, monkeypatch)
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("limit", [24 * 16 - 1, 24 * 16 // 4])  # Pillow warns above its limit and raises above twice it
-def test_pictures_above_the_bomb_limit_are_refused(limit, gradient, monkeypatch):
+def test_images_above_the_bomb_limit_are_refused(limit, gradient, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     with pytest.raises(ValueError, match=r"big\.png .*reduce it first"):
         decode_image(encoded(Image.fromarray(gradient)), name="big.png")
 
 
-def test_check_images_names_every_damaged_picture(tmp_path, gradient):
+def test_check_images_names_every_damaged_image(tmp_path, gradient):
     from datasets import Dataset
     from datasets import Image as ImageFeature
 

@@ -36,13 +36,13 @@ def test_a_small_set_counted_by_hand():
     assert report["camera_note"] is None
 
 
-def test_without_cameras_every_other_picture_of_the_person_is_a_match():
+def test_without_cameras_every_other_image_of_the_person_is_a_match():
     splits = {"query": split([3, 4, 5], [-1, -1, -1]), "gallery": split([3, 3, 9, 5], [-1, -1, -1, 2])}
     report = describe_splits(splits)
     assert report["queries_without_true_match"] == 1
     assert report["gallery"]["cameras"] == 1
     assert report["query"]["single_camera_ids"] == 0
-    assert report["camera_note"].startswith("6 of 7 test pictures do not have a camera id")
+    assert report["camera_note"].startswith("6 of 7 test images do not have a camera id")
 
 
 def test_the_camera_note_says_what_is_missing():
@@ -50,7 +50,7 @@ def test_the_camera_note_says_what_is_missing():
     assert camera_note({"query": known, "gallery": known}) is None
     assert camera_note({"train": unknown}) is None
     note = camera_note({"query": unknown, "gallery": unknown})
-    assert note.startswith("No test picture has a camera id")
+    assert note.startswith("No test image has a camera id")
     assert "higher" in note
 
 

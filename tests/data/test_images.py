@@ -20,7 +20,7 @@ from torchvision import transforms
 from reid_hub.data.augmentation_options import Augmentation
 from reid_hub.data.images import ImageDataset
 from reid_hub.data.samplers import IdentitySampler
-from reid_hub.data.stored import picture_sizes, training_images
+from reid_hub.data.stored import image_sizes, training_images
 
 SIZE = (24, 12)
 
@@ -35,7 +35,7 @@ def encoded(number, image_format="JPEG"):
 
 
 def split(folder, count=10, embedded=False, broken=None):
-    """A split of `count` small pictures as files, or inside of the table; `broken` {row: bytes} replaces some."""
+    """A split of `count` small images as files, or inside of the table; `broken` {row: bytes} replaces some."""
     folder.mkdir(exist_ok=True)
     images = [(broken or {}).get(row, encoded(row, ("JPEG", "PNG")[row % 2])) for row in range(count)]
     paths = [str(folder / f"{row:03d}.img") for row in range(count)]
@@ -184,7 +184,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(make, tmp_path, monkeypatch)
         make(dataset)
 
 
-BROKEN = {2: b"", 5: encoded(4)[:200], 8: b"not a picture"}
+BROKEN = {2: b"", 5: encoded(4)[:200], 8: b"not an image"}
 
 
 @pytest.mark.parametrize("max_bytes", [1 << 30, 0], ids=["stored", "on the fly"])
@@ -269,13 +269,13 @@ def test_wrong_arguments_are_refused(make, tmp_path):
 
 
 def test_shorter_side_and_centre_as_torchvision(tmp_path, monkeypatch):
-    """And pictures kept for crops: their sizes as they are shown, and no larger than the largest of them."""
+    """And images kept for crops: their sizes as they are shown, and no larger than the largest of them."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    pictures = [Image.effect_noise(size, 90).convert("RGB") for size in ((31, 45), (45, 30), (64, 17))]
-    for number, picture in enumerate(pictures):
+    originals = [Image.effect_noise(size, 90).convert("RGB") for size in ((31, 45), (45, 30), (64, 17))]
+    for number, original in enumerate(originals):
         exif = Image.Exif()
         exif[0x0112] = 6 if number == 2 else 1  # the last one is shown turned, 17 wide and 64 high
-        picture.save(tmp_path / f"{number}.png", exif=exif)
+        original.save(tmp_path / f"{number}.png", exif=exif)
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
     paths = [str(tmp_path / f"{number}.png") for number in range(3)]
     split = datasets.Dataset.from_dict({"image": paths, "label": [1, 0, 1]}, features=features)
@@ -283,13 +283,13 @@ def test_shorter_side_and_centre_as_torchvision(tmp_path, monkeypatch):
     assert images.pids.tolist() == [1, 0, 1]
     assert images.camids.tolist() == [-1, -1, -1]
     transform = transforms.Compose([transforms.Resize(17), transforms.CenterCrop((16, 12)), transforms.PILToTensor()])
-    shown = [pictures[0], pictures[1], pictures[2].transpose(Image.Transpose.ROTATE_270)]
-    for row, picture in enumerate(shown):
-        assert torch.equal(images[row]["pixel_values"], transform(picture))
-    assert picture_sizes(split).tolist() == [[45, 31], [30, 45], [64, 17]]
-    pictures[2].save(tmp_path / "turned.tif", exif=exif)  # whose size Pillow says as it is shown
+    shown = [originals[0], originals[1], originals[2].transpose(Image.Transpose.ROTATE_270)]
+    for row, original in enumerate(shown):
+        assert torch.equal(images[row]["pixel_values"], transform(original))
+    assert image_sizes(split).tolist() == [[45, 31], [30, 45], [64, 17]]
+    originals[2].save(tmp_path / "turned.tif", exif=exif)  # whose size Pillow says as it is shown
     tiff = datasets.Dataset.from_dict({"image": [str(tmp_path / "turned.tif")]})
-    assert picture_sizes(tiff.cast_column("image", datasets.Image())).tolist() == [[64, 17]]
+    assert image_sizes(tiff.cast_column("image", datasets.Image())).tolist() == [[64, 17]]
     options = Augmentation(resized_area=(0.08, 1), pad=0)
     for size, kept in (((28, 28), (32, 32)), ((224, 35), (64, 40))):
         crops = training_images(split, size, options)

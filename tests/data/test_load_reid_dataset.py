@@ -14,7 +14,7 @@ from reid_hub.data.datasets import DATASETS
 from reid_hub.data.loading import load_reid_dataset
 from reid_hub.data.records import Counts
 
-from .pictures import colour, rows, write_all, write_market, write_picture
+from .image_files import colour, rows, write_all, write_image, write_market
 
 unofficial = pytest.mark.filterwarnings("ignore:.*is not the official data set")
 
@@ -50,13 +50,13 @@ def test_the_cache_is_reused_and_built_again_when_a_file_changes(market, tmp_pat
 
     first = load()
     assert arrow_files(load()) == arrow_files(first)
-    picture = market / "query" / "0003_c1s1_000001_00.jpg"
-    write_picture(picture, 999)
-    os.utime(picture, ns=(1, picture.stat().st_mtime_ns + 1))
+    file = market / "query" / "0003_c1s1_000001_00.jpg"
+    write_image(file, 999)
+    os.utime(file, ns=(1, file.stat().st_mtime_ns + 1))
     changed = load()
     assert not arrow_files(changed).keys() & arrow_files(first).keys()
     assert changed["query"][0]["image"].getpixel((0, 0)) == colour(999)
-    picture.unlink()
+    file.unlink()
     assert load()["query"].num_rows == 1
     (market / "query" / "0005_c2s1_000001_00.jpg").rename(market / "query" / "0003_c2s1_000001_00.jpg")
     assert rows(load()["query"]) == [("query/0003_c2s1_000001_00.jpg", 3, 1)]
@@ -74,7 +74,7 @@ def test_a_moved_data_set_is_read_from_its_new_place(market, tmp_path):
 def test_options_have_caches_of_their_own(tmp_path):
     for kind, number in (("detected", 0), ("labeled", 9)):
         for name in ("bounding_box_train/0001_c1_1.png", "bounding_box_train/0002_c1_1.png"):
-            write_picture(tmp_path / "data" / kind / name, number)
+            write_image(tmp_path / "data" / kind / name, number)
     detected, labelled = (
         load_reid_dataset("cuhk03", tmp_path / "data", cache_dir=tmp_path / "cache", boxes=boxes)
         for boxes in ("detected", "labelled")
@@ -103,10 +103,10 @@ def test_counts_other_than_the_official_ones_are_one_warning_with_both_numbers(m
     with pytest.warns(UserWarning, match="not the official data set") as caught:
         load_reid_dataset("market1501", market, cache_dir=tmp_path / "cache")
     (warning,) = [str(w.message) for w in caught]
-    assert "train has 4 pictures of 3 identities instead of 12,936 pictures of 751 identities" in warning
-    assert "query has 2 pictures of 2 identities instead of 3,368 pictures of 750 identities" in warning
+    assert "train has 4 images of 3 identities instead of 12,936 images of 751 identities" in warning
+    assert "query has 2 images of 2 identities instead of 3,368 images of 750 identities" in warning
     # 19,732 counts the files: junk and distractors are among them, but are no identities.
-    assert "gallery has 4 pictures of 2 identities instead of 19,732 pictures of 750 identities" in warning
+    assert "gallery has 4 images of 2 identities instead of 19,732 images of 750 identities" in warning
     assert warning.endswith("cannot be compared with published ones.")
 
 
@@ -168,14 +168,14 @@ def test_a_missing_or_foreign_folder_is_named(name, tmp_path):
 
 
 def test_a_wrong_layout_says_what_was_expected_and_found(tmp_path):
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     with pytest.raises(FileNotFoundError) as caught:
         load_reid_dataset("market1501", tmp_path)
     message = str(caught.value)
     assert "expected bounding_box_train, query, bounding_box_test" in message
-    assert "which holds pictures" in message
+    assert "which holds images" in message
     with pytest.raises(FileNotFoundError, match=r"expected .*list_train\.txt.*which is empty"):
-        load_reid_dataset("msmt17", tmp_path / "pictures")
+        load_reid_dataset("msmt17", tmp_path / "images")
 
 
 def test_half_a_test_set_is_refused(market):
@@ -184,33 +184,33 @@ def test_half_a_test_set_is_refused(market):
         load_reid_dataset("market1501", market)
 
 
-def test_a_folder_without_pictures_is_refused(market):
+def test_a_folder_without_images_is_refused(market):
     for file in (market / "query").iterdir():
         file.unlink()
-    with pytest.raises(FileNotFoundError, match=r"no pictures .* in .*query"):
+    with pytest.raises(FileNotFoundError, match=r"no images .* in .*query"):
         load_reid_dataset("market1501", market)
 
 
 def test_a_foreign_file_name_is_refused(market):
-    write_picture(market / "query" / "IMG_0001.jpg", 1)
+    write_image(market / "query" / "IMG_0001.jpg", 1)
     with pytest.raises(ValueError, match=r"IMG_0001\.jpg does not begin with person and camera like 0002_c1s1"):
         load_reid_dataset("market1501", market)
 
 
 @unofficial
-def test_empty_pictures_are_named_before_anything_is_cached(market, tmp_path):
+def test_empty_images_are_named_before_anything_is_cached(market, tmp_path):
     (market / "query" / "0003_c1s1_000001_00.jpg").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"1 pictures in .* are empty \(0 bytes\): query/0003_c1s1_000001_00\.jpg"):
+    with pytest.raises(ValueError, match=r"1 images in .* are empty \(0 bytes\): query/0003_c1s1_000001_00\.jpg"):
         load_reid_dataset("market1501", market, cache_dir=tmp_path / "cache")
     assert not list((tmp_path / "cache").rglob("*.arrow"))
 
 
 @unofficial
-def test_pictures_that_a_list_names_and_nobody_has_are_named(tmp_path):
+def test_images_that_a_list_names_and_nobody_has_are_named(tmp_path):
     for name, lines in {"train": "a/a_0_01_x.jpg 0\nb/b_0_01_x.jpg 1", "val": "", "query": "", "gallery": ""}.items():
         (tmp_path / f"list_{name}.txt").write_text(lines)
     write_all(tmp_path, ["train/a/a_0_01_x.jpg"])
-    with pytest.raises(FileNotFoundError, match=r"1 listed pictures are not in .*: train/b/b_0_01_x\.jpg"):
+    with pytest.raises(FileNotFoundError, match=r"1 listed images are not in .*: train/b/b_0_01_x\.jpg"):
         load_reid_dataset("msmt17", tmp_path, cache_dir=tmp_path / "cache")
 
 
@@ -228,9 +228,9 @@ def test_one_training_identity_is_refused(market, tmp_path):
         load_reid_dataset("image_folder", tmp_path / "explicit")
 
 
-def test_own_pictures_with_nothing_to_match_are_refused(tmp_path):
+def test_own_images_with_nothing_to_match_are_refused(tmp_path):
     write_all(tmp_path, [f"{person}/1.jpg" for person in "abcdef"])
-    with pytest.raises(ValueError, match="no test identity has pictures to match"):
+    with pytest.raises(ValueError, match="no test identity has images to match"):
         load_reid_dataset("image_folder", tmp_path)
 
 
@@ -248,7 +248,7 @@ def test_camera_expressions_that_cannot_work(tmp_path, camera, message):
         load_reid_dataset("image_folder", tmp_path, camera=camera)
 
 
-def test_pictures_outside_of_the_persons_folders_are_refused(tmp_path):
+def test_images_outside_of_the_persons_folders_are_refused(tmp_path):
     write_all(tmp_path, ["anna/1.jpg", "stray.jpg"])
     with pytest.raises(ValueError, match=r"stray\.jpg lies in no person's folder"):
         load_reid_dataset("image_folder", tmp_path)
@@ -270,7 +270,7 @@ def test_a_damaged_frame_stops_the_build_and_leaves_no_half_cache(tmp_path):
     (tmp_path / "query_info.txt").write_text("")
     with (
         pytest.warns(UserWarning, match="official"),
-        pytest.raises(ValueError, match=r"frames/c1s1_1\.jpg is (damaged|not a picture)"),
+        pytest.raises(ValueError, match=r"frames/c1s1_1\.jpg is (damaged|not an image)"),
     ):
         load_reid_dataset("prw", tmp_path, cache_dir=tmp_path / "cache")
     assert not list((tmp_path / "cache").rglob("*.arrow"))

@@ -27,11 +27,11 @@ def figure(person, heading, image_size=(256, 128), **pose):
     return np.asarray(draw_person(person, Pose(heading, stride=0, **pose), image_size)).astype(float)
 
 
-def nearest_colour(picture, across, up):
+def nearest_colour(image, across, up):
     """Name of the garment colour that most pixels about a body point (in statures) are nearest to."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     x, y = round(width / 2 + across * 0.88 * height), round((0.95 - 0.88 * up) * height)
-    window = picture[y - 2 : y + 3, x - 2 : x + 3, :3].reshape(-1, 1, 3)
+    window = image[y - 2 : y + 3, x - 2 : x + 3, :3].reshape(-1, 1, 3)
     names, colours = list(GARMENT_COLOURS), np.array(list(GARMENT_COLOURS.values()), float)
     nearest = np.abs(window - colours).sum(-1).argmin(1)
     return names[Counter(nearest.tolist()).most_common(1)[0][0]]
@@ -199,15 +199,15 @@ def test_cameras_see_people_from_their_own_usual_side():
 
 def test_one_person_through_all_cameras_differs_but_keeps_the_garments():
     person = Person(upper="long-sleeve", upper_colour="red", lower_colour="blue")
-    pictures = []
+    images = []
     for camid in range(6):
         camera = replace(Camera.sample(camid), occlusion=0, jitter=0)
-        picture = photograph(person, camera, np.random.default_rng(camid)).astype(float)
-        redness = picture[..., 0] - picture[..., 2]
+        image = photograph(person, camera, np.random.default_rng(camid)).astype(float)
+        redness = image[..., 0] - image[..., 2]
         upper, lower = redness[40:60, 29:35].mean(), redness[75:95, 26:38].mean()
         assert upper > lower + 15
-        pictures.append(picture)
-    assert min(np.abs(one - other).mean() for one, other in combinations(pictures, 2)) > 10
+        images.append(image)
+    assert min(np.abs(one - other).mean() for one, other in combinations(images, 2)) > 10
 
 
 # Figures -------------------------------------------------------------------------------------------------------------
@@ -215,9 +215,9 @@ def test_one_person_through_all_cameras_differs_but_keeps_the_garments():
 
 @pytest.mark.parametrize("heading", VIEWS.values())
 def test_upper_and_lower_garment_keep_their_colours_in_every_view(heading):
-    picture = figure(Person(upper="long-sleeve", upper_colour="green", lower_colour="beige"), heading)
-    assert nearest_colour(picture, 0.0, 0.58) == "green"
-    assert nearest_colour(picture, 0.045 if heading in (0, 180) else 0.0, 0.35) == "beige"
+    image = figure(Person(upper="long-sleeve", upper_colour="green", lower_colour="beige"), heading)
+    assert nearest_colour(image, 0.0, 0.58) == "green"
+    assert nearest_colour(image, 0.045 if heading in (0, 180) else 0.0, 0.35) == "beige"
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_what_is_worn_on_one_side_is_seen_from_that_side_only(traits, point, fro
 
 
 @pytest.mark.parametrize("bag", ["shoulder-bag", "handbag", "trolley"])
-def test_a_bag_on_the_left_is_right_in_the_picture_from_the_front_and_left_from_behind(bag):
+def test_a_bag_on_the_left_is_right_in_the_image_from_the_front_and_left_from_behind(bag):
     with_bag = Person(bag=bag, bag_colour="red", upper_colour="white", lower_colour="white", shoes="white")
     for view, sign in (("front", 1), ("back", -1)):
         changed = np.abs(figure(with_bag, VIEWS[view]) - figure(replace(with_bag, bag="none"), VIEWS[view])).sum(-1)
@@ -248,10 +248,10 @@ def test_a_bag_on_the_left_is_right_in_the_picture_from_the_front_and_left_from_
 def test_a_mirrored_person_is_the_person_met_from_the_other_side(seed):
     person = Person.sample(np.random.default_rng(seed))
     other = replace(person, bag_side="right" if person.bag_side == "left" else "left")
-    picture = draw_person(person, Pose(50, phase=0.2))
+    image = draw_person(person, Pose(50, phase=0.2))
     mirror = draw_person(other, Pose(-50, phase=0.7)).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    difference = np.abs(np.asarray(picture).astype(int) - np.asarray(mirror)).max(-1)
-    figure_area = (np.asarray(picture)[..., 3] > 0).sum()
+    difference = np.abs(np.asarray(image).astype(int) - np.asarray(mirror)).max(-1)
+    figure_area = (np.asarray(image)[..., 3] > 0).sum()
     # Rasterising is one-sided, so rims may move by a sub-pixel; a part on the wrong side would be far more.
     assert (difference > 100).sum() < 0.04 * figure_area
 
@@ -259,11 +259,11 @@ def test_a_mirrored_person_is_the_person_met_from_the_other_side(seed):
 @pytest.mark.parametrize("name", [name for name in CHOICES if not name.endswith(("colour", "accent", "side"))])
 def test_every_choice_looks_different(name):
     settings = {"lower_pattern": {"lower": "trousers"}, "lower": {"upper": "hoodie"}}.get(name, {})
-    pictures = [
+    images = [
         np.concatenate([figure(Person(**{**settings, name: choice}), heading, (128, 64)) for heading in (20, 200)])
         for choice in CHOICES[name]
     ]
-    for one, other in combinations(pictures, 2):
+    for one, other in combinations(images, 2):
         assert (np.abs(one - other).max(-1) > 20).sum() >= 20
 
 

@@ -38,7 +38,7 @@ def test_rows_sizes_and_dims_of_the_paper():
 
 
 @pytest.mark.parametrize("height", [29, 64, 128, 333])
-def test_each_group_divides_the_picture_below_the_head(height):
+def test_each_group_divides_the_image_below_the_head(height):
     for group, parts in ((("Up1", "Mid1", "Dn1"), 4), (("Up2", "Mid2", "Dn2"), 7)):
         rows = [row for name in group for row in range(*VIEWS[name].box((height, 9))[::2])]
         assert rows == list(range(round(height / parts), height))
@@ -62,7 +62,7 @@ def test_a_view_of_a_split_is_cut_before_it_is_resized(tmp_path):
         assert np.array_equal(seen[row]["pixel_values"].permute(1, 2, 0).numpy(), np.asarray(band))
     assert view_split(split, view)["path"][:] == split["path"][:]
     assert view_split(split, VIEWS["Hol"]) is split
-    # The decoded pictures are found again under the same name, those of another view are not taken for them.
+    # The decoded images are found again under the same name, those of another view are not taken for them.
     names = {view_split(split, v)._fingerprint for v in (view, view, VIEWS["Mid2"])}
     assert len(names) == 2
 
@@ -107,7 +107,7 @@ def test_erased_shares_add_up_over_a_partition_and_reach_one():
     assert whole(torch.tensor([[64, 0, 128, 128]]), torch.tensor([0])).tolist() == [[0.25, 1.0]]
 
 
-def test_regions_and_masks_of_single_pictures_are_views():
+def test_regions_and_masks_of_single_images_are_views():
     split, images = people([(40, 20), (80, 40)])
     boxes = {"0.png": (0.25, 0.5, 0.75, 1.0), "1.png": (0.0, 0.0, 0.5, 0.25)}
     mask = {path: np.zeros(size, bool) for path, size in (("0.png", (40, 20)), ("1.png", (80, 40)))}
@@ -128,7 +128,7 @@ def test_regions_and_masks_of_single_pictures_are_views():
 
 
 def test_boxes_come_back_in_front_of_the_flip():
-    """Erasing the flipped picture and unflipping it erases the box that is reported."""
+    """Erasing the flipped image and unflipping it erases the box that is reported."""
     transform = BatchTransform(Augmentation(pad=0, erasing=0.8, erasing_fill="zero"), [0.0] * 3, [1 / 255] * 3)
     pixels, indices = torch.randint(1, 256, (64, 3, 32, 16), dtype=torch.uint8), torch.arange(64)
     x, boxes = transform(pixels, indices, seed=3, step=1, return_boxes=True, unflip_boxes=True)

@@ -35,10 +35,10 @@ def model():
     return model
 
 
-def pictures(count, seed=0):
+def draw_images(count, seed=0):
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (count, 6, 3, 3), dtype=np.uint8)
-    return [Image.fromarray(picture).resize((20, 44), Image.Resampling.BICUBIC) for picture in coarse]
+    return [Image.fromarray(image).resize((20, 44), Image.Resampling.BICUBIC) for image in coarse]
 
 
 def split(images, pids=None, camids=None):
@@ -52,7 +52,7 @@ def split(images, pids=None, camids=None):
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_embeddings_are_those_of_encode_which_goes_through_the_image_processor(model, flip):
-    images = pictures(7)
+    images = draw_images(7)
     result = embed(model, split(images, [5, 5, 3, 2, 2, 2, 9], [0, 1, 0, 1, 2, 3, -1]), flip=flip, batch_size=3)
     assert result.embeddings.dtype == np.float32
     np.testing.assert_allclose(result.embeddings, model.encode(images, flip=flip), atol=1e-5)
@@ -62,8 +62,8 @@ def test_embeddings_are_those_of_encode_which_goes_through_the_image_processor(m
     assert np.linalg.matrix_rank(result.embeddings) == 7
 
 
-def test_flip_is_the_mean_of_a_picture_and_its_mirror_image(model):
-    images = pictures(4)
+def test_flip_is_the_mean_of_an_image_and_its_mirror_image(model):
+    images = draw_images(4)
     mirrored = [image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for image in images]
     both = [embed(model, split(which)).embeddings for which in (images, mirrored)]
     flipped = embed(model, split(images), flip=True).embeddings
@@ -72,7 +72,7 @@ def test_flip_is_the_mean_of_a_picture_and_its_mirror_image(model):
 
 
 def test_batch_size_does_not_matter(model):
-    data = split(pictures(5))
+    data = split(draw_images(5))
     np.testing.assert_allclose(
         embed(model, data, batch_size=2).embeddings, embed(model, data, batch_size=5).embeddings, atol=1e-5
     )
@@ -86,7 +86,7 @@ def test_model_is_left_as_it_was_found(model):
     modes = [module.training for module in model.modules()]
     before = {name: value.clone() for name, value in model.state_dict().items()}
     try:
-        embed(model, split(pictures(3)))
+        embed(model, split(draw_images(3)))
         assert [module.training for module in model.modules()] == modes
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     finally:
@@ -94,33 +94,33 @@ def test_model_is_left_as_it_was_found(model):
 
 
 def test_split_may_be_decoded_already_but_only_to_the_right_size(model, tmp_path):
-    data = split(pictures(3))
+    data = split(draw_images(3))
     ready = ImageDataset(data, (32, 16), cache_dir=tmp_path)
     np.testing.assert_array_equal(embed(model, ready).embeddings, embed(model, data).embeddings)
     with pytest.raises(ValueError, match=r"wants images of \(32, 16\) pixels .* gives \(64, 32\)"):
         embed(model, ImageDataset(data, (64, 32), cache_dir=tmp_path))
 
 
-def test_nan_is_reported_with_the_picture(model):
+def test_nan_is_reported_with_the_image(model):
     def spoil(module, inputs, output):
         output.embeddings[0, 3] = float("nan")
 
     hook = model.register_forward_hook(spoil)
     try:
         with pytest.raises(ValueError, match=r"NaN or Inf for 2 of 3 images \(0.jpg, 2.jpg\)"):
-            embed(model, split(pictures(3)), batch_size=2)
+            embed(model, split(draw_images(3)), batch_size=2)
     finally:
         hook.remove()
 
 
 def people(camids=True):
-    """Twelve people, a query and three gallery pictures each: their own picture and noise."""
+    """Twelve people, a query and three gallery images each: their own image and noise."""
     rng = np.random.default_rng(0)
-    base = [np.asarray(picture, np.int16) for picture in pictures(12)]
+    base = [np.asarray(image, np.int16) for image in draw_images(12)]
 
     def taken(pids):
         noisy = [np.clip(base[pid] + rng.normal(0, 25, base[pid].shape), 0, 255).astype(np.uint8) for pid in pids]
-        return [Image.fromarray(picture) for picture in noisy]
+        return [Image.fromarray(image) for image in noisy]
 
     query, gallery = np.arange(12), np.repeat(np.arange(12), 3)
     cameras = (np.zeros(12, int), np.tile([0, 1, 2], 12)) if camids else (np.full(12, -1), np.full(36, -1))
@@ -172,7 +172,7 @@ torch.set_num_threads(1)
 datasets.config.HF_DATASETS_CACHE = sys.argv[2]
 model = ReIDModel.from_pretrained(sys.argv[2] + "/model")
 for count in (7, 1):
-    data = test_embed.split(test_embed.pictures(count))
+    data = test_embed.split(test_embed.draw_images(count))
     result = embed(model, data, batch_size=2)
     np.savez(f"{sys.argv[2]}/{count}-{sys.argv[3]}.npz", **result._asdict())
 """
@@ -197,8 +197,8 @@ def test_two_processes_share_the_work_and_both_get_all_of_it(model, tmp_path):
     ]
     errors = [process.communicate(timeout=240)[1] for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0], errors
-    for count in (7, 1):  # an uneven split, and a process without any picture
-        alone = embed(model, split(pictures(count)), batch_size=2)
+    for count in (7, 1):  # an uneven split, and a process without any image
+        alone = embed(model, split(draw_images(count)), batch_size=2)
         for rank in range(2):
             shared = np.load(tmp_path / f"{count}-{rank}.npz")
             np.testing.assert_allclose(shared["embeddings"], alone.embeddings, atol=1e-5)

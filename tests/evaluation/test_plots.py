@@ -8,14 +8,14 @@ from reid_hub.evaluation.metrics import evaluate_retrieval
 from reid_hub.evaluation.plots import plot_cmc, plot_embedding_map, plot_rank_lists
 
 
-def picture(pid, camid):
+def image(pid, camid):
     """An image whose every pixel says who it shows: found again in the rendered page."""
     return np.full((16, 8, 3), (10 * pid, 20 * camid, 77), np.uint8)
 
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """What `plot_rank_lists` puts into its cells, in order: (picture's pid, colour, caption, mark)."""
+    """What `plot_rank_lists` puts into its cells, in order: (image's pid, colour, caption, mark)."""
     cells, draw = [], plots._draw_cell
 
     def record(axes, image, aspect, colour, caption, mark):
@@ -33,8 +33,8 @@ def rank_lists(path, query_camids=(0, 1), **options):
     gallery = np.stack([np.cos(angles), np.sin(angles)], 1)
     return plot_rank_lists(
         path,
-        [picture(1, 0), picture(2, 1)],
-        [picture(max(pid, 0), camid) for pid, camid in zip(gallery_pids, gallery_camids, strict=True)],
+        [image(1, 0), image(2, 1)],
+        [image(max(pid, 0), camid) for pid, camid in zip(gallery_pids, gallery_camids, strict=True)],
         np.array([[1.0, 0.0], [1.0, 0.0]]),
         gallery,
         np.array([1, 2]),
@@ -75,7 +75,7 @@ def test_list_shorter_than_k_has_empty_places(tmp_path, drawn):
     assert len(drawn) == 1 + 4 + 1 + 4
 
 
-def test_rank_list_shows_the_pictures_themselves(tmp_path):
+def test_rank_list_shows_the_images_themselves(tmp_path):
     path = rank_lists(tmp_path / "rank.png", k=4)
     pixels = np.asarray(Image.open(path).convert("RGB")).reshape(-1, 3)
     for colour in [(10, 0, 77), (20, 0, 77), (10, 20, 77), (10, 40, 77), (20, 20, 77)]:
@@ -86,10 +86,10 @@ def test_images_may_be_paths_and_pil_images_and_only_those_shown_are_read(tmp_pa
     paths = []
     for pid in (1, 2):
         paths.append(tmp_path / f"{pid}.png")
-        Image.fromarray(picture(pid, 0)).save(paths[-1])
+        Image.fromarray(image(pid, 0)).save(paths[-1])
     plot_rank_lists(
         tmp_path / "rank.png",
-        [Image.fromarray(picture(1, 1)).convert("L")],
+        [Image.fromarray(image(1, 1)).convert("L")],
         [str(paths[0]), paths[1], "this one is never opened.jpg"],
         [[1.0, 0.0]],
         [[1.0, 0.0], [1.0, 0.1], [-1.0, 0.0]],
@@ -105,7 +105,7 @@ def test_images_may_be_paths_and_pil_images_and_only_those_shown_are_read(tmp_pa
 def test_inputs_of_different_lengths_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"gallery: needs as many .* \[1, 2, 1, 1\]"):
         plot_rank_lists(
-            tmp_path / "rank.png", [picture(1, 0)], [picture(1, 0)], [[1.0]], [[1.0], [2.0]], [1], [1], [0], [1]
+            tmp_path / "rank.png", [image(1, 0)], [image(1, 0)], [[1.0]], [[1.0], [2.0]], [1], [1], [0], [1]
         )
     assert not list(tmp_path.iterdir())
 
@@ -186,11 +186,11 @@ def test_pca_is_the_plane_of_largest_variance():
 def test_map_does_not_depend_on_global_random_state(tmp_path):
     rng = np.random.default_rng(0)
     vectors, pids = rng.standard_normal((30, 8)), np.repeat([0, 1, 2], 10)
-    pictures = []
+    images = []
     for seed in (1, 2):
         np.random.seed(seed)  # noqa: NPY002 on purpose
-        pictures.append(plot_embedding_map(tmp_path / f"{seed}.png", vectors, pids, pids).read_bytes())
-    assert pictures[0] == pictures[1]
+        images.append(plot_embedding_map(tmp_path / f"{seed}.png", vectors, pids, pids).read_bytes())
+    assert images[0] == images[1]
 
 
 def test_map_refuses_what_it_cannot_show(tmp_path):
@@ -204,7 +204,7 @@ def test_map_refuses_what_it_cannot_show(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_full_disk_leaves_an_earlier_picture(tmp_path, monkeypatch):
+def test_full_disk_leaves_an_earlier_image(tmp_path, monkeypatch):
     path = plot_cmc(tmp_path / "cmc.png", {"a": retrieval(1.0)})
     before = path.read_bytes()
 

@@ -118,8 +118,8 @@ def test_a_drawing_shows_a_bowl_darkest_in_its_middle(tmp_path):
     t = np.linspace(-1, 1, 21)
     bowl = 0.1 + t[:, None] ** 2 + t[None] ** 2
     steep = np.where(bowl > 1.9, np.inf, 5 * bowl)
-    with Image.open(plot_loss_surfaces(tmp_path / "surface.png", {"flat": bowl, "steep": steep})) as picture:
-        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    with Image.open(plot_loss_surfaces(tmp_path / "surface.png", {"flat": bowl, "steep": steep})) as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
     below = pixels[pixels.shape[0] // 2 :]
     purple = (abs(below - [68, 1, 84]) < 12).all(2)  # viridis' darkest
     half = purple.shape[1] // 2

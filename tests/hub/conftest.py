@@ -11,7 +11,7 @@ from reid_hub import ReIDConfig, ReIDModel
 
 
 def small_model(seed: int) -> ReIDModel:
-    """An untrained model of 374 thousand parameters for pictures of 64x32."""
+    """An untrained model of 374 thousand parameters for images of 64x32."""
     torch.manual_seed(seed)
     return ReIDModel(ReIDConfig.from_variant("res50-s1", image_size=[64, 32])).eval()
 

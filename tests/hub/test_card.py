@@ -99,7 +99,7 @@ def test_what_was_recorded_is_shown(config):
 
 
 def test_the_parameters_are_the_models_own(config):
-    # specs of the paper: 374,152 in the trunk; the BNNeck scales 256 values
+    # specs of the paper: 374,152 in the backbone; the BNNeck scales 256 values
     assert row(card_of(config), "Parameters", f"{374_152 + 256:,}")
 
 
@@ -134,7 +134,7 @@ def test_several_evaluations_stay_apart(config):
 
 
 def test_missing_cameras_are_told(config):
-    note = "No test picture has a camera id: the figures are higher than those of a cross-camera protocol."
+    note = "No test image has a camera id: the figures are higher than those of a cross-camera protocol."
     assert f"> {note}" in card_of(config, results(dataset={"camera_note": note}))
     assert "> " not in body(card_of(config, RESULTS))
 
@@ -152,12 +152,12 @@ def test_every_data_set_brings_its_terms(config, name):
     assert card_errors(card) == []
 
 
-def test_a_trunk_that_nothing_was_measured_with_is_no_person_re_identification_model(config):
+def test_a_backbone_that_nothing_was_measured_with_is_no_person_re_identification_model(config):
     about = {"method": "kdep", "recipe": "kdep", "dataset": "pictures"}
-    trunk = results(training=about, dataset={"name": "pictures"}, metrics={}) | {"metrics": {}, "protocol": {}}
-    card = card_of(config, trunk | {"task": "pretraining"}, repo_id="alice/trunk")
+    backbone = results(training=about, dataset={"name": "pictures"}, metrics={}) | {"metrics": {}, "protocol": {}}
+    card = card_of(config, backbone | {"task": "pretraining"}, repo_id="alice/backbone")
     assert "person" not in body(card).partition("## How to use")[0]
-    assert "reid-hub classify --model alice/trunk" in card
+    assert "reid-hub classify --model alice/backbone" in card
     assert "gallery" not in card
     assert "he2022kdep" in card
     assert "person-reid" not in ModelCard(card).data.tags
@@ -168,11 +168,11 @@ def test_a_trunk_that_nothing_was_measured_with_is_no_person_re_identification_m
 
 
 def test_what_start_and_teachers_learned_from_counts_as_well(config):
-    """Weights that go on from pictures with terms are bound by them, whatever they are trained on last."""
+    """Weights that go on from images with terms are bound by them, whatever they are trained on last."""
     steps = [
         {"method": "kdep", "recipe": "kdep-people", "epochs": 90, "dataset": "synthetic", "init": "random",
          "teachers": ["big"], "teachers_saw": ["market1501"]},
-        {"method": "supervised", "recipe": "bot", "epochs": 2, "dataset": "synthetic", "init": "trunk"},
+        {"method": "supervised", "recipe": "bot", "epochs": 2, "dataset": "synthetic", "init": "backbone"},
     ]  # fmt: skip
     drawn = results(training={"dataset": "synthetic"}, dataset={"name": "synthetic"})
     alone, card = card_of(config, drawn), card_of({**config, "lineage": steps}, drawn)
@@ -184,7 +184,7 @@ def test_what_start_and_teachers_learned_from_counts_as_well(config):
     assert "must not be expected to recognise one" not in card
     assert (
         "1. method kdep, recipe kdep-people, epochs 90, dataset synthetic, init random, teachers big, teachers saw "
-        "market1501\n2. method supervised, recipe bot, epochs 2, dataset synthetic, init trunk\n"
+        "market1501\n2. method supervised, recipe bot, epochs 2, dataset synthetic, init backbone\n"
     ) in card
     assert "oldest first" not in alone
     unmeasured = card_of({**config, "lineage": steps[:1]})

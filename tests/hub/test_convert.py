@@ -160,7 +160,7 @@ def test_msinet_written_twice_agrees(tmp_path):
         torch.testing.assert_close(model.neck(model(x).features), classified, rtol=1e-4, atol=1e-4)
 
 
-def test_msinet_trunk_alone_takes_only_the_trunk():
+def test_msinet_backbone_alone_takes_only_the_backbone():
     state = msinet_state()
     model = ReIDModel(ReIDConfig.from_variant("msinet-x0.25", pooling="avg", neck="bnneck", retrieve="neck"))
     conversion = load_foreign(model, {**state, "align_module.conv1.weight": torch.zeros(1)})
@@ -212,9 +212,9 @@ def test_torchvision_resnet_gives_the_same_map(name, tmp_path):
     assert conversion.ignored == ["fc.bias", "fc.weight"]
     assert conversion.fresh == ["neck.running_mean", "neck.running_var", "neck.weight"]
     x = torch.randn(2, 3, 64, 64)
-    trunk = nn.Sequential(*list(reference.children())[:-2])
+    backbone = nn.Sequential(*list(reference.children())[:-2])
     with torch.no_grad():
-        torch.testing.assert_close(model.eval().backbone(x), trunk(x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model.eval().backbone(x), backbone(x), rtol=1e-4, atol=1e-5)
 
 
 def test_torchvision_squeezenet_gives_the_same_map():

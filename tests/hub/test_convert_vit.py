@@ -57,10 +57,10 @@ def load(content, tmp_path, model: ReIDModel) -> Conversion:
     return load_foreign(model, read_checkpoint(saved(content, tmp_path)))
 
 
-def assert_trunk(model: ReIDModel, state: dict[str, torch.Tensor]) -> None:
-    trunk = model.backbone.state_dict()
+def assert_backbone(model: ReIDModel, state: dict[str, torch.Tensor]) -> None:
+    backbone = model.backbone.state_dict()
     for name, tensor in state.items():
-        assert torch.equal(trunk[name], tensor), name
+        assert torch.equal(backbone[name], tensor), name
 
 
 def raw_layout(state):
@@ -76,7 +76,7 @@ def raw_layout(state):
 
 
 @pytest.mark.parametrize("layout", ["flat", "raw"])
-def test_pass_file_fills_the_trunk(layout, tmp_path):
+def test_pass_file_fills_the_backbone(layout, tmp_path):
     state = pass_state()
     if layout == "raw":
         content, ignored = raw_layout(state), []
@@ -90,7 +90,7 @@ def test_pass_file_fills_the_trunk(layout, tmp_path):
     assert conversion.used == sorted(f"backbone.{name}" for name in (*state, "dw.weight"))
     assert all(name.startswith("neck.parts.") for name in conversion.fresh)
     assert len(conversion.fresh) == 4 * 3
-    assert_trunk(model, {**state, "dw.weight": torch.eye(WIDTH)})
+    assert_backbone(model, {**state, "dw.weight": torch.eye(WIDTH)})
 
 
 def test_a_command_line_in_the_file_does_not_let_code_through(tmp_path, capsys):
@@ -123,7 +123,7 @@ def test_trained_file_brings_the_necks_and_its_own_dw(tmp_path):
     )
     assert (conversion.fresh, conversion.made) == ([], [])
     loaded = AutoModel.from_pretrained(tmp_path / "out")
-    assert_trunk(loaded, state)
+    assert_backbone(loaded, state)
     with torch.no_grad():
         output = loaded(torch.randn(2, 3, 64, 32))
     g, *parts = [
@@ -158,10 +158,10 @@ def test_one_class_token_becomes_four_tokens(kind, tmp_path):
     assert conversion.made == sorted(f"backbone.{name}" for name in ("cls_pos", "dw.weight", *PARTS))
     rest = {name: tensor for name, tensor in state.items() if name != "pos_embed"}
     patches = positions[:, 2:] if kind == "distilled DeiT" else positions[:, 1:]
-    assert_trunk(model, {**rest, "cls_pos": positions[:, :1], "pos_embed": patches})
-    assert_trunk(again, model.backbone.state_dict())  # the noise is always the same
-    trunk = model.backbone.state_dict()
-    noise = torch.cat([trunk[name] - trunk["cls_token" if "token" in name else "cls_pos"] for name in PARTS])
+    assert_backbone(model, {**rest, "cls_pos": positions[:, :1], "pos_embed": patches})
+    assert_backbone(again, model.backbone.state_dict())  # the noise is always the same
+    backbone = model.backbone.state_dict()
+    noise = torch.cat([backbone[name] - backbone["cls_token" if "token" in name else "cls_pos"] for name in PARTS])
     assert noise.std().item() == pytest.approx(0.02, rel=0.3)
     assert len(torch.unique(noise)) > 0.95 * noise.numel()
 
@@ -250,7 +250,7 @@ def test_file_that_does_not_fit_is_refused_and_changes_nothing(change, model, me
 
 
 def test_timm_positions_follow_the_grid_and_the_class_token_keeps_its_own(tmp_path):
-    """An ImageNet ViT, 14 x 14 patches, and TransReID's neck, on pictures of 16 x 8 patches."""
+    """An ImageNet ViT, 14 x 14 patches, and TransReID's neck, on images of 16 x 8 patches."""
     model = ReIDModel(ReIDConfig.from_variant("timm/vit_tiny_patch16_224", image_size=(256, 128)))
     torch.manual_seed(0)
     tensors = {

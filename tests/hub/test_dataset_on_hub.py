@@ -7,7 +7,7 @@ from io import BytesIO
 import pyarrow.parquet as pq
 import pytest
 
-from ..data.pictures import colour, write_all, write_market
+from ..data.image_files import colour, write_all, write_market
 from .client import run_python
 
 WORK = """

@@ -20,27 +20,27 @@ from .client import run_python
 from .conftest import small_model
 from .minihub import MiniHub
 
-PICTURES = [Image.fromarray(np.random.default_rng(i).integers(0, 256, (80, 40, 3), np.uint8)) for i in range(2)]
+IMAGES = [Image.fromarray(np.random.default_rng(i).integers(0, 256, (80, 40, 3), np.uint8)) for i in range(2)]
 PREAMBLE = """
 import json, sys
 import numpy as np
 from PIL import Image
-pictures = [Image.fromarray(np.random.default_rng(i).integers(0, 256, (80, 40, 3), np.uint8)) for i in range(2)]
+images = [Image.fromarray(np.random.default_rng(i).integers(0, 256, (80, 40, 3), np.uint8)) for i in range(2)]
 """
 WITH_PACKAGE = """
 import reid_hub
 from transformers import AutoImageProcessor, AutoModel, pipeline
 def load(**options):
     return AutoModel.from_pretrained("alice/m", **options)
-pixels = AutoImageProcessor.from_pretrained("alice/m")(pictures, return_tensors="pt")["pixel_values"]
+pixels = AutoImageProcessor.from_pretrained("alice/m")(images, return_tensors="pt")["pixel_values"]
 pipe = pipeline("image-feature-extraction", model="alice/m", pool=True, return_tensors=True)
 exec(sys.argv[2])  # the example of the card
 print(json.dumps({
     "example": ids[0].tolist(),
     "main": load()(pixels).embeddings.tolist(),
-    "v1": load(revision="v1").encode(pictures, flip=False).tolist(),
-    "commit": load(revision=sys.argv[1]).encode(pictures, flip=False).tolist(),
-    "pipeline": [pipe(picture)[0].tolist() for picture in pictures],
+    "v1": load(revision="v1").encode(images, flip=False).tolist(),
+    "commit": load(revision=sys.argv[1]).encode(images, flip=False).tolist(),
+    "pipeline": [pipe(image)[0].tolist() for image in images],
     "training": load().training,
 }))
 """
@@ -64,8 +64,8 @@ processor = AutoImageProcessor.from_pretrained("alice/m", trust_remote_code=True
 model = load()
 print()  # ends transformers' question whether to trust the code
 print(json.dumps({
-    "main": model(**processor(pictures, return_tensors="pt")).embeddings.tolist(),
-    "v1": load(revision="v1").encode(pictures, flip=False).tolist(),
+    "main": model(**processor(images, return_tensors="pt")).embeddings.tolist(),
+    "v1": load(revision="v1").encode(images, flip=False).tolist(),
     "module": type(model).__module__,
 }))
 """
@@ -74,7 +74,7 @@ print(json.dumps({
 def embed(seed: int) -> np.ndarray:
     """What the published weights of this seed give, by the model that was never saved."""
     model = small_model(seed)
-    pixels = ReIDImageProcessor.from_config(model.config)(PICTURES, return_tensors="pt")["pixel_values"]
+    pixels = ReIDImageProcessor.from_config(model.config)(IMAGES, return_tensors="pt")["pixel_values"]
     with torch.inference_mode():
         return model(pixels).embeddings.numpy()
 
@@ -122,7 +122,7 @@ def test_with_the_package_then_from_the_cache_without_a_network(published, tmp_p
     names = re.findall(r'"([^"]+\.jpg)"', example)
     for number, name in enumerate(names):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        PICTURES[number % 2].save(tmp_path / name)
+        IMAGES[number % 2].save(tmp_path / name)
     arguments = (published.first, f"import os; os.chdir({str(tmp_path)!r})\n{example}")
     environment = published.hub.environment(tmp_path / "home", token=None)
 
@@ -149,11 +149,11 @@ def test_codes_of_a_compressed_model_with_and_without_the_package(published, tmp
     assert "| Stored as | 16 bytes (int8, one scale per dimension) |" in card
     for number, name in enumerate(re.findall(r'"([^"]+\.jpg)"', example)):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        PICTURES[number % 2].save(tmp_path / name)
-    expected = compressed_model().encode(PICTURES, precision="int8").tolist()
+        IMAGES[number % 2].save(tmp_path / name)
+    expected = compressed_model().encode(IMAGES, precision="int8").tolist()
     environment = published.hub.environment(tmp_path / "home", token=None)
     code = f"import os; os.chdir({str(tmp_path)!r})\n{example}\n"
-    code += "codes = model.encode(pictures, precision='int8').tolist()\n"
+    code += "codes = model.encode(images, precision='int8').tolist()\n"
     code += "print(json.dumps([codes, ids[0].tolist(), float(distances.min())]))"
     with_package = json.loads(run_python(PREAMBLE + code, environment))
     assert with_package[0] == expected
@@ -163,7 +163,7 @@ def test_codes_of_a_compressed_model_with_and_without_the_package(published, tmp
 from transformers import AutoModel
 model = AutoModel.from_pretrained("alice/int8", trust_remote_code=True)
 print()
-print(json.dumps(model.encode(pictures, precision="int8").tolist()))
+print(json.dumps(model.encode(images, precision="int8").tolist()))
 """
     assert json.loads(run_python(PREAMBLE + code, environment, package=False).splitlines()[-1]) == expected
 
@@ -182,40 +182,40 @@ def test_a_side_network_without_the_package(published, tmp_path):
 from transformers import AutoModel
 model = AutoModel.from_pretrained("alice/ptl", trust_remote_code=True)
 print()
-print(json.dumps([model.encode(pictures, flip=False).tolist(), len(model.memory())]))
+print(json.dumps([model.encode(images, flip=False).tolist(), len(model.memory())]))
 """
     environment = published.hub.environment(tmp_path, token=None)
     vectors, remembered = json.loads(run_python(PREAMBLE + code, environment, package=False).splitlines()[-1])
-    np.testing.assert_allclose(vectors, model_with_memory().encode(PICTURES, flip=False), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(vectors, model_with_memory().encode(IMAGES, flip=False), rtol=1e-4, atol=1e-5)
     assert remembered == 0
 
 
-TRUNK = """
+BACKBONE = """
 import json, torch
 pixels = torch.linspace(-1, 1, 3 * 64 * 32).reshape(1, 3, 64, 32)
 from transformers import AutoBackbone
 {load}
 print()
-print(json.dumps([trunk.channels, *[maps.tolist() for maps in trunk(pixels).feature_maps]]))
+print(json.dumps([backbone.channels, *[maps.tolist() for maps in backbone(pixels).feature_maps]]))
 """
 
 
-def test_the_trunk_by_auto_backbone(published, tmp_path):
+def test_the_backbone_by_auto_backbone(published, tmp_path):
     """Out of the whole model with the package; published on its own, also without it."""
     environment = published.hub.environment(tmp_path, token="hf_alice")
     load = """
 import reid_hub
-trunk = AutoBackbone.from_pretrained("alice/m", out_features=["stage1", "stage4"])
-trunk.push_to_hub("alice/trunk")
+backbone = AutoBackbone.from_pretrained("alice/m", out_features=["stage1", "stage4"])
+backbone.push_to_hub("alice/backbone")
 """
-    channels, *maps = json.loads(run_python(TRUNK.format(load=load), environment).splitlines()[-1])
+    channels, *maps = json.loads(run_python(BACKBONE.format(load=load), environment).splitlines()[-1])
     assert channels == [32, 256]
     with torch.inference_mode():
         stages = small_model(1).backbone.stages(torch.linspace(-1, 1, 3 * 64 * 32).reshape(1, 3, 64, 32))
     for found, expected in zip(maps, (stages[1], stages[4]), strict=True):
         torch.testing.assert_close(torch.tensor(found), expected)
-    load = 'trunk = AutoBackbone.from_pretrained("alice/trunk", trust_remote_code=True)'
-    without = json.loads(run_python(TRUNK.format(load=load), environment, package=False).splitlines()[-1])
+    load = 'backbone = AutoBackbone.from_pretrained("alice/backbone", trust_remote_code=True)'
+    without = json.loads(run_python(BACKBONE.format(load=load), environment, package=False).splitlines()[-1])
     assert without == [channels, *maps]
 
 

@@ -58,7 +58,7 @@ def test_a_revision_is_a_branch_of_its_own(hub, checkpoint):
 def test_stale_weights_and_code_go_the_rest_stays(hub, checkpoint):
     (checkpoint / "old_head.py").write_text("")
     (checkpoint / "extra.safetensors").write_bytes((checkpoint / "model.safetensors").read_bytes())
-    (checkpoint / "ranks.png").write_bytes(b"picture")
+    (checkpoint / "ranks.png").write_bytes(b"image")
     push_folder(checkpoint, "alice/m")
     for name in ("old_head.py", "extra.safetensors", "ranks.png"):
         (checkpoint / name).unlink()

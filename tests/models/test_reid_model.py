@@ -12,7 +12,7 @@ from transformers.image_utils import load_image
 from reid_hub import ReIDConfig, ReIDImageProcessor, ReIDModel, list_variants
 from reid_hub.models.neck import BNNeck
 
-from ..data.pictures import DAMAGED_EXIF
+from ..data.image_files import DAMAGED_EXIF
 
 DENSENET = {"model_type": "reid_densenet", "growth": 4, "blocks": [1, 2, 1], "stem": 8, "dropout": 0.1}
 MGN = {"model_type": "reid_mgn", "width": 4, "depths": [1, 1, 2, 1]}

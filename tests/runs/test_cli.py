@@ -65,7 +65,7 @@ def test_train_evaluate_and_search_a_folder_of_pictures(pictures, model, tmp_pat
     settings = ["--set", "batch_size=8", "--set", "num_instances=2", "--validation", "0", "--epochs", "2"]
     said = CliRunner().invoke(app, list(map(str, ["train", *common, "--model", model, "--out", out, *settings])))
     assert said.exit_code == 0, said.output
-    assert "No test picture has a camera id" in said.stderr
+    assert "No test image has a camera id" in said.stderr
     assert "mine: mAP" in said.stdout
     trained = json.loads((out / "results.json").read_text())
     assert trained["dataset"]["name"] == trained["training"]["dataset"] == "mine"

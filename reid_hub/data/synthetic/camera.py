@@ -84,7 +84,7 @@ class Camera:
 def photograph(
     person: Person, camera: Camera, rng: np.random.Generator, image_size: tuple[int, int] = (128, 64)
 ) -> np.ndarray:
-    """Take one picture of `person`, uint8 (height, width, 3); all that is left to chance comes from `rng`."""
+    """Take one image of `person`, uint8 (height, width, 3); all that is left to chance comes from `rng`."""
     scene = _surroundings(camera, rng, image_size)
     box = {
         "centre": 0.5 + rng.normal(0, 2 * camera.jitter),

@@ -28,10 +28,10 @@ def draw_person(
     feet: float = 0.95,
     stature: float = 0.88,
 ) -> Image.Image:
-    """Draw a person on a transparent ground, an RGBA picture of `image_size` (height, width).
+    """Draw a person on a transparent ground, an RGBA image of `image_size` (height, width).
 
     The feet stand at (`centre` x width, `feet` x height) and a person of height 1 is `stature` x height tall;
-    what lies outside of the picture is cut, as a badly placed detector box does.
+    what lies outside of the image is cut, as a badly placed detector box does.
 
     Raises:
         ValueError: if a side of `image_size` is not positive or `stature` is not positive.
@@ -40,12 +40,12 @@ def draw_person(
     if height <= 0 or width <= 0 or stature <= 0:
         raise ReIDError(f"image_size and stature must be positive, got {image_size} and {stature}")
     scale = _SUPERSAMPLING
-    picture = Image.new("RGBA", (width * scale, height * scale))
+    image = Image.new("RGBA", (width * scale, height * scale))
     pencil = Pencil(
-        ImageDraw.Draw(picture), centre * width * scale, feet * height * scale, stature * person.height * height * scale
+        ImageDraw.Draw(image), centre * width * scale, feet * height * scale, stature * person.height * height * scale
     )
     _Figure(person, pose or Pose(), pencil).draw()
-    return picture.reduce(scale)
+    return image.reduce(scale)
 
 
 class _Figure:

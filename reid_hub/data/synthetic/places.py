@@ -17,26 +17,26 @@ def panorama(place: str, height: int, seed: int) -> Image.Image:
     """Paint the surroundings `place`, a name of `PLACES`, for images of `height` pixels; a pure function."""
     rng = np.random.default_rng(seed)
     tall, wide = (round(side * height) for side in EXTENT)
-    picture = Image.new("RGB", (wide, tall))
-    PLACES[place](_Brush(picture, rng))
-    picture = picture.filter(ImageFilter.GaussianBlur(height / 128))
+    image = Image.new("RGB", (wide, tall))
+    PLACES[place](_Brush(image, rng))
+    image = image.filter(ImageFilter.GaussianBlur(height / 128))
     fine, coarse = (
         np.asarray(
             Image.fromarray(rng.normal(0, 1, (tall // cell, wide // cell)).astype(np.float32)).resize((wide, tall))
         )
         for cell in (2, 5)
     )
-    pixels = np.asarray(picture, np.float32) * (1 + 0.05 * (fine + coarse)[..., None])
+    pixels = np.asarray(image, np.float32) * (1 + 0.05 * (fine + coarse)[..., None])
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
 class _Brush:
     """Random rectangles and lines in shares of the panorama's height, so that places look alike at every image size."""
 
-    def __init__(self, picture: Image.Image, rng: np.random.Generator):
-        self.draw, self.rng = ImageDraw.Draw(picture), rng
-        self.unit = picture.height
-        self.width = picture.width / picture.height
+    def __init__(self, image: Image.Image, rng: np.random.Generator):
+        self.draw, self.rng = ImageDraw.Draw(image), rng
+        self.unit = image.height
+        self.width = image.width / image.height
 
     def tone(self, colour: RGB, spread: float = 0.12) -> RGB:
         factor = self.rng.uniform(1 - spread, 1 + spread) * self.rng.uniform(1 - spread / 3, 1 + spread / 3, 3)

@@ -80,7 +80,7 @@ def synthetic_splits(
 
 
 def contact_sheet(rows: list[dict], path: str | Path, *, columns: int = 16, gap: int = 2) -> None:
-    """Write the images of `rows` side by side, `columns` to a line, as one picture whose format `path` names.
+    """Write the images of `rows` side by side, `columns` to a line, as one image whose format `path` names.
 
     Raises:
         ValueError: if there are no rows.

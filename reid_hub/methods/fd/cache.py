@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from reid_hub.data.describe import digest_pictures
+from reid_hub.data.describe import digest_images
 from reid_hub.data.views import View
 from reid_hub.errors import ReIDError
 from reid_hub.methods.fd.representations import ViewTeacher
@@ -59,7 +59,7 @@ class CachedRepresentations:
     def __init__(self, folder: str | Path, views: Sequence[View], split, *, teachers: Mapping[str, str] | None = None):
         self.views, self.paths = tuple(views), split["path"][:]
         check_paths(self.paths)
-        images, self._stored, self.identities, self.fingerprints = digest_pictures(split), [], None, {}
+        images, self._stored, self.identities, self.fingerprints = digest_images(split), [], None, {}
         for view in self.views:
             target = Path(folder) / view.name
             expected = {"view": view.describe(self.paths if view.region else ())}

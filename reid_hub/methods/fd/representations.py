@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from reid_hub.data.augmentation import BatchTransform
-from reid_hub.data.describe import digest_pictures
+from reid_hub.data.describe import digest_images
 from reid_hub.data.images import ImageDataset
 from reid_hub.data.views import View, view_split
 from reid_hub.errors import ReIDError
@@ -85,7 +85,7 @@ class ViewTeacher(FrozenTeacher):
         return {
             **super().fingerprint(),
             "view": self.view.describe(self.split["path"] if self.view.region else ()),
-            "pictures": digest_pictures(self.split),
+            "pictures": digest_images(self.split),
             "identities": identities,
         }
 

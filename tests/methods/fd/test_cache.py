@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from safetensors.torch import load_file
 
 from reid_hub import ReIDConfig, ReIDModel
-from reid_hub.data.describe import digest_pictures
+from reid_hub.data.describe import digest_images
 from reid_hub.data.views import View, choose_views
 from reid_hub.evaluation import embed
 from reid_hub.methods.fd import CachedRepresentations, OnlineRepresentations, ViewTeacher, write_representations
@@ -253,12 +253,12 @@ def test_a_broken_teacher_is_said_with_a_picture(tmp_path, split):
 
 def test_the_digest_is_of_the_pictures_wherever_they_lie(tmp_path, split):
     elsewhere = people(tmp_path / "elsewhere")
-    assert digest_pictures(elsewhere) == digest_pictures(split.select(range(COUNT - 1, -1, -1)))
+    assert digest_images(elsewhere) == digest_images(split.select(range(COUNT - 1, -1, -1)))
     (tmp_path / "elsewhere" / "03.png").write_bytes((tmp_path / "elsewhere" / "04.png").read_bytes())
-    assert digest_pictures(elsewhere) != digest_pictures(split)
+    assert digest_images(elsewhere) != digest_images(split)
     (tmp_path / "elsewhere" / "03.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"03.png does not exist"):
-        digest_pictures(elsewhere)
+        digest_images(elsewhere)
 
 
 MAKE = """

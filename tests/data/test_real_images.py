@@ -1,4 +1,4 @@
-"""The loaders on real pictures; skipped where they are not on the machine."""
+"""The loaders on real images; skipped where they are not on the machine."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ def unpack(real_data, name, out):
 
 def test_the_training_half_of_market_1501(real_data, tmp_path):
     folder = unpack(real_data, "market1501_tr751", tmp_path / "market")
-    with pytest.warns(UserWarning, match="8,642 pictures of 501 identities instead of 12,936 pictures of 751"):
+    with pytest.warns(UserWarning, match="8,642 images of 501 identities instead of 12,936 images of 751"):
         splits = load_reid_dataset("market1501", folder, cache_dir=tmp_path / "cache")
     report = describe_splits(splits)
     counted = {name: (report[name]["images"], report[name]["identities"]) for name in splits}

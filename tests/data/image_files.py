@@ -1,4 +1,4 @@
-"""Tiny real picture files for layouts on disk: each has a colour of its own, so that pixels tell the row."""
+"""Tiny real image files for layouts on disk: each has a colour of its own, so that pixels tell the row."""
 
 import struct
 from pathlib import Path
@@ -8,8 +8,8 @@ from PIL import Image
 WIDTH, HEIGHT = 4, 8
 
 
-def write_picture(path: Path, number: int, size: tuple[int, int] = (WIDTH, HEIGHT)) -> None:
-    """A lossless picture in one colour; Pillow goes by the content, so any file name will do."""
+def write_image(path: Path, number: int, size: tuple[int, int] = (WIDTH, HEIGHT)) -> None:
+    """A lossless image in one colour; Pillow goes by the content, so any file name will do."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, colour(number)).save(path, "PNG")
 
@@ -19,10 +19,10 @@ def colour(number: int) -> tuple[int, int, int]:
 
 
 def write_all(root: Path, names: list[str]) -> dict[str, int]:
-    """Write one picture per name below root; returns {name: its number}."""
+    """Write one image per name below root; returns {name: its number}."""
     numbers = {name: number for number, name in enumerate(names)}
     for name, number in numbers.items():
-        write_picture(root / name, number)
+        write_image(root / name, number)
     return numbers
 
 
@@ -40,7 +40,7 @@ def _exif(*entries: bytes) -> bytes:
 
 
 # EXIF blocks that Pillow cannot read, or cannot write anew as it stumbles over a width or a resolution that is a text;
-# the pictures around them are sound. With the orientation that can be read in them.
+# the images around them are sound. With the orientation that can be read in them.
 DAMAGED_EXIF = {
     "width": (_exif(_entry(0x0112, 3, 1, b"\6\0\0\0"), _entry(0x0100, 2, 3, b"ab\0\0")), 6),
     "resolution": (_exif(_entry(0x0112, 3, 1, b"\6\0\0\0"), _entry(0x011A, 2, 3, b"72\0\0")), 6),

@@ -1,4 +1,4 @@
-"""Pictures to train on without labels, from anywhere: our data sets, any folder, any data set of the Hub, streams."""
+"""Images to train on without labels, from anywhere: our data sets, any folder, any data set of the Hub, streams."""
 
 import hashlib
 import os
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 UNLABELLED = -1
 
 
-def load_pictures(
+def load_images(
     name: str,
     /,
     data_dir: str | Path | None = None,
@@ -31,34 +31,34 @@ def load_pictures(
     seed: int = 0,
     **options: Any,
 ) -> "datasets.Dataset":
-    """One split of a data set as pictures: the columns image, path, and pid and camid, which are -1 without labels.
+    """One split of a data set as images: the columns image, path, and pid and camid, which are -1 without labels.
 
     Args:
-        name: see `load_reid_dataset`; "luperson" reads any folder of pictures. Or "namespace/name" of any data set of
-            the Hub that has a column of pictures; its classes, where it has some, become the pids. Otherwise its column
+        name: see `load_reid_dataset`; "luperson" reads any folder of images. Or "namespace/name" of any data set of
+            the Hub that has a column of images; its classes, where it has some, become the pids. Otherwise its column
             pid is kept, as camid always, where it holds whole numbers, and left out where not: labels are needed only
-            to draw pictures of each class.
+            to draw images of each class.
         data_dir: where a data set that is not on the Hub was unpacked.
-        share: of the pictures, drawn by the seed; where there are classes, of each class.
-        per_class: pictures of each class in place of a share: 128 are the paper's tenth of ImageNet (KDEP,
+        share: of the images, drawn by the seed; where there are classes, of each class.
+        per_class: images of each class in place of a share: 128 are the paper's tenth of ImageNet (KDEP,
             arXiv:2203.05180).
-        limit: the first so many pictures only, before a share is drawn.
-        streaming: read as a stream, of which `limit` pictures are kept on the disk, since a training visits each of
+        limit: the first so many images only, before a share is drawn.
+        streaming: read as a stream, of which `limit` images are kept on the disk, since a training visits each of
             them many times.
         options: of the data set, or for one of the Hub those of `datasets.load_dataset`, as its configuration, `name`.
 
     Raises:
         ValueError: for an unknown name, a folder given for the Hub, a share outside of (0, 1], a limit or number below
-            1, classes asked of pictures without, or no pictures.
+            1, classes asked of images without, or no images.
         FileNotFoundError: see `load_reid_dataset`.
     """
     if not 0 < share <= 1:
-        raise ReIDError(f"the share of the pictures must be in (0, 1], got {share}")
+        raise ReIDError(f"the share of the images must be in (0, 1], got {share}")
     for what, number in (("limit", limit), ("per_class", per_class)):
         if number is not None and number < 1:
-            raise ReIDError(f"{what} must be at least 1 picture, got {number}")
+            raise ReIDError(f"{what} must be at least 1 image, got {number}")
     if streaming and limit is None:
-        raise ReIDError("a stream has no end that is known: give a limit of pictures to keep")
+        raise ReIDError("a stream has no end that is known: give a limit of images to keep")
     if "/" in name:
         from datasets import load_dataset
 
@@ -74,26 +74,26 @@ def load_pictures(
     elif limit is not None:
         dataset = dataset.select(range(min(limit, len(dataset))))
     if not len(dataset):
-        raise ReIDError(f"{name} has no pictures in its split {split!r}: check where it was loaded from")
+        raise ReIDError(f"{name} has no images in its split {split!r}: check where it was loaded from")
     labels = None if label is None else np.asarray(dataset.with_format("numpy")[label])
-    rows = draw_pictures(len(dataset), labels, share=share, per_class=per_class, seed=seed)
+    rows = draw_rows(len(dataset), labels, share=share, per_class=per_class, seed=seed)
     return _finished(dataset if len(rows) == len(dataset) else dataset.select(rows), label)
 
 
-def draw_pictures(
+def draw_rows(
     count: int, labels: np.ndarray | None, *, share: float = 1.0, per_class: int | None = None, seed: int = 0
 ) -> np.ndarray:
-    """Rows of a part of the pictures, drawn at random by the seed, sorted.
+    """Rows of a part of the images, drawn at random by the seed, sorted.
 
     Args:
-        labels: classes (count,), of each of which as large a share is taken, at least one picture.
-        per_class: pictures of each class in place of a share, or all where it has fewer.
+        labels: classes (count,), of each of which as large a share is taken, at least one image.
+        per_class: images of each class in place of a share, or all where it has fewer.
 
     Raises:
-        ValueError: if pictures per class are asked for and there are no classes.
+        ValueError: if images per class are asked for and there are no classes.
     """
     if per_class is not None and labels is None:
-        raise ReIDError("these pictures have no classes to take so many of each: give a share instead")
+        raise ReIDError("these images have no classes to take so many of each: give a share instead")
     rng, rows = np.random.default_rng([seed, count]), np.arange(count)
     groups = [rows] if labels is None else [np.flatnonzero(labels == label) for label in np.unique(labels)]
     drawn = [rng.permutation(group)[: per_class or max(1, round(share * len(group)))] for group in groups]
@@ -107,7 +107,7 @@ def _split(splits: Any, split: str, name: str) -> Any:
 
 
 def _columns(dataset: Any, name: str) -> tuple[Any, str | None]:
-    """The data set with the columns that are of use, the pictures' called "image"; and the column of classes."""
+    """The data set with the columns that are of use, the images' called "image"; and the column of classes."""
     from datasets import ClassLabel, Image
 
     if dataset.features is None:
@@ -115,7 +115,7 @@ def _columns(dataset: Any, name: str) -> tuple[Any, str | None]:
     features = dataset.features
     images = [column for column, feature in features.items() if isinstance(feature, Image)]
     if not images:
-        raise ReIDError(f"{name} has no column of pictures, only {', '.join(features)}")
+        raise ReIDError(f"{name} has no column of images, only {', '.join(features)}")
     classes = (column for column, feature in features.items() if isinstance(feature, ClassLabel) and column != "camid")
     label = next(classes, None)
     kinds = {"camid": "int", "path": "string"} if label else {"pid": "int", "camid": "int", "path": "string"}
@@ -142,7 +142,7 @@ def _finished(dataset: "datasets.Dataset", label: str | None) -> "datasets.Datas
 
 
 def _state(stream: Any, limit: int) -> str:
-    """Digest of a local stream's first pictures: of their bytes, or of place, size and time of their files."""
+    """Digest of a local stream's first images: of their bytes, or of place, size and time of their files."""
     from datasets import Image
 
     digest = hashlib.blake2b(digest_size=16)
@@ -158,7 +158,7 @@ def _state(stream: Any, limit: int) -> str:
 
 
 def _stored(stream: Any, limit: int, key: list) -> "datasets.Dataset":
-    """The first pictures of a stream, encoded as they came, in the cache of `datasets`."""
+    """The first images of a stream, encoded as they came, in the cache of `datasets`."""
     import fsspec
     from datasets import Dataset, Image
     from datasets.fingerprint import Hasher
@@ -167,7 +167,7 @@ def _stored(stream: Any, limit: int, key: list) -> "datasets.Dataset":
 
     def rows() -> Iterator[dict[str, Any]]:
         for row in stream.cast_column("image", Image(decode=False)).take(limit):
-            image = row["image"] or {"bytes": None, "path": None}  # a row without a picture
+            image = row["image"] or {"bytes": None, "path": None}  # a row without an image
             if image["bytes"] is None and "://" in (image["path"] or ""):
                 with fsspec.open(image["path"], "rb") as file:
                     image = {"bytes": file.read(), "path": None}
