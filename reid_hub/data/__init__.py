@@ -1,4 +1,4 @@
-"""Data sets as Hugging Face `datasets`, and the pipeline from their images to training batches."""
+"""Data sets as Hugging Face `datasets`, and the input pipeline that makes training batches of them."""
 
 from reid_hub.data.datasets import DATASETS
 from reid_hub.data.decoding import check_images, decode_image

@@ -1,4 +1,4 @@
-"""One `datasets` builder for every data set: Arrow cache, streaming, information for the Hub."""
+"""The `datasets` builder of every data set: Arrow cache, streaming, metadata for the Hub."""
 
 import hashlib
 import os
@@ -21,14 +21,14 @@ REID_FEATURES = datasets.Features(
     }
 )
 
-# Enters every fingerprint: raise it when the same files give other rows than before.
+# Part of every fingerprint: increase it when the same files give different rows.
 _LAYOUT_VERSION = 1
-# Records per shard: what streaming shuffles and hands to workers as one piece.
+# Records per shard, the unit that streaming shuffles and assigns to workers.
 _SHARD = 256
 
 
 class ReIDBuilder(datasets.GeneratorBasedBuilder):
-    """Rows of a `Scan`. The cache is keyed on `fingerprint(...)`, never on the name of a folder."""
+    """Builds the rows of a `Scan`. The cache is keyed by `fingerprint(...)`, never by a folder name."""
 
     VERSION = datasets.Version("1.0.0")
 
@@ -45,13 +45,13 @@ class ReIDBuilder(datasets.GeneratorBasedBuilder):
         super().__init__(cache_dir=cache_dir, dataset_name=spec.name, hash=digest, info=info)
 
     def __getstate__(self) -> dict[str, Any]:
-        # A worker that streams is sent its shards of records, it does not need all of them again.
+        # Streaming workers receive their shards of records and do not need all of them.
         return {**super().__getstate__(), "_scan": replace(self._scan, splits={})}
 
     def _split_generators(self, dl_manager) -> list[datasets.SplitGenerator]:
         splits = self._scan.draw() if self._scan.draw else self._scan.splits
         return [
-            # A list is what the library takes apart into shards.
+            # The library splits lists into shards.
             datasets.SplitGenerator(split, {"shards": [rows[i : i + _SHARD] for i in range(0, len(rows), _SHARD)]})
             for split, rows in splits.items()
         ]
@@ -61,7 +61,7 @@ class ReIDBuilder(datasets.GeneratorBasedBuilder):
         for shard in shards:
             if scan.draw:
                 for row in shard:
-                    # With a path the library would prefer a file of that name in the working directory to the bytes.
+                    # Given a path, the library would prefer a file of that name in the working directory to the bytes.
                     yield row["path"], {**row, "image": {"bytes": row["image"]["bytes"], "path": None}}
                 continue
             for record, image in zip(shard, scan.read(scan.root, shard), strict=True):
@@ -69,7 +69,7 @@ class ReIDBuilder(datasets.GeneratorBasedBuilder):
 
 
 def features(classes: Sequence[str] | None) -> datasets.Features:
-    """Columns of a re-identification set, or with classes those of a classification set."""
+    """Columns of a re-identification data set, or of a classification data set if there are classes."""
     if classes is None:
         return REID_FEATURES
     return datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(classes))})
@@ -82,9 +82,9 @@ def _row(record: Record, image: Any, classes: Sequence[str] | None) -> dict[str,
 
 
 def usable(scan: Scan) -> Scan:
-    """Apply the field's rules: junk leaves query and gallery, training identities become 0..C-1 in sorted order.
+    """Remove junk from all splits and number the training identities 0..C-1 in sorted order.
 
-    Distractors stay in the gallery. A training set without any label (all -1) stays as it is.
+    Distractors stay in the gallery. A training split without labels (all -1) is not changed.
     """
     if scan.classes is not None or scan.draw:
         return scan
@@ -101,10 +101,10 @@ def usable(scan: Scan) -> Scan:
 
 
 def fingerprint(spec: DatasetSpec, scan: Scan, options: Mapping[str, Any]) -> str:
-    """Digest of everything the rows depend on: rows, options, and size and time of every file with pixels.
+    """Digest of everything the rows depend on: records, options, and size and modification time of the image files.
 
     Raises:
-        FileNotFoundError: if a file that the data set lists is missing.
+        FileNotFoundError: if a listed file is missing.
         ValueError: if files are empty.
     """
     digest = hashlib.blake2b(digest_size=16)
@@ -145,12 +145,12 @@ def _some(paths: Sequence[str]) -> str:
 
 
 def build(spec: DatasetSpec, scan: Scan, options: Mapping[str, Any], cache_dir: str | Path | None, streaming: bool):
-    """Return the splits as a `DatasetDict` from the Arrow cache, or streamed from the files."""
+    """Build the splits as a `DatasetDict` in the Arrow cache, or stream them from the files."""
     builder = ReIDBuilder(spec, usable(scan), options, cache_dir=None if cache_dir is None else str(cache_dir))
     if streaming:
         return builder.as_streaming_dataset()
     try:
         builder.download_and_prepare()
     except datasets.exceptions.DatasetGenerationError as error:
-        raise (error.__cause__ or error) from None  # our own error says what to do, the library's does not
+        raise (error.__cause__ or error) from None  # our own error says what to do; the library's hides it
     return builder.as_dataset()

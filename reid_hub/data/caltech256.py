@@ -1,4 +1,4 @@
-"""Caltech-256 for transfer learning: of every class the first 60 images train."""
+"""Caltech-256 for transfer learning: the first 60 images of every class are for training."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from reid_hub.errors import ReIDError
 
 
 def scan(data_dir: Path, *, train_per_class: int = 60) -> Scan:
-    """Read 001.ak47/001_0001.jpg: the first images of a class, in the order of their names, train, the rest test."""
+    """Read 001.ak47/001_0001.jpg: the first `train_per_class` images of each class by name train, the rest test."""
     if not isinstance(train_per_class, int) or train_per_class < 1:
         raise ReIDError(f"train_per_class must be a number, at least 1, got {train_per_class!r}")
     root = find_root(data_dir, ("256_ObjectCategories", "caltech256/256_ObjectCategories"), ["001.ak47"])
@@ -38,7 +38,7 @@ SPEC = DatasetSpec(
 }""",
     layout="001.ak47/001_0001.jpg, ..., 257.clutter/",
     scan=scan,
-    # 257 classes, clutter among them.
+    # 257 classes, including clutter.
     counts={"train": Counts(257 * 60, 257), "test": Counts(30_607 - 257 * 60, 257)},
-    notes="Columns image and label; splits train and test. train_per_class: how many images of a class train.",
+    notes="Columns image and label; splits train and test. train_per_class: number of training images per class.",
 )

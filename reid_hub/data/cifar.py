@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100, as the Python pickles that they come in or as folders of images."""
+"""CIFAR-10 and CIFAR-100, as the original Python pickles or as folders of images."""
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -15,7 +15,7 @@ from reid_hub.data.records import Counts, DatasetSpec, Record, Scan
 from reid_hub.data.safe_pickle import load_plain_pickle
 from reid_hub.errors import ReIDError
 
-# Of each data set: its folder, the files of the splits, the file of the names, and the keys of labels and names.
+# Per data set: folder, files of each split, and (file of class names, key of the labels, key of the class names).
 FILES = {
     "cifar10": (
         "cifar-10-batches-py",
@@ -53,11 +53,11 @@ def scan(data_dir: Path, name: str) -> Scan:
 def _entry(path: Path, key: str) -> Any:
     content = _load(path, path.stat().st_mtime_ns)
     if not isinstance(content, dict) or key not in content:
-        raise ReIDError(f"{path} is no file of CIFAR: it has no {key!r}; unpack again")
+        raise ReIDError(f"{path} is not a CIFAR file: it has no {key!r}; unpack it again")
     return content[key]
 
 
-@lru_cache(maxsize=1)  # the rows of a file follow one another
+@lru_cache(maxsize=1)  # consecutive rows come from the same file
 def _load(path: Path, changed: int) -> Any:
     return load_plain_pickle(path)
 
@@ -82,7 +82,7 @@ def _spec(name: str, title: str, num_classes: int) -> DatasetSpec:
   author = {Krizhevsky, Alex},
   institution = {University of Toronto}, year = {2009}
 }""",
-        layout=f"{FILES[name][0]}/ as it is unpacked, or train/CLASS/*.jpg and test/CLASS/*.jpg",
+        layout=f"{FILES[name][0]}/ as unpacked, or train/CLASS/*.jpg and test/CLASS/*.jpg",
         scan=lambda data_dir: scan(data_dir, name),
         counts={"train": Counts(50_000, num_classes), "test": Counts(10_000, num_classes)},
         notes="Columns image and label; splits train and test.",

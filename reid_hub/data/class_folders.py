@@ -1,4 +1,4 @@
-"""A user's own images for classification: one folder per class, in train/ and test/ (or val/)."""
+"""Your own images for classification: one folder per class, in train/ and test/ (or val/)."""
 
 from pathlib import Path
 
@@ -6,12 +6,12 @@ from reid_hub.data.layouts import list_images, wrong_layout
 from reid_hub.data.records import DatasetSpec, Record, Scan
 from reid_hub.errors import ReIDError
 
-# What else the test part is called, in the order in which it is looked for.
+# Accepted names of the test folder, in order of preference.
 TEST_FOLDERS = ("test", "val", "valid", "validation")
 
 
 def scan(data_dir: Path) -> Scan:
-    """Read ROOT/train/CLASS/*.jpg and ROOT/{test,val}/CLASS/*.jpg; classes are numbered in the order of their names."""
+    """Read ROOT/train/CLASS/*.jpg and ROOT/{test,val}/CLASS/*.jpg; classes are numbered by sorted name."""
     root = Path(data_dir).expanduser().resolve()
     test = next((name for name in TEST_FOLDERS if (root / name).is_dir()), None)
     if test is None or not (root / "train").is_dir():
@@ -20,10 +20,10 @@ def scan(data_dir: Path) -> Scan:
 
 
 def scan_folders(root: Path, folders: dict[str, str]) -> Scan:
-    """Read CLASS/*.jpg, at any depth, in the folder of each split.
+    """Read CLASS/**/*.jpg in the folder of each split.
 
     Raises:
-        ValueError: for an image outside of a class, or a class that the training part lacks.
+        ValueError: if an image is in no class folder, or a class is missing from the training folder.
     """
     classes = sorted(path.name for path in (root / folders["train"]).iterdir() if path.is_dir() and path.name[0] != ".")
     splits = {}
@@ -42,7 +42,7 @@ def scan_folders(root: Path, folders: dict[str, str]) -> Scan:
 
 SPEC = DatasetSpec(
     name="class_folder",
-    title="Own images in folders of classes",
+    title="Your own images in class folders",
     homepage="",
     licence="yours to state",
     citation="",

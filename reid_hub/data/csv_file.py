@@ -1,4 +1,4 @@
-"""A user's own images, listed in a csv file."""
+"""Your own images, listed in a csv file."""
 
 import csv
 from pathlib import Path
@@ -12,11 +12,11 @@ COLUMNS = ("path", "pid", "camid", "split")
 
 
 def scan(data_dir: Path, *, root: str | Path | None = None, seed: int = 0) -> Scan:
-    """Read a csv file with a header: path and pid, and if known camid and split.
+    """Read a csv file with the columns path and pid, and optionally camid and split.
 
     Args:
-        root: what the paths are relative to; the folder of the csv file if not given. No path may leave it.
-        seed: draws the split where there is no column split.
+        root: folder that the paths are relative to and must stay in (default: the folder of the csv file).
+        seed: seed of the random split, if there is no column split.
     """
     file = Path(data_dir).expanduser().resolve()
     if not file.is_file():
@@ -56,7 +56,7 @@ def _rows(file: Path) -> list[dict[str, str]]:
 
 
 def _camids(values: list[str]) -> dict[str, int]:
-    """Whole numbers are kept, other names are numbered from 0; an empty cell is an unknown camera."""
+    """Keep camera ids if all are whole numbers, else number them from 0; an empty cell is an unknown camera."""
     known = [value for value in values if value]
     if all(value.lstrip("-").isdigit() for value in known):
         return {"": NO_CAMERA, **{value: int(value) for value in known}}
@@ -65,13 +65,14 @@ def _camids(values: list[str]) -> dict[str, int]:
 
 SPEC = DatasetSpec(
     name="csv",
-    title="Own images listed in a csv file",
+    title="Your own images listed in a csv file",
     homepage="",
     licence="yours to state",
     citation="",
     layout="a csv file with the columns path, pid and, if known, camid and split (train, query or gallery)",
     scan=scan,
-    notes="Without a column split half of the people train and the others test, drawn with seed. Paths are relative to "
-    "the csv file's folder or to root=. pids and camids that are whole numbers are kept, other names are numbered.",
+    notes="Without a column split, half of the people, drawn with seed, are for training and the others for testing. "
+    "Paths are relative to the folder of the csv file, or to root=. pids and camids that are whole numbers are kept, "
+    "names are numbered.",
     redistributable=True,
 )

@@ -10,7 +10,7 @@ LISTS = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classe
 
 
 def scan(data_dir: Path) -> Scan:
-    """Read images/ as images.txt, image_class_labels.txt and train_test_split.txt say; each line is "number value"."""
+    """Read images/ by images.txt, image_class_labels.txt and train_test_split.txt, with lines "number value"."""
     root = find_root(data_dir, ("CUB_200_2011",), ["images", *LISTS])
     paths, labels, trains, names = (_read(root / name) for name in LISTS)
     if not paths.keys() == labels.keys() == trains.keys():
@@ -19,7 +19,7 @@ def scan(data_dir: Path) -> Scan:
         raise ReIDError(
             f"in {root} the labels of {LISTS[1]} must be numbers of {LISTS[3]}, and {LISTS[2]} 0 or 1; unpack again"
         )
-    # "001.Black_footed_Albatross"; classes count from 1 there and from 0 here.
+    # "001.Black_footed_Albatross"; classes count from 1 in the lists, from 0 here.
     numbers = {number: row for row, number in enumerate(sorted(names, key=int))}
     classes = [names[number].partition(".")[2] or names[number] for number in numbers]
     splits: dict[str, list[Record]] = {"train": [], "test": []}
@@ -32,7 +32,7 @@ def scan(data_dir: Path) -> Scan:
 def _read(path: Path) -> dict[str, str]:
     lines = [line.split(maxsplit=1) for line in path.read_text().splitlines() if line.strip()]
     if any(len(line) != 2 or not line[0].isdigit() for line in lines):
-        raise ReIDError(f"{path} must hold lines like '1 value': it is not CUB-200-2011's list; unpack again")
+        raise ReIDError(f"{path} must hold lines like '1 value': it is not a list of CUB-200-2011; unpack it again")
     return {number: value.strip() for number, value in lines}
 
 

@@ -24,7 +24,7 @@ def scan(data_dir: Path, *, boxes: str = "detected") -> Scan:
 
 
 def _torchreid_splits(split_list: Path, folder: Path) -> dict[str, list[Record]]:
-    """The lists that torchreid writes: rows (path on the machine that wrote it, pid, camid from 0)."""
+    """Split lists written by torchreid: rows (absolute path on the original machine, pid, camid from 0)."""
     try:
         lists = json.loads(split_list.read_text())[0]
         return {

@@ -1,6 +1,6 @@
 """The data sets by name.
 
-A new data set is a file beside this one with a `DatasetSpec`, one import and one line in `DATASETS`.
+To add a data set, write a module with a `DatasetSpec` in this folder, import it here and add it to `DATASETS`.
 """
 
 from collections.abc import Iterable
@@ -55,7 +55,7 @@ DATASETS: dict[str, DatasetSpec] = {
 
 
 def check_options(name: str, given: Iterable[str], allowed: Iterable[str]) -> None:
-    """Stop on an option that a data set does not have.
+    """Check that a data set has all the given options.
 
     Raises:
         ValueError: naming the allowed options.

@@ -1,4 +1,4 @@
-"""Any image a user has -> an 8-bit RGB image, or an error that names the file and what to do."""
+"""Decode any image to 8-bit RGB, or raise an error that names the file and says what to do."""
 
 import os
 import struct
@@ -12,12 +12,12 @@ from PIL.Image import Transpose
 
 from reid_hub.errors import MissingError, ReIDError
 
-# JPEGs above this are decoded at a half, a quarter or an eighth of their size: no person crop needs more pixels.
+# JPEGs with more pixels are decoded at 1/2, 1/4 or 1/8 of their size: no person crop needs more pixels.
 LARGE_PIXELS = 16_000_000
 
 ImageSource = str | os.PathLike | bytes | Mapping | None
 
-# How each value of the EXIF tag 0x0112 but 1, which is upright, is turned to be shown.
+# The transpose that makes an image upright, by the value of its EXIF tag 0x0112; 1 is upright already.
 _TURNS = {
     2: Transpose.FLIP_LEFT_RIGHT,
     3: Transpose.ROTATE_180,
@@ -30,20 +30,20 @@ _TURNS = {
 
 
 def decode_image(source: ImageSource, name: str | None = None) -> Image.Image:
-    """Decode an image upright into 8-bit RGB.
+    """Decode an image to upright 8-bit RGB.
 
-    EXIF rotation is applied, where it can be read; CMYK, grey, palette and 1-bit images are converted; 16-bit grey
-    is scaled by 255/65535 (not clipped); transparent pixels become black, the value that padding has. JPEGs of more
-    than 16 million pixels are decoded at a reduced size.
+    Readable EXIF rotation is applied. CMYK, grey, palette and 1-bit images are converted; 16-bit grey is scaled by
+    255/65535, not clipped. Transparent pixels become black, like padding. JPEGs of more than 16 million pixels are
+    decoded at a reduced size.
 
     Args:
-        source: a path, the encoded bytes, or the `{"path", "bytes"}` value of an undecoded `datasets.Image` column,
-            which is None in a row without an image.
-        name: what to call the image in errors where `source` has no path.
+        source: a path, encoded bytes, or the `{"path", "bytes"}` value of an undecoded `datasets.Image` column, which
+            is None in a row without an image.
+        name: name of the image in error messages, where `source` has no path.
 
     Raises:
         FileNotFoundError: if the path does not exist.
-        ValueError: if the image is empty, truncated, too large, not an image or null.
+        ValueError: if the image is null, empty, truncated, too large, or not an image.
     """
     data, name = open_source(source, name)
     try:
@@ -60,28 +60,28 @@ def decode_image(source: ImageSource, name: str | None = None) -> Image.Image:
         raise ReIDError(f"image {name} is damaged or cut off: {error}; {_REPAIR}") from error
 
 
-# What Pillow's decoders raise on damaged files.
+# Raised by Pillow's decoders for damaged files.
 _DAMAGED = (OSError, SyntaxError, EOFError, TypeError, AttributeError, struct.error)
 _REPAIR = "copy it again from its source, or remove it from the data set"
 _REDUCE = "reduce it first, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file"
 
 
 def turn_upright(image: Image.Image) -> Transpose | None:
-    """How the image must be turned to be shown as its EXIF block says; None where it says nothing that can be read.
+    """The transpose that applies the EXIF orientation, or None if there is none or it cannot be read.
 
-    The block is not written anew as `PIL.ImageOps.exif_transpose` does, which fails for a damaged one.
+    Unlike `PIL.ImageOps.exif_transpose` this does not rewrite the EXIF block, which fails if the block is damaged.
     """
     try:
         return _TURNS.get(image.getexif().get(0x0112, 1))
-    except Exception:  # of many kinds, whatever the parser stumbles over; the pixels are sound all the same
+    except Exception:  # the parser raises many types; the pixels are still usable
         return None
 
 
 def to_rgb(image: Image.Image, name: str = "image") -> Image.Image:
-    """Convert any Pillow image to 8-bit RGB by the rules of `decode_image` (rotation excepted).
+    """Convert any Pillow image to 8-bit RGB by the rules of `decode_image`, without rotation.
 
     Raises:
-        ValueError: if the range of the values is not known (floating point, or integers beyond 16 bits).
+        ValueError: if the value range is unknown (floating point, or integers beyond 16 bits).
     """
     if image.mode == "RGB":
         return image
@@ -97,9 +97,9 @@ def to_rgb(image: Image.Image, name: str = "image") -> Image.Image:
 
 
 def check_images(dataset, progress: bool = True) -> dict[str, str]:
-    """Decode every image of one split once and return {path: what is wrong with it}; empty when all are sound.
+    """Decode every image of a split and return {path: problem}; empty if all images can be decoded.
 
-    The input pipeline stops at the first damaged image; this names all of them in one pass.
+    The input pipeline stops at the first damaged image; this reports all of them in one pass.
     """
     from datasets import Image as ImageFeature
     from tqdm import tqdm
@@ -116,13 +116,13 @@ def check_images(dataset, progress: bool = True) -> dict[str, str]:
 
 
 def open_source(source: ImageSource, name: str | None = None) -> tuple[BytesIO | Path, str]:
-    """The file of an encoded image, and what to call it in errors; see `decode_image`."""
+    """The file of an encoded image and its name for error messages; see `decode_image`."""
     if isinstance(source, Mapping):
         if source.get("bytes") is not None:
             return open_source(source["bytes"], name or source.get("path"))
         source = source.get("path")
     if source is None:
-        raise ReIDError(f"image {name or 'of a row'} is null, there is no image; remove its row from the data set")
+        raise ReIDError(f"image {name or 'of a row'} is null: there is no image; remove its row from the data set")
     if isinstance(source, bytes):
         name = name or "given as bytes"
         if not source:
@@ -137,7 +137,7 @@ def open_source(source: ImageSource, name: str | None = None) -> tuple[BytesIO |
 
 
 def _limit(image: Image.Image, name: str) -> None:
-    """Refuse what Pillow only warns about, and let a large JPEG be decoded at a reduced size."""
+    """Refuse images that Pillow only warns about, and have a large JPEG decoded at a reduced size."""
     pixels = image.width * image.height
     if Image.MAX_IMAGE_PIXELS and pixels > Image.MAX_IMAGE_PIXELS:
         raise ReIDError(
@@ -152,5 +152,5 @@ def _limit(image: Image.Image, name: str) -> None:
 
 def _eight_bits(values: np.ndarray, name: str) -> np.ndarray:
     if values.size and (values.min() < 0 or values.max() > 65535):
-        raise ReIDError(f"image {name} holds integers outside of 0..65535; save it as 8-bit RGB")
+        raise ReIDError(f"image {name} holds integers outside 0..65535; save it as 8-bit RGB")
     return np.round(values.astype(np.float32) * (255 / 65535)).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""What a data set holds, and what in it cannot be trained on or scored."""
+"""Counts of a data set, including what cannot be used for training or evaluation, and digests of its content."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from reid_hub.errors import MissingError
 
 
 def camera_note(splits: Mapping[str, Any]) -> str | None:
-    """Say what missing camera ids mean for an evaluation on these splits; None where every camera is known.
+    """Explain what missing camera ids mean for an evaluation on these splits; None if every camera is known.
 
     `splits` maps split names to data sets with a column camid; only query and gallery matter.
     """
@@ -24,18 +24,18 @@ def camera_note(splits: Mapping[str, Any]) -> str | None:
     total = sum(map(len, camids))
     some = "No test image has" if unknown == total else f"{unknown:,} of {total:,} test images do not have"
     return (
-        f"{some} a camera id: the rule that leaves out gallery images of the query's own person and camera cannot be "
-        "applied to them. Near-copies from the same camera count as hits, so the figures are higher than those of a "
-        "cross-camera protocol and not comparable with them."
+        f"{some} a camera id, so gallery images of the query's own person and camera cannot be excluded. "
+        "Near-duplicates from the same camera count as hits: the figures are higher than those of a cross-camera "
+        "protocol and not comparable with them."
     )
 
 
 def describe_splits(splits: Mapping[str, Any]) -> dict[str, Any]:
-    """Count what there is, and what training or evaluation will have to skip.
+    """Count images, identities and cameras, and what training or evaluation has to skip.
 
-    For every split: images, identities (neither junk nor distractors), distractors (images of people that no query
-    shows), cameras, and single_image_ids / single_camera_ids, the identities with one image / one known camera.
-    Beside them queries_without_true_match, which an evaluation leaves out, and camera_note.
+    For every split: images, identities (without junk and distractors), distractors (images of people in no query),
+    cameras, and single_image_ids and single_camera_ids, the identities with one image or one known camera. In addition
+    queries_without_true_match, which evaluation skips, and camera_note.
 
     `splits` maps split names to data sets with columns pid and camid.
     """
@@ -71,7 +71,7 @@ def _singles(pids: np.ndarray, camids: np.ndarray) -> dict[str, int]:
 def _unmatched(
     query_pids: np.ndarray, query_camids: np.ndarray, gallery_pids: np.ndarray, gallery_camids: np.ndarray
 ) -> int:
-    """Queries whose person is in the gallery nowhere, or only under the query's own (known) camera."""
+    """Number of queries without a match in the gallery, other than from the query's own (known) camera."""
     codes = np.unique(np.concatenate([query_pids, gallery_pids]))
     width = int(max(query_camids.max(initial=0), gallery_camids.max(initial=0))) + 2
     query, gallery = np.searchsorted(codes, query_pids), np.searchsorted(codes, gallery_pids)
@@ -82,7 +82,7 @@ def _unmatched(
 
 
 def digest_sample(split, count: int = 1000) -> str:
-    """A digest of a split's paths, all of them in their order, and of so many of its images, evenly spaced.
+    """Digest of all paths of a split, in order, and of `count` of its images, evenly spaced.
 
     Raises:
         FileNotFoundError: if one of these images is missing.
@@ -93,9 +93,9 @@ def digest_sample(split, count: int = 1000) -> str:
 
 
 def digest_images(split) -> str:
-    """A digest of a split's images as they lie on the disk, with their paths below the root; of no other column.
+    """Digest of the encoded images of a split and of their paths below the root.
 
-    The order of the rows, and where the data set was unpacked, do not matter.
+    It does not depend on the order of the rows, on other columns, or on where the data set was unpacked.
 
     Raises:
         FileNotFoundError: if an image is missing.

@@ -1,4 +1,4 @@
-"""Describable Textures (DTD): its lists train and val together train, as in transfer learning."""
+"""Describable Textures (DTD), trained on its lists train and val together, as usual in transfer learning."""
 
 from pathlib import Path
 
@@ -10,10 +10,10 @@ LISTS = {"train": ("train", "val"), "test": ("test",)}
 
 
 def scan(data_dir: Path, *, split: int = 1) -> Scan:
-    """Read images/banded/banded_0002.jpg as labels/train1.txt, val1.txt and test1.txt list them.
+    """Read images/banded/banded_0002.jpg by labels/train1.txt, val1.txt and test1.txt.
 
     Args:
-        split: which of the ten.
+        split: number of the official split, 1 to 10.
     """
     if split not in range(1, 11):
         raise ReIDError(f"split must be one of DTD's, 1 to 10, got {split!r}")

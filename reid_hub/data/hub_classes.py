@@ -1,4 +1,4 @@
-"""Classification sets of the Hub, whatever their columns and splits are called."""
+"""Classification data sets on the Hub, with any names of columns and splits."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -14,13 +14,14 @@ TEST_SPLITS = ("test", "validation", "valid", "val")
 def as_classes(
     splits: "Mapping[str, datasets.Dataset]", name: str, label: str | None = None
 ) -> "dict[str, datasets.Dataset] | None":
-    """The splits train and test with the columns image and label, or None if this is no classification set.
+    """The splits train and test with the columns image and label, or None if it is not a classification data set.
 
     Args:
-        label: the column of the classes where there are several (CIFAR-100's "fine_label").
+        label: name of the class column, if there are several (CIFAR-100's "fine_label").
 
     Raises:
-        ValueError: if there are several and `label` is none of them, or no training or test split.
+        ValueError: if there are several class columns and `label` is none of them, or the training or the test split is
+            missing.
     """
     import datasets
 
@@ -36,8 +37,7 @@ def as_classes(
     test = next((split for split in TEST_SPLITS if split in splits and _is_labelled(splits[split], label)), None)
     if test is None or "train" not in splits:
         raise ReIDError(
-            f"{name} has the splits {', '.join(splits)}; needed are train and one with labels of "
-            f"{', '.join(TEST_SPLITS)}"
+            f"{name} has the splits {', '.join(splits)}; it needs train and one of {', '.join(TEST_SPLITS)} with labels"
         )
     chosen = {"train": splits["train"], "test": splits[test]}
     names = {old: new for old, new in ((images[0], "image"), (label, "label")) if old != new}
@@ -47,5 +47,5 @@ def as_classes(
 
 
 def _is_labelled(rows: "datasets.Dataset", label: str) -> bool:
-    """Whether the classes are told: a competition's test split has -1 throughout. Of a stream nobody knows."""
+    """Whether a split has labels: test splits of competitions are all -1. Streams are assumed to have labels."""
     return not hasattr(rows, "unique") or rows.unique(label) != [-1]

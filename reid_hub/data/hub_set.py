@@ -1,4 +1,4 @@
-"""Data sets in repositories of the Hub: pushing all splits with a card, loading them back."""
+"""Data sets on the Hub: push all splits with a card, and load them again."""
 
 import re
 from collections.abc import Mapping
@@ -16,13 +16,12 @@ REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def push_reid_dataset(splits: "Mapping[str, datasets.Dataset]", repo_id: str, *, private: bool = True) -> str:
-    """Push all splits to a data set repository, with a card that names the licence, and return its address.
+    """Push all splits to a data set repository, with a card that states the licence; returns the repository's URL.
 
-    The images themselves are uploaded. Splits that the repository had before and that are not given are dropped.
+    The image files are uploaded. Existing splits of the repository that are not in `splits` are removed.
 
     Raises:
-        ValueError: if the data set's terms forbid what would be published, or the repository is public while
-            `private` is set.
+        ValueError: if the terms of the data set forbid publishing it, or `private` is set and the repository is public.
     """
     import datasets
     from huggingface_hub import HfApi
@@ -37,8 +36,8 @@ def push_reid_dataset(splits: "Mapping[str, datasets.Dataset]", repo_id: str, *,
     url = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
     if private and not api.repo_info(url.repo_id, repo_type="dataset").private:
         raise ReIDError(f"{url.repo_id} exists and is public: make it private first, or push with private=False")
-    # The card goes first, so that the images are at no time there without their terms; the library then adds the
-    # list of splits to it.
+    # Push the card first, so that the images are never online without their terms; the library then adds the list
+    # of splits to it.
     card = _card(pushed, info, url.repo_id).encode()
     api.upload_file(path_or_fileobj=card, path_in_repo="README.md", repo_id=url.repo_id, repo_type="dataset")
     pushed.push_to_hub(url.repo_id, private=private)
@@ -53,7 +52,7 @@ def load_from_hub(
     cache_dir: str | Path | None,
     **options: Any,
 ) -> "datasets.DatasetDict | datasets.IterableDatasetDict":
-    """Load what `push_reid_dataset` wrote, or images with classes; see `load_reid_dataset`."""
+    """Load a data set of `push_reid_dataset` or a classification data set; see `load_reid_dataset`."""
     import datasets
     from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub.errors import HfHubHTTPError
@@ -62,8 +61,8 @@ def load_from_hub(
 
     if Path(name).exists() or not REPO_ID.fullmatch(name):
         raise ReIDError(
-            f"a data set is named by one of {', '.join(sorted(DATASETS))}, or namespace/name on the Hub; got {name!r}. "
-            f"A folder is given as data_dir, e.g. load_reid_dataset('image_folder', {name!r})"
+            f"the name of a data set must be one of {', '.join(sorted(DATASETS))}, or namespace/name on the Hub; got "
+            f"{name!r}. Pass a folder as data_dir, e.g. load_reid_dataset('image_folder', {name!r})"
         )
     if data_dir is not None:
         raise ReIDError(f"{name!r} is a data set on the Hub, which takes no data_dir; got {str(data_dir)!r}")
@@ -88,7 +87,7 @@ def load_from_hub(
 
 
 def _check_columns(splits: "Mapping[str, Any]", name: str) -> None:
-    """Stop unless every split has the columns of a re-identification (or of a classification) set."""
+    """Check that every split has the columns of a re-identification or classification data set."""
     from reid_hub.data.builder import REID_FEATURES
 
     for split, dataset in splits.items():

@@ -1,4 +1,4 @@
-"""A user's own images: one folder per person."""
+"""Your own images: one folder per person."""
 
 import re
 from collections.abc import Sequence
@@ -22,9 +22,9 @@ def scan(data_dir: Path, *, camera: str | None = None, seed: int = 0) -> Scan:
     """Read ROOT/PERSON/*.jpg or ROOT/{train,query,gallery}/PERSON/*.jpg.
 
     Args:
-        camera: a regular expression with one group that finds the camera in an image's path below its person's
-            folder, e.g. r"c(\\d+)"; cameras are numbered from 0 in the order of what it finds.
-        seed: draws the split where there are no split folders.
+        camera: a regular expression whose single group matches the camera in an image's path below the person's
+            folder, e.g. r"c(\\d+)"; the matched values are sorted and numbered from 0.
+        seed: seed of the random split, if there are no split folders.
     """
     root = Path(data_dir).expanduser().resolve()
     if not root.is_dir():
@@ -72,13 +72,13 @@ def _cameras(names: Sequence[str], camera: str | None) -> list[int]:
 
 SPEC = DatasetSpec(
     name="image_folder",
-    title="Own images in folders",
+    title="Your own images in folders",
     homepage="",
     licence="yours to state",
     citation="",
     layout="PERSON/*.jpg, or train/PERSON/*.jpg, query/PERSON/*.jpg and gallery/PERSON/*.jpg",
     scan=scan,
-    notes="Without split folders half of the people train and the others test, drawn with seed. Folder names that are "
-    "whole numbers are the pids; other names are numbered from 1. camera=r'c(\\d+)' reads cameras from file names.",
+    notes="Without split folders, half of the people, drawn with seed, are for training and the others for testing. "
+    "Folder names are the pids if all are whole numbers; otherwise they are numbered from 1. camera=r'c(\\d+)' reads cameras from file names.",
     redistributable=True,
 )

@@ -1,4 +1,4 @@
-"""Images decoded once, kept as uint8 in a memory map, and read in batches."""
+"""Images that are decoded once, stored as uint8 in a memory-mapped file, and read in batches."""
 
 import json
 import os
@@ -30,19 +30,19 @@ _WORKERS = min(8, os.cpu_count() or 1)
 class ImageDataset(torch.utils.data.Dataset):
     """One split of `load_reid_dataset` as batches of uint8 pixels.
 
-    The first use decodes and resizes every image with Pillow, bit-equal to torchvision's `Resize` on Pillow images,
-    into a file below `cache_dir`; later ones map that file. It is named by the data set's fingerprint, the size and
-    the filter, so images that are overwritten behind a fingerprint are not noticed. Several processes may open the
-    same set at once: one decodes, the others wait.
+    On first use every image is decoded and resized with Pillow, bit-equal to torchvision's `Resize` on PIL images, and
+    written to a file below `cache_dir`; later uses map that file. Its name is made of the data set's fingerprint, the
+    size and the filter, so overwriting images without changing the fingerprint goes unnoticed. Several processes may
+    open the same split at once: one decodes, the others wait.
 
-    Give a DataLoader `collate_fn=ImageDataset.collate`: a whole batch is read in one gather, so there is nothing left
-    to collate.
+    Pass `collate_fn=ImageDataset.collate` to a DataLoader: a whole batch is read in one gather, so there is nothing
+    left to collate.
 
     Attributes:
-        dataset: the rows that can be read; row i of it is item i here, and row `source_rows[i]` of what was given.
+        dataset: the readable rows; its row i is item i here, and row `source_rows[i]` of the data set passed in.
         pids, camids: int64 arrays (N,).
-        sizes: int64 (N, 2), height and width of the original images for crops by their proportions; see
-            `training_images`, which sets them.
+        sizes: int64 (N, 2), height and width of the original images, for crops that keep their proportions; set by
+            `training_images`.
     """
 
     sizes: np.ndarray | None = None
@@ -59,22 +59,22 @@ class ImageDataset(torch.utils.data.Dataset):
         on_error: str = "raise",
         progress: bool = True,
     ):
-        """Decode the split, or open what was decoded before.
+        """Decode the split, or open the cached file.
 
         Args:
-            dataset: a `datasets.Dataset` with the columns image, pid and camid, or image and label as the pid.
+            dataset: a `datasets.Dataset` with the columns image, pid and camid, or image and label (used as the pid).
             image_size: (height, width) in pixels.
             interpolation: "bilinear" or "bicubic".
-            resize_shortest: resize the shorter side to this and cut `image_size` from the centre, as torchvision does;
-                None resizes both sides to `image_size`.
-            cache_dir: default: `reid_hub` below the cache folder of `datasets`.
-            max_bytes: a set that would take more is decoded anew for every batch, and nothing is stored.
-            on_error: what to do with an image that cannot be read: "raise", or "skip" it, with one warning for all.
+            resize_shortest: resize the shorter side to this length and take a centre crop of `image_size`, as
+                torchvision does; None resizes to `image_size` directly.
+            cache_dir: folder of the cache (default: `reid_hub` in the cache folder of `datasets`).
+            max_bytes: a split that needs more is not stored; its images are decoded again for every batch.
+            on_error: "raise" stops at images that cannot be read, "skip" leaves them out with one warning for all.
 
         Raises:
-            ValueError: if an argument is not as above or an image is damaged.
+            ValueError: if an argument is invalid or an image is damaged.
             FileNotFoundError: if an image is missing.
-            RuntimeError: if the disk is too full.
+            RuntimeError: if there is not enough disk space.
         """
         _check_rows(dataset)
         self.image_size = _check_size(image_size)
@@ -110,7 +110,7 @@ class ImageDataset(torch.utils.data.Dataset):
         return {name: values[0] for name, values in self.__getitems__([index]).items()}
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """A batch: pixel_values uint8 (B, 3, H, W); pids, camids and indices int64 (B,); `sizes` (B, 2) if known."""
+        """A batch: pixel_values uint8 (B, 3, H, W); pids, camids and indices int64 (B,); sizes (B, 2) if known."""
         items = np.asarray(indices, dtype=np.int64)
         rows = self.source_rows[items]
         if self._file is None:
@@ -125,11 +125,11 @@ class ImageDataset(torch.utils.data.Dataset):
 
     @staticmethod
     def collate(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return what `__getitems__` gave."""
+        """Return the batch of `__getitems__` unchanged."""
         return batch
 
     def __getstate__(self) -> dict:
-        # A memory map pickles as all of its bytes; a worker process opens the file itself.
+        # Pickling a memory map copies all its bytes; each worker process opens the file itself.
         return self.__dict__ | {"_pixels": None}
 
     @property
@@ -137,13 +137,13 @@ class ImageDataset(torch.utils.data.Dataset):
         return (3, *self.image_size)
 
     def _prepare(self, folder: Path, stored: bool, progress: bool) -> dict[int, str]:
-        """See that `folder` is complete and return the rows that cannot be read, with the reasons."""
+        """Make sure that `folder` is complete; return the unreadable rows with the reasons."""
         from filelock import FileLock
 
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if not self._is_complete(folder, stored):
-                for leftover in folder.parent.glob(f".{folder.name}.*"):  # of a process that was killed
+                for leftover in folder.parent.glob(f".{folder.name}.*"):  # from a killed process
                     shutil.rmtree(leftover)
                 self._build(folder, stored, progress)
         errors = {int(row): reason for row, reason in json.loads((folder / "errors.json").read_text()).items()}
@@ -152,9 +152,9 @@ class ImageDataset(torch.utils.data.Dataset):
         reasons = "\n".join(list(errors.values())[:5])
         count = f"{len(errors):,} of {len(self._source):,} images cannot be read"
         if len(errors) == len(self._source):
-            raise ReIDError(f"{count}, so nothing is left; the first reasons:\n{reasons}")
+            raise ReIDError(f"{count}, so no image is left; the first reasons:\n{reasons}")
         if not self._skip:
-            raise ReIDError(f"{count}: mend them or pass on_error='skip'; the first reasons:\n{reasons}")
+            raise ReIDError(f"{count}: repair them or pass on_error='skip'; the first reasons:\n{reasons}")
         warnings.warn(f"{count} and are left out; the first reasons:\n{reasons}", stacklevel=3)
         return errors
 
@@ -165,7 +165,7 @@ class ImageDataset(torch.utils.data.Dataset):
             return True
         try:
             pixels = np.load(folder / "images.npy", mmap_mode="r")  # refuses a file shorter than its header says
-        except (OSError, ValueError, EOFError):  # numpy's for a missing, a cut-off and an empty file
+        except (OSError, ValueError, EOFError):  # missing, truncated or empty file
             return False
         return pixels.dtype == np.uint8 and pixels.shape == (len(self._source), *self._shape)
 
@@ -182,7 +182,7 @@ class ImageDataset(torch.utils.data.Dataset):
         )
         errors: dict[int, str] = {}
         with atomic_folder(folder) as temporary, (temporary / "images.npy").open("wb") as file, bar:
-            # Written in order, not through a memory map: a full disk is then an error and not a bus error.
+            # Write sequentially, not through a memory map: a full disk then raises an error instead of a bus error.
             header = {"descr": "|u1", "fortran_order": False, "shape": (count, *self._shape)}
             np.lib.format.write_array_header_1_0(file, header)
             for pixels, problems in self._decode_all():
@@ -195,7 +195,7 @@ class ImageDataset(torch.utils.data.Dataset):
             (temporary / "errors.json").write_text(json.dumps(errors))
 
     def _decode_all(self) -> Iterator[tuple[np.ndarray, dict[int, str]]]:
-        """Decode in threads (Pillow works outside of the interpreter lock), in order, a bounded number ahead."""
+        """Decode in threads (Pillow releases the GIL), in order, a bounded number of chunks ahead."""
         pending: deque[Future] = deque()
         with ThreadPoolExecutor(_WORKERS) as pool:
             for start in range(0, len(self._source), _CHUNK):
@@ -207,7 +207,7 @@ class ImageDataset(torch.utils.data.Dataset):
                 yield pending.popleft().result()
 
     def _decode(self, rows: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
-        """Read rows of the source: uint8 (n, 3, H, W), and {row: reason} for those left at zero."""
+        """Decode rows of the source: uint8 (n, 3, H, W), and {row: reason} for unreadable rows, which stay zero."""
         pixels, errors = np.zeros((len(rows), *self._shape), dtype=np.uint8), {}
         batch = self._source[rows]
         names = batch.get("path", [None] * len(rows))

@@ -19,12 +19,12 @@ SPLIT_FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bo
 def find_root(
     data_dir: str | Path, nested: Sequence[str], required: Sequence[str] = (), any_of: Sequence[str] = ()
 ) -> Path:
-    """Return `data_dir`, or the folder of one of the `nested` names below it, that has the layout.
+    """Return `data_dir`, or the first of the `nested` folders in it, that has the layout.
 
-    That is all `required` entries and, where given, at least one of `any_of`.
+    A folder has the layout if it holds all `required` entries and, if given, at least one of `any_of`.
 
     Raises:
-        FileNotFoundError: naming what was expected and what was found.
+        FileNotFoundError: if none does; says what was expected and what was found.
     """
     data_dir = Path(data_dir).expanduser().resolve()
     for root in (data_dir, *(data_dir / name for name in nested)):
@@ -35,7 +35,7 @@ def find_root(
 
 
 def wrong_layout(data_dir: Path, nested: Sequence[str], expected: Sequence[str]) -> FileNotFoundError:
-    """The error for a folder that is not what the data set needs, saying what was expected and what was found."""
+    """The error for a folder without the expected layout; says what was expected and what was found."""
     if not data_dir.is_dir():
         found = "which is a file" if data_dir.exists() else "which does not exist"
     else:
@@ -49,12 +49,12 @@ def wrong_layout(data_dir: Path, nested: Sequence[str], expected: Sequence[str])
 
 
 def list_images(folder: Path, recursive: bool = False) -> list[str]:
-    """Names of the images in a folder, or posix paths below it when recursive; sorted.
+    """Sorted names of the images in a folder, or their POSIX paths below it if `recursive`.
 
-    Hidden files are left out: macOS leaves "._name.jpg" beside every file that it unpacks.
+    Hidden files are skipped: macOS adds "._name.jpg" for every file it unpacks.
 
     Raises:
-        FileNotFoundError: if there is none.
+        FileNotFoundError: if there are no images.
     """
     # Plain strings: a pre-training set has millions of files.
     names = []
@@ -72,13 +72,13 @@ MARKET_NAME = re.compile(r"^(-?\d+)_c(\d+)")
 
 
 def scan_market_layout(data_dir: str | Path, nested: Sequence[str]) -> Scan:
-    """Read the folders of Market-1501's layout that exist: bounding_box_train, query, bounding_box_test.
+    """Read a data set in the layout of Market-1501: whichever of bounding_box_train, query, bounding_box_test exist.
 
-    File names begin with person and camera, `0002_c1s1_000451_03.jpg`; cameras count from 1 there and from 0 here.
+    File names begin with person and camera, `0002_c1s1_000451_03.jpg`. Cameras count from 1 in file names, from 0 here.
 
     Raises:
         FileNotFoundError: if there is neither a training set nor a query with its gallery.
-        ValueError: if a file name does not follow the rule.
+        ValueError: if a file name does not follow this rule.
     """
     root = find_root(data_dir, nested, any_of=list(SPLIT_FOLDERS.values()))
     folders = {split: folder for split, folder in SPLIT_FOLDERS.items() if (root / folder).is_dir()}
@@ -100,37 +100,37 @@ def _market_record(root: Path, folder: str, name: str) -> Record:
 
 
 def path_below(base: Path, path: str) -> str:
-    """A path that a list names, relative to the resolved folder `base`; one that would leave it is refused.
+    """Return a listed path relative to the resolved folder `base`.
 
     Raises:
-        ValueError: if it lies outside of `base`.
+        ValueError: if the path is outside `base`.
     """
-    # Resolving every path of a long list takes seconds, and only such a path can leave the folder.
+    # Resolving every path of a long list takes seconds; only such a path can leave the folder.
     if ".." in path or os.path.isabs(path):
         return inside(base, path).relative_to(base).as_posix()
     return path
 
 
 def check_pairs(found: Collection[str], root: Path, names: Mapping[str, str]) -> None:
-    """Stop if there is a query without a gallery or the other way round; `names` are the splits' folders or lists.
+    """Check that query and gallery are both there, or both missing; `names` gives the folder or list of each split.
 
     Raises:
-        FileNotFoundError: naming the missing one.
+        FileNotFoundError: if only one of them is there; names the missing one.
     """
     if ("query" in found) != ("gallery" in found):
         missing = names["gallery" if "query" in found else "query"]
-        raise MissingError(f"{root} lacks {missing}: query and gallery are only useful together; add the missing")
+        raise MissingError(f"{root} lacks {missing}: query and gallery are only useful together; add the missing one")
 
 
 def number_values(values: Sequence[str]) -> dict[str, int]:
-    """Give each distinct value a number from 0, in the order of numbers where all are whole numbers, else of text."""
+    """Number distinct values from 0, in numeric order if all are whole numbers, in text order otherwise."""
     distinct = set(values)
     whole = all(re.fullmatch(r"-?\d+", v) for v in distinct)
     return {value: number for number, value in enumerate(sorted(distinct, key=int if whole else str))}
 
 
 def number_pids(names: Sequence[str]) -> dict[str, int]:
-    """Identity names -> pids: whole numbers keep their value (-1 junk, 0 distractors), other names count from 1."""
+    """Map identity names to pids: kept if all are whole numbers (-1 junk, 0 distractor), else numbered from 1."""
     distinct = sorted(set(names))
     if all(re.fullmatch(r"-?\d+", name) for name in distinct):
         return {name: int(name) for name in distinct}
@@ -138,14 +138,15 @@ def number_pids(names: Sequence[str]) -> dict[str, int]:
 
 
 def split_by_identity(records: Sequence[Record], seed: int) -> dict[str, list[Record]]:
-    """Split images without an official split so that no person is in both training and test.
+    """Split images that have no official split, so that no person is in both training and test.
 
-    Half of the identities (drawn with `seed`) train. Of every other one, one image per camera becomes a query as
-    long as each of its queries keeps a true match (of another camera, where cameras are known); the rest is the
-    gallery. An identity with a single image, or a single known camera, is in the gallery only. Junk is no identity.
+    Half of the identities, drawn with `seed`, are used for training. For each of the others one image per camera
+    becomes a query, as long as every query keeps a true match (from another camera, where cameras are known); the
+    remaining images form the gallery. Identities with a single image or a single known camera are in the gallery only.
+    Junk does not count as an identity.
 
     Raises:
-        ValueError: with fewer than four identities: two to train, two to test.
+        ValueError: if there are fewer than four identities (two to train, two to test), or no query with a true match.
     """
     by_pid = defaultdict(list)
     for record in records:
@@ -181,7 +182,7 @@ def _draw_queries(images: Sequence[Record], rng: np.random.Generator) -> set[int
     for indices in by_camera.values():
         drawn = queries | {int(rng.choice(indices))}
         left = {record.camid for i, record in enumerate(images) if i not in drawn}
-        # A query's match must be in the gallery, and under another camera where its camera is known.
+        # A query's match must be in the gallery, and from another camera where its own camera is known.
         if all(left - {images[i].camid} or (left and images[i].camid == NO_CAMERA) for i in drawn):
             queries = drawn
     return queries

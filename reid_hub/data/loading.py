@@ -1,4 +1,4 @@
-"""The one call that loads a data set."""
+"""Loading a data set by name."""
 
 import warnings
 from collections.abc import Iterable
@@ -23,34 +23,33 @@ def load_reid_dataset(
     cache_dir: str | Path | None = None,
     **options: Any,
 ) -> "datasets.DatasetDict | datasets.IterableDatasetDict":
-    """Load a data set as the splits it has of train, query and gallery.
-
-    A classification set has the splits train and test with the columns image and label instead.
+    """Load a data set with its splits train, query and gallery, as far as it has them.
 
     Columns: image (`datasets.Image`), pid and camid (int64), path (str, below the data set's root). Training pids are
-    0..C-1; query and gallery keep the data set's own. Junk (pid -1) is left out of query and gallery, as it is never
-    scored; distractors (pid 0) stay in the gallery. Cameras count from 0; -1 is "no camera known". The rows are
-    cached as Arrow and built again when a file changes.
+    0..C-1; query and gallery keep the pids of the data set. Junk (pid -1) is never scored and is removed from query
+    and gallery; distractors (pid 0) stay in the gallery. Cameras count from 0; -1 means unknown. A classification data
+    set has the splits train and test with the columns image and label instead. The rows are cached as Arrow and rebuilt
+    when a file changes.
 
     Args:
-        name: a key of `DATASETS`, or "namespace/name" of a data set on the Hub: one written by `push_reid_dataset`, or
-            any of images with classes.
-        data_dir: where the data set was unpacked; see `DATASETS[name].layout`.
-        streaming: read while iterating instead of through the cache.
-        cache_dir: the folder of the cache; that of `datasets` by default.
-        options: those of the data set, see `DATASETS[name].options`; for a data set on the Hub `revision`, `token`, and
-            `label`, the column of the classes where there are several.
+        name: a key of `DATASETS`, or "namespace/name" of a data set on the Hub: one pushed with `push_reid_dataset`, or
+            any image classification data set.
+        data_dir: folder of the unpacked data set; see `DATASETS[name].layout`.
+        streaming: read while iterating instead of building the cache.
+        cache_dir: cache folder (default: that of `datasets`).
+        options: options of the data set, see `DATASETS[name].options`; on the Hub `revision`, `token`, and `label`, the
+            class column where there are several.
 
     Raises:
-        FileNotFoundError: if `data_dir` has not the data set's layout, or the Hub has no such data set.
-        ValueError: for an unknown name or option, or files that break the data set's rules.
+        FileNotFoundError: if `data_dir` does not have the layout, or there is no such data set on the Hub.
+        ValueError: for an unknown name or option, or files that violate the rules of the data set.
     """
-    if "/" in name:  # no data set of ours has a slash in its name, every one on the Hub has
+    if "/" in name:  # only names of Hub data sets contain a slash
         return load_from_hub(name, data_dir, streaming=streaming, cache_dir=cache_dir, **options)
     spec = lookup(DATASETS, name, "data set")
     check_options(name, options, spec.options)
     if data_dir is None and spec.layout:
-        raise ReIDError(f"the data set {name!r} needs data_dir, where there is: {spec.layout}. See {spec.homepage}")
+        raise ReIDError(f"the data set {name!r} needs data_dir, with this layout: {spec.layout}. See {spec.homepage}")
     scan = spec.scan(data_dir, **options)
     _check_training_ids(spec, scan)
     if spec.notice:
@@ -65,10 +64,10 @@ def load_reid_dataset(
 
 
 def count_mismatch(spec: DatasetSpec, scan: Scan, options: dict[str, Any]) -> str | None:
-    """Say where images or identities differ from the official numbers, naming both; None where all agree."""
+    """Describe where the counts differ from the official ones; None if all agree."""
     differences = []
     for split, official in spec.official_counts(options).items():
-        # Compare, and name, only what was published.
+        # Compare and report only published numbers.
         found = Counts(*(None if n is None else m for n, m in zip(official, count(scan, split), strict=True)))
         if found != official:
             who = "identities" if scan.classes is None else "classes"
@@ -87,7 +86,7 @@ def _size(counts: Counts, who: str) -> str:
 
 
 def count(scan: Scan, split: str) -> Counts:
-    """Images of a split as they lie in its folder, and its identities: neither junk nor distractors count as one."""
+    """Number of images in the folder of a split, and of identities, not counting junk and distractors."""
     pids = {record.pid for record in scan.splits.get(split, ())} - {JUNK}
     if split == "gallery" and DISTRACTOR not in _pids(scan.splits.get("query", ())):
         pids -= {DISTRACTOR}
@@ -102,5 +101,5 @@ def _check_training_ids(spec: DatasetSpec, scan: Scan) -> None:
     if len(_pids(scan.splits.get("train", ())) - {JUNK}) == 1:
         who = "identity" if scan.classes is None else "class"
         raise ReIDError(
-            f"{spec.title} in {scan.root} has one training {who}; training needs at least two: add images of others"
+            f"{spec.title} in {scan.root} has one training {who}; training needs at least two: add images of another"
         )

@@ -1,4 +1,4 @@
-"""LUPerson: unlabelled people for pre-training, as a folder of images or as an LMDB."""
+"""LUPerson: unlabelled images of people for pre-training, in a folder or an LMDB."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,15 +19,15 @@ def scan(data_dir: Path) -> Scan:
             return Scan(store, {"train": records}, read=read_values, sources=[store / "data.mdb"])
     if not data_dir.is_dir():
         raise MissingError(
-            f"{data_dir} is not a folder; give one of images (folders below it are read too) or of an LMDB (data.mdb)"
+            f"{data_dir} is not a folder; give a folder of images (read recursively) or of an LMDB (data.mdb)"
         )
     records = [Record(name, UNLABELLED) for name in list_images(data_dir, recursive=True)]
-    # Among millions some are damaged: they are left out when they are read.
+    # Some of millions are damaged; they are skipped when the images are read.
     return Scan(data_dir, {"train": records}, tolerant=True)
 
 
 def read_values(store: Path, records: Sequence[Record]) -> Iterator[dict]:
-    """Yield the encoded images under the records' keys."""
+    """Yield the encoded image of each record's key."""
     # A process may open an LMDB only once, so it must not be open while the consumer holds this generator.
     for start in range(0, len(records), CHUNK):
         with _open(store) as environment, environment.begin() as transaction:
@@ -38,7 +38,7 @@ def read_values(store: Path, records: Sequence[Record]) -> Iterator[dict]:
 
 def _keys(store: Path) -> list[str]:
     with _open(store) as environment, environment.begin() as transaction, transaction.cursor() as cursor:
-        # Keys like __len__ are notes of the program that wrote the file.
+        # Keys like __len__ are metadata of the program that wrote the file.
         keys = [key.decode() for key in cursor.iternext(keys=True, values=False) if not key.startswith(b"__")]
     if not keys:
         raise ReIDError(f"the LMDB in {store} holds no images; was it copied completely?")
@@ -58,13 +58,13 @@ def _open(store: Path):
 
 PICTURES = DatasetSpec(
     name="pictures",
-    title="Own images without labels",
+    title="Your own unlabelled images",
     homepage="",
     licence="yours to state",
     citation="",
     layout="images in any folders, or an LMDB (data.mdb)",
     scan=scan,
-    notes="Training only, without labels: every pid is -1.",
+    notes="Training split only, unlabelled: every pid is -1.",
     redistributable=True,
 )
 SPEC = DatasetSpec(
@@ -78,8 +78,8 @@ SPEC = DatasetSpec(
             Li, Houqiang and Chen, Dong},
   booktitle = {CVPR}, year = {2021}
 }""",
-    layout="images in any folders, or an LMDB (data.mdb, also in lmdb/) of encoded images under their names",
+    layout="images in any folders, or an LMDB (data.mdb, also in lmdb/) of encoded images keyed by name",
     scan=scan,
     counts={"train": Counts(4_180_243, None)},
-    notes="Training only, without labels: every pid is -1. With streaming=True an LMDB is not copied to the cache.",
+    notes="Training split only, unlabelled: every pid is -1. With streaming=True an LMDB is not copied to the cache.",
 )

@@ -1,4 +1,4 @@
-"""What a data set file gives: its description (`DatasetSpec`) and what it found on disk (`Scan`)."""
+"""What a data set module provides: its description (`DatasetSpec`) and what it finds on disk (`Scan`)."""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,32 +23,36 @@ class Record(NamedTuple):
 
     @property
     def key(self) -> str:
-        """What the `path` column holds: unique also for several crops of one frame."""
+        """Value of the `path` column; unique even for several crops of one frame."""
         return self.path if self.box is None else f"{self.path}#{','.join(map(str, self.box))}"
 
 
 class Counts(NamedTuple):
-    """Published size of one split; None where no number was published."""
+    """Published size of a split; None if not published."""
 
     images: int | None
     ids: int | None
 
 
 def image_files(root: Path, records: Sequence[Record]) -> Iterator[Any]:
-    """The usual reader: Arrow keeps the paths, the pixels stay where they are."""
+    """The default reader: Arrow stores the paths, the image files stay where they are."""
     for record in records:
         yield str(root / record.path)
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What a loader found: pids as the data set writes them, junk still in.
+    """What a data set module found on disk, with the data set's own pids and with junk.
 
-    `read(root, records)` yields one value for a `datasets.Image` column per record. `sources` are the files that hold
-    the pixels where they are not the records' own paths. `classes` are the names of the labels of a classification
-    set, whose records carry the label as pid. A data set that is computed has `draw` instead of records: it gives the
-    finished rows of every split, and `sources` are the files of the program that draws. `tolerant` lets empty files be:
-    who reads the images leaves out what cannot be read.
+    Attributes:
+        root: folder that the records' paths are relative to.
+        splits: records of each split.
+        read: `read(root, records)` yields one value for a `datasets.Image` column per record.
+        sources: files that hold the pixels, if they are not the files of the records; for a generated data set, the
+            source files of the generator.
+        classes: label names of a classification data set; its records have the label as pid.
+        draw: for a generated data set, a function that returns the finished rows of every split, instead of records.
+        tolerant: accept empty files; they are skipped when the images are read.
     """
 
     root: Path
@@ -64,10 +68,12 @@ class Scan:
 class DatasetSpec:
     """A data set: where it comes from, its terms, its official counts, and the function that reads its layout.
 
-    `scan(data_dir, **options) -> Scan`; its keyword arguments are the options of `load_reid_dataset`. `counts` are
-    the official ones of the default options, `variant_counts[option, value]` replace them split by split; both count
-    the images in the folders, junk and distractors included. A data set without `layout` (what `data_dir` must
-    hold) needs no `data_dir`. `notice` is shown as a warning on every load.
+    Attributes:
+        layout: what `data_dir` must hold; a data set without a layout needs no `data_dir`.
+        scan: `scan(data_dir, **options) -> Scan`; its keyword arguments are the options of `load_reid_dataset`.
+        counts: official counts for the default options, including junk and distractors.
+        variant_counts: `variant_counts[option, value]` overrides `counts` split by split.
+        notice: warning shown on every load.
     """
 
     name: str
@@ -99,10 +105,10 @@ class DatasetSpec:
 
 
 def one_of(option: str, value: str, choices: Sequence[str]) -> str:
-    """Return an option's value if it is one of its choices.
+    """Return the value of an option after checking it.
 
     Raises:
-        ValueError: naming the choices.
+        ValueError: if it is not one of the choices; names them.
     """
     if value not in choices:
         raise ReIDError(f"{option} must be one of {', '.join(map(repr, choices))}, got {value!r}")

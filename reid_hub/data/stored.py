@@ -1,4 +1,4 @@
-"""Training images as a recipe's augmentation wants them kept."""
+"""Training images, stored at the size that a recipe's augmentation needs."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -25,12 +25,12 @@ def training_images(
     resize_shortest: int | None = None,
     on_error: str = "raise",
 ) -> ImageDataset:
-    """A split as the batches that `BatchTransform` makes images of `image_size` of.
+    """Open a split as batches from which `BatchTransform` makes images of `image_size`.
 
-    Random resized crops are cut out of what is kept: images squeezed into 8/7 of the image size (256 for 224), or
-    into the largest image's size where that is smaller, as CIFAR's. The boxes are drawn in the originals (`sizes`),
-    so crops are those of the published code, exact for small images and a little smoother for large ones.
-    `on_error` is that of an `ImageDataset`.
+    For random resized crops, images are stored squeezed to 8/7 of the image size (256 for 224), or to the size of the
+    largest image where that is smaller (CIFAR). Crop boxes are drawn in the original image (`sizes`), as in the
+    published code: the crops are exact for small images and slightly smoother for large ones. `on_error` is passed to
+    `ImageDataset`.
     """
     options: dict[str, Any] = {"interpolation": interpolation, "on_error": on_error}
     if augmentation.resized_area is None:
@@ -45,10 +45,10 @@ def training_images(
 
 
 def image_sizes(split, skip: bool = False) -> np.ndarray:
-    """Height and width of every image as it is shown upright, int64 (N, 2); nothing is decoded.
+    """Height and width of every image, upright, int64 (N, 2), read from the headers without decoding.
 
     Args:
-        skip: let an image that cannot be opened have one pixel.
+        skip: report (1, 1) for an image that cannot be opened, instead of raising.
 
     Raises:
         FileNotFoundError, ValueError: if an image cannot be opened.
@@ -73,8 +73,8 @@ def _size(source: dict | None) -> tuple[int, int]:
     try:
         with Image.open(file) as image:
             width, height = image.size
-            # Pillow says the size of a TIFF as it is shown, of others as it is stored.
+            # Pillow reports the upright size for TIFF, and the stored size for other formats.
             turned = image.format != "TIFF" and turn_upright(image) in _SIDES_EXCHANGED
     except Image.UnidentifiedImageError as error:
-        raise ReIDError(f"{name} is no image that can be read; remove it or copy it again") from error
+        raise ReIDError(f"{name} cannot be read as an image; remove it or copy it again") from error
     return (width, height) if turned else (height, width)

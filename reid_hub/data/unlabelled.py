@@ -1,4 +1,4 @@
-"""Images to train on without labels, from anywhere: our data sets, any folder, any data set of the Hub, streams."""
+"""Images to train on without labels: from our data sets, any folder, any data set on the Hub, or a stream."""
 
 import hashlib
 import os
@@ -31,25 +31,24 @@ def load_images(
     seed: int = 0,
     **options: Any,
 ) -> "datasets.Dataset":
-    """One split of a data set as images: the columns image, path, and pid and camid, which are -1 without labels.
+    """Load one split with the columns image, path, pid and camid; pid and camid are -1 where there are no labels.
 
     Args:
-        name: see `load_reid_dataset`; "luperson" reads any folder of images. Or "namespace/name" of any data set of
-            the Hub that has a column of images; its classes, where it has some, become the pids. Otherwise its column
-            pid is kept, as camid always, where it holds whole numbers, and left out where not: labels are needed only
-            to draw images of each class.
-        data_dir: where a data set that is not on the Hub was unpacked.
-        share: of the images, drawn by the seed; where there are classes, of each class.
-        per_class: images of each class in place of a share: 128 are the paper's tenth of ImageNet (KDEP,
+        name: a name of `load_reid_dataset` ("luperson" reads any folder of images), or "namespace/name" of a data set
+            on the Hub with an image column. Classes of a Hub data set become pids. Without classes its integer columns
+            pid and camid are kept; columns of other types are dropped. Labels are used only to sample per class.
+        data_dir: folder of an unpacked data set (not for the Hub).
+        share: share of the images to sample with `seed`; stratified by class where there are classes.
+        per_class: number of images per class, instead of a share. 128 is the paper's tenth of ImageNet (KDEP,
             arXiv:2203.05180).
-        limit: the first so many images only, before a share is drawn.
-        streaming: read as a stream, of which `limit` images are kept on the disk, since a training visits each of
-            them many times.
-        options: of the data set, or for one of the Hub those of `datasets.load_dataset`, as its configuration, `name`.
+        limit: use only the first `limit` images; applied before sampling.
+        streaming: read from a stream and keep the first `limit` images on disk, since training visits each many times.
+        options: options of the data set; on the Hub those of `datasets.load_dataset`, such as `name`, its
+            configuration.
 
     Raises:
-        ValueError: for an unknown name, a folder given for the Hub, a share outside of (0, 1], a limit or number below
-            1, classes asked of images without, or no images.
+        ValueError: for an unknown name, a `data_dir` with a Hub data set, a share outside (0, 1], a `limit` or
+            `per_class` below 1, `per_class` without classes, or an empty split.
         FileNotFoundError: see `load_reid_dataset`.
     """
     if not 0 < share <= 1:
@@ -58,7 +57,7 @@ def load_images(
         if number is not None and number < 1:
             raise ReIDError(f"{what} must be at least 1 image, got {number}")
     if streaming and limit is None:
-        raise ReIDError("a stream has no end that is known: give a limit of images to keep")
+        raise ReIDError("the length of a stream is unknown: set limit, the number of images to keep")
     if "/" in name:
         from datasets import load_dataset
 
@@ -83,17 +82,18 @@ def load_images(
 def draw_rows(
     count: int, labels: np.ndarray | None, *, share: float = 1.0, per_class: int | None = None, seed: int = 0
 ) -> np.ndarray:
-    """Rows of a part of the images, drawn at random by the seed, sorted.
+    """Sample row numbers at random with `seed`; returns them sorted, (n,).
 
     Args:
-        labels: classes (count,), of each of which as large a share is taken, at least one image.
-        per_class: images of each class in place of a share, or all where it has fewer.
+        count: number of images to sample from.
+        labels: classes (count,) to stratify by; at least one image per class is taken.
+        per_class: number of images per class instead of a share; all images of classes that have fewer.
 
     Raises:
-        ValueError: if images per class are asked for and there are no classes.
+        ValueError: if `per_class` is given without labels.
     """
     if per_class is not None and labels is None:
-        raise ReIDError("these images have no classes to take so many of each: give a share instead")
+        raise ReIDError("per_class needs classes, and these images have none: set share instead")
     rng, rows = np.random.default_rng([seed, count]), np.arange(count)
     groups = [rows] if labels is None else [np.flatnonzero(labels == label) for label in np.unique(labels)]
     drawn = [rng.permutation(group)[: per_class or max(1, round(share * len(group)))] for group in groups]
@@ -107,15 +107,15 @@ def _split(splits: Any, split: str, name: str) -> Any:
 
 
 def _columns(dataset: Any, name: str) -> tuple[Any, str | None]:
-    """The data set with the columns that are of use, the images' called "image"; and the column of classes."""
+    """Select the useful columns, rename the image column to "image"; also returns the name of the class column."""
     from datasets import ClassLabel, Image
 
     if dataset.features is None:
-        dataset = resolve_features(dataset)  # of a stream that says what it holds only when it is read
+        dataset = resolve_features(dataset)  # some streams know their features only after reading an example
     features = dataset.features
     images = [column for column, feature in features.items() if isinstance(feature, Image)]
     if not images:
-        raise ReIDError(f"{name} has no column of images, only {', '.join(features)}")
+        raise ReIDError(f"{name} has no image column, only {', '.join(features)}")
     classes = (column for column, feature in features.items() if isinstance(feature, ClassLabel) and column != "camid")
     label = next(classes, None)
     kinds = {"camid": "int", "path": "string"} if label else {"pid": "int", "camid": "int", "path": "string"}
@@ -125,11 +125,11 @@ def _columns(dataset: Any, name: str) -> tuple[Any, str | None]:
 
 
 def _holds(feature: Any, kind: str) -> bool:
-    return kind in str(getattr(feature, "dtype", ""))  # of uint8 or int64, of string or large_string
+    return kind in str(getattr(feature, "dtype", ""))  # matches uint8 and int64, string and large_string
 
 
 def _finished(dataset: "datasets.Dataset", label: str | None) -> "datasets.Dataset":
-    """The columns of a re-identification set, made up where they are missing."""
+    """Add the missing columns of a re-identification data set."""
     if label not in (None, "pid"):
         dataset = dataset.add_column("pid", np.asarray(dataset.with_format("numpy")[label], np.int64))
         dataset = dataset.remove_columns(label)
@@ -142,7 +142,7 @@ def _finished(dataset: "datasets.Dataset", label: str | None) -> "datasets.Datas
 
 
 def _state(stream: Any, limit: int) -> str:
-    """Digest of a local stream's first images: of their bytes, or of place, size and time of their files."""
+    """Digest of the first images of a local stream: their bytes, or path, size and modification time of their files."""
     from datasets import Image
 
     digest = hashlib.blake2b(digest_size=16)
@@ -158,7 +158,7 @@ def _state(stream: Any, limit: int) -> str:
 
 
 def _stored(stream: Any, limit: int, key: list) -> "datasets.Dataset":
-    """The first images of a stream, encoded as they came, in the cache of `datasets`."""
+    """Store the first images of a stream, still encoded, in the cache of `datasets`."""
     import fsspec
     from datasets import Dataset, Image
     from datasets.fingerprint import Hasher

@@ -1,4 +1,4 @@
-"""Views of a person: the whole image, horizontal bands of it, annotated regions and masks."""
+"""Views of a person: the whole image, horizontal bands, annotated regions and masks."""
 
 import hashlib
 import json
@@ -19,24 +19,24 @@ from reid_hub.data.decoding import decode_image
 from reid_hub.errors import ReIDError
 from reid_hub.registry import lookup
 
-# Of an image, by its path: (top, left, bottom, right) as shares of its sides, or a mask (H, W) of bool of its size.
+# Maps an image's path to (top, left, bottom, right) as fractions of its sides, or to a bool mask (H, W) of its size.
 Region = Callable[[str], Sequence[float] | np.ndarray]
 
 
 @dataclass(frozen=True)
 class View:
-    """A part of an image, cut out in the image's own resolution; Factorized Distillation (arXiv:1811.08073), fig. 1.
+    """A part of an image, cropped at the image's resolution. Factorized Distillation (arXiv:1811.08073), fig. 1.
 
     Attributes:
-        name: letters, digits, - and _; none that `torch.nn.ModuleDict` keeps to itself, as "half" or "pop".
-        rows: top and bottom as shares of the height; the view is as wide as the image.
-        image_size: (height, width) in pixels of what a teacher of this view is shown.
-        dim: length of the teacher's embedding.
-        region: in place of the rows, a region of its own for every image. Of a mask, the view is the bounding box,
-            black outside of the mask.
+        name: letters, digits, - and _, but no attribute of `torch.nn.ModuleDict` such as "half" or "pop".
+        rows: top and bottom as fractions of the height; the view has the full width.
+        image_size: input size (height, width) in pixels of this view's teacher.
+        dim: embedding dimension of the teacher.
+        region: gives each image its own region, instead of `rows`. For a mask, the view is its bounding box with the
+            pixels outside the mask set to black.
 
     Raises:
-        ValueError: for another name, or rows outside of the image.
+        ValueError: for an invalid name, or rows outside the image.
     """
 
     name: str
@@ -48,8 +48,10 @@ class View:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w-]+", self.name):
             raise ReIDError(f"a view's name must be letters, digits, - and _, got {self.name!r}")
-        if hasattr(nn.ModuleDict(), self.name):  # where a student's branches lie by view
-            raise ReIDError(f"a view cannot be called {self.name!r}, which torch's modules have as an attribute")
+        if hasattr(nn.ModuleDict(), self.name):  # the student keeps a branch per view in a ModuleDict
+            raise ReIDError(
+                f"a view cannot be called {self.name!r}, an attribute of torch's modules; choose another name"
+            )
         object.__setattr__(self, "rows", tuple(Fraction(row) for row in self.rows))
         if len(self.rows) != 2 or not 0 <= self.rows[0] < self.rows[1] <= 1:
             got = " to ".join(map(str, self.rows))
@@ -59,11 +61,11 @@ class View:
 
     @property
     def whole(self) -> bool:
-        """Whether the view is the image itself."""
+        """Whether the view is the whole image."""
         return self.region is None and self.rows == (0, 1)
 
     def covers(self, paths: Sequence[str]) -> bool:
-        """Whether there is a region for each of these images."""
+        """Whether every one of these images has a region."""
         try:
             if self.region is not None:
                 for path in paths:
@@ -73,10 +75,10 @@ class View:
         return True
 
     def box(self, size: tuple[int, int], path: str = "") -> tuple[int, int, int, int]:
-        """Top, left, bottom and right in pixels of an image of (height, width), ends exclusive: round(H * share).
+        """Box (top, left, bottom, right) in pixels of an image of `size` (height, width), rounded, ends exclusive.
 
         Raises:
-            ValueError: if there is no pixel in it, or the region does not fit the image.
+            ValueError: if the box is empty, or the region does not fit the image.
         """
         region = self._region(path)
         if isinstance(region, np.ndarray):
@@ -96,7 +98,7 @@ class View:
         return top, left, bottom, right
 
     def cut(self, image: Image.Image, path: str = "") -> Image.Image:
-        """The view of one image, in that image's resolution.
+        """Crop the view out of one image, at the image's resolution.
 
         Raises:
             ValueError: see `box`.
@@ -108,7 +110,7 @@ class View:
         return image.crop((left, top, right, bottom))
 
     def describe(self, paths: Sequence[str] = ()) -> dict[str, Any]:
-        """All that decides what is cut out of these images, as plain values."""
+        """Everything that determines the crops of these images, as plain values."""
         if self.region is None:
             return {"name": self.name, "rows": [str(row) for row in self.rows]}
         digest = hashlib.sha256()
@@ -164,15 +166,15 @@ def choose_views(
     image_size: tuple[int, int] | None = None,
     view_size: tuple[int, int] | None = None,
 ) -> tuple[View, ...]:
-    """Views by name.
+    """Look up views by name.
 
     Args:
-        names: a key of `VIEW_SETS`, or names; "Head=0:1/7" is a band of your own.
-        image_size, view_size: (height, width) that teachers of the whole image and of a part are shown, in place of
-            the paper's 256x128 and 224x224.
+        names: a key of `VIEW_SETS`, or names of views; "Head=0:1/7" defines a custom band.
+        image_size, view_size: input size (height, width) for teachers of the whole image and of a part (default: the
+            paper's 256x128 and 224x224).
 
     Raises:
-        ValueError: for an unknown name, the same twice, or a band that is none.
+        ValueError: for an unknown or repeated name, or an invalid band.
     """
     if isinstance(names, str):
         names = VIEW_SETS.get(names, (names,))
@@ -193,10 +195,10 @@ def _own_band(text: str) -> View:
 
 
 def view_split(split, view: View):
-    """One split of `load_reid_dataset` with the view in place of each image, cut without loss; the rest as it is.
+    """Replace each image of a split of `load_reid_dataset` by its view, losslessly encoded; other columns stay.
 
     Raises:
-        ValueError: if an image is damaged or too small for the view, naming it.
+        ValueError: if an image is damaged or too small for the view; names the image.
     """
     if view.whole:
         return split
@@ -209,7 +211,7 @@ def view_split(split, view: View):
         view.cut(decode_image(row["image"], row["path"]), row["path"]).save(data, "PNG", compress_level=1)
         return {"image": {"path": None, "bytes": data.getvalue()}}
 
-    # Named by what decides the pixels, else `datasets` would hash the function, and a region is a function of any kind.
+    # Fingerprint what determines the pixels: `datasets` would hash the function, and a region can be any function.
     seen = view.describe(split["path"] if view.region else ())
     return split.cast_column("image", ImageFeature(decode=False)).map(
         cut,
@@ -220,11 +222,11 @@ def view_split(split, view: View):
 
 
 class ErasedShares:
-    """How much of each view of an image a box covers; Factorized Distillation's 40 % rule asks that.
+    """The share of each view that a box covers, for the 40 % rule of Factorized Distillation.
 
     Args:
-        paths: (N,) of the data set, by the batch's `indices`.
-        image_size: (height, width) that boxes are given in.
+        paths: (N,) paths of the data set; a batch's `indices` refer to them.
+        image_size: (height, width) of the images that the boxes refer to.
     """
 
     def __init__(self, views: Sequence[View], paths: Sequence[str], image_size: tuple[int, int]):
@@ -233,10 +235,11 @@ class ErasedShares:
         self._tables = [self._table(view, paths) for view in views]
 
     def __call__(self, boxes: Tensor, indices: Tensor) -> Tensor:
-        """Shares of the views' areas, (B, 4) boxes as y0, x0, y1, x1 and (B,) -> (B, K) float64 on the boxes' device.
+        """Covered shares of K views: boxes (B, 4) as y0, x0, y1, x1 and indices (B,) -> (B, K) float64.
 
-        Boxes are in front of the flip, ends exclusive, rows of -1 where nothing was erased. Rectangles count with
-        their real, not rounded, sides; masks by their pixels in `image_size`.
+        The result is on the device of the boxes. Boxes refer to the image before its flip, with exclusive ends; rows
+        of -1 mean that nothing was erased. Rectangular views use exact, unrounded sides; masks are counted in pixels
+        of `image_size`.
         """
         boxes, indices = boxes.to(torch.float64), indices.cpu()
         shares = [
@@ -248,7 +251,7 @@ class ErasedShares:
         return torch.stack(shares, 1)
 
     def _table(self, view: View, paths: Sequence[str]) -> Tensor:
-        """Rectangles in pixels, (N, 4) or (1, 4) float64, or masks with eight pixels to a byte, (N, n) uint8."""
+        """Rectangles in pixels, (N, 4) or (1, 4) float64, or masks packed eight pixels to a byte, (N, n) uint8."""
         regions = [view._region(path) for path in (paths if view.region else [""])]
         if not any(isinstance(region, np.ndarray) for region in regions):
             height, width = self.image_size
@@ -275,7 +278,7 @@ class ErasedShares:
 
 
 def _resized(region: Any, size: tuple[int, int]) -> np.ndarray:
-    """A mask, or a rectangle as one, in another resolution."""
+    """Resize a mask, or a rectangle drawn as a mask, to `size`."""
     if not isinstance(region, np.ndarray):
         y, x = ((np.arange(side) + 0.5) / side for side in size)
         return ((y >= region[0]) & (y < region[2]))[:, None] & ((x >= region[1]) & (x < region[3]))

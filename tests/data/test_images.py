@@ -216,7 +216,7 @@ def test_an_image_that_cannot_be_read_stops_by_default(make, tmp_path):
         lazy.__getitems__([2])
     with pytest.warns(UserWarning, match="3 of 10"):
         make(dataset, on_error="skip")
-    with pytest.raises(ValueError, match="3 of 10 images cannot be read: mend them or pass on_error='skip'"):
+    with pytest.raises(ValueError, match="3 of 10 images cannot be read: repair them or pass on_error='skip'"):
         make(dataset)
     (tmp_path / "people" / "000.img").unlink()
     with pytest.raises(FileNotFoundError, match=r"000.img"):
@@ -225,7 +225,7 @@ def test_an_image_that_cannot_be_read_stops_by_default(make, tmp_path):
 
 def test_nothing_readable_is_an_error_also_when_skipping(make, tmp_path):
     dataset = split(tmp_path / "people", count=3, broken={0: b"", 1: b"x", 2: b"y"})
-    with pytest.raises(ValueError, match="3 of 3 images cannot be read, so nothing is left"):
+    with pytest.raises(ValueError, match="3 of 3 images cannot be read, so no image is left"):
         make(dataset, on_error="skip")
 
 

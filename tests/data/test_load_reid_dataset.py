@@ -151,7 +151,7 @@ def test_unknown_names_and_options_stop_with_the_choices(market):
         load_reid_dataset("image_folder", market, cameras="x")
     with pytest.raises(ValueError, match=r"boxes must be one of 'detected', 'labelled', got 'labeled'"):
         load_reid_dataset("cuhk03", market, boxes="labeled")
-    with pytest.raises(ValueError, match="'market1501' needs data_dir, where there is: bounding_box_train"):
+    with pytest.raises(ValueError, match="'market1501' needs data_dir, with this layout: bounding_box_train"):
         load_reid_dataset("market1501")
     with pytest.raises(ValueError, match="A folder is given as data_dir"):
         load_reid_dataset(str(market))
