@@ -1,4 +1,4 @@
-"""Training augmentation of whole batches, on the device they are on, with random numbers drawn from counters."""
+"""Augmentation of whole training batches, on their device, with counter-based random numbers."""
 
 from collections.abc import Sequence
 from enum import IntEnum
@@ -27,9 +27,9 @@ class BatchTransform:
     """Augment and normalise a whole batch: uint8 (B, C, H, W) in 0..255 -> float32 (B, C, H, W), same device.
 
     Args:
-        augmentation: None normalises only (evaluation).
-        mean, std: per channel, of values scaled to [0, 1].
-        size: (height, width) of what comes out of a resized crop; by default that of the batch.
+        augmentation: None only normalises (evaluation).
+        mean, std: per channel, for values scaled to [0, 1].
+        size: (height, width) of the output of a resized crop (default: that of the batch).
     """
 
     def __init__(
@@ -69,21 +69,21 @@ class BatchTransform:
         unflip_boxes: bool = False,
         by_position: bool = True,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Transform a batch; the draws depend only on (seed, step, index, position in the batch).
+        """Transform a batch; the random numbers depend only on (seed, step, index, position in the batch).
 
         Args:
             pixel_values: uint8 (B, C, H, W).
-            indices: (B,) rows of the data set; with `seed` and `step`, needed only when there is an augmentation.
-            step: must differ between the visits to an image, e.g. the trainer's global step.
-            sizes: int64 (B, 2), height and width of the images that were squeezed into the batch, for resized crops
-                by their proportions; by default those of the batch.
+            indices: (B,) rows of the data set; like `seed` and `step` required only with an augmentation.
+            step: must differ between visits to the same image, e.g. the trainer's global step.
+            sizes: int64 (B, 2), height and width of the original images before they were squeezed into the batch, so
+                that resized crops keep their proportions (default: the size of the batch).
             return_boxes: also return the erased boxes, int64 (B, 4) as y0, x0, y1, x1 with ends exclusive, in
                 coordinates of the returned image; rows of -1 where nothing was erased.
-            unflip_boxes: in those of the image in front of the flip instead.
-            by_position: False lets the draws depend on (seed, step, index) alone, wherever in a batch an image stands.
+            unflip_boxes: return them in coordinates of the image before its flip instead.
+            by_position: False makes the random numbers independent of the position in the batch.
 
         Raises:
-            ValueError: if the pixels are not uint8 (B, C, H, W), or an augmentation lacks its counters.
+            ValueError: if the pixels are not uint8 (B, C, H, W), or an augmentation is given no indices, seed or step.
         """
         channels = len(self._scale)
         if pixel_values.dtype != torch.uint8 or pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
@@ -104,7 +104,7 @@ class BatchTransform:
         if self.augmentation.erasing > 0:
             boxes = self._boxes(draws, *x.shape[-2:])
             plan |= _erasing_masks(boxes, *x.shape[-2:])
-        # On the CPU a part that stays in the cache from step to step goes through twice as fast as the batch.
+        # On the CPU, parts that stay in the cache between operations are twice as fast as the whole batch.
         count = len(x) if x.device.type != "cpu" else max(1, _CACHED_PIXELS // x[0, 0].numel())
         for start in range(0, len(x), max(1, count)):
             part = slice(start, start + count)
@@ -117,7 +117,7 @@ class BatchTransform:
         return (x, boxes) if return_boxes else x
 
     def augment(self, batch: Batch, *, seed: int, step: int, by_position: bool = True) -> Batch:
-        """Transform a collated batch and note what was erased of it; for the arguments see `__call__`."""
+        """Transform a collated batch and add `erased_boxes`; for the arguments see `__call__`."""
         drawn = {"seed": seed, "step": step, "by_position": by_position, "sizes": batch.get("sizes")}
         boxes = {"return_boxes": True, "unflip_boxes": True}
         pixel_values, erased = self(batch["pixel_values"], batch.get("indices"), **drawn, **boxes)
@@ -127,14 +127,16 @@ class BatchTransform:
         self, pixel_values: Tensor, indices: Tensor | None, seed: int | None, step: int | None, by_position: bool
     ) -> Draws:
         if indices is None or seed is None or step is None:
-            raise ReIDError("augmentation needs indices, seed and step: they decide what is drawn for each image")
+            raise ReIDError(
+                "augmentation needs indices, seed and step, which determine the random numbers of each image"
+            )
         if indices.shape != pixel_values.shape[:1]:
             raise ReIDError(f"indices must be ({len(pixel_values)},), one per image, got {tuple(indices.shape)}")
         indices = indices.to(pixel_values.device, non_blocking=True)
         return Draws(indices, seed, step, _LIGHTS.stop, by_position)
 
     def _plan(self, draws: Draws, height: int, width: int) -> dict[str, Tensor]:
-        """What to do to each image, for the steps that are on: tensors (B, ...)."""
+        """Random parameters of the enabled operations for each image: tensors (B, ...)."""
         options, plan = self.augmentation, {}
         if options.flip:
             plan["mirror"] = (draws.uniform(_Draw.FLIP) < options.flip).byte().mul_(255).view(-1, 1, 1, 1)
@@ -146,7 +148,7 @@ class BatchTransform:
         if options.rotation:
             angle = torch.deg2rad(draws.between(_Draw.ANGLE, -options.rotation, options.rotation))
             cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-            # Coordinates run over [-1, 1] on both axes, whose lengths in pixels differ.
+            # Coordinates run over [-1, 1] on both axes, although their lengths in pixels differ.
             rows = [cos, -sin * height / width, zero, sin * width / height, cos, zero]
             plan["turn"] = torch.stack(rows, dim=1).view(-1, 2, 3)
         strengths = (options.brightness, options.contrast, options.saturation)
@@ -157,7 +159,7 @@ class BatchTransform:
             orders = torch.tensor(list(permutations(range(3))), device=drawn[0].device)
             plan["order"] = orders[draws.below(_Draw.ORDER, len(orders))]
         if options.lighting:
-            # The middle of each step of a uniform number, so that none is infinitely far out.
+            # Shift the uniform numbers to the middle of their steps, so that none maps to infinity.
             normal = torch.special.ndtri(draws.uniform(_LIGHTS).double() + 2.0**-25)
             colours = _COLOURS.to(normal.device, non_blocking=True)
             plan["light"] = (255 * options.lighting * normal @ colours.T).float().view(-1, 3, 1, 1)
@@ -166,7 +168,7 @@ class BatchTransform:
         return plan
 
     def _crops(self, draws: Draws, pixel_values: Tensor, sizes: Tensor | None) -> Tensor:
-        """Boxes to cut out, float (B, 4) as top, left, height, width in pixels of the batch."""
+        """Crop boxes, float (B, 4) as top, left, height, width in pixels of the batch."""
         stored = torch.tensor(pixel_values.shape[2:], device=pixel_values.device)
         sizes = stored.expand(len(pixel_values), 2) if sizes is None else sizes.to(stored.device, non_blocking=True)
         aspects = self._crop_aspects.to(stored.device, non_blocking=True)
@@ -178,7 +180,7 @@ class BatchTransform:
         return round(height * self.augmentation.crop_scale), round(width * self.augmentation.crop_scale)
 
     def _boxes(self, draws: Draws, height: int, width: int) -> Tensor:
-        """Draw the boxes to erase: the first of 100 candidates that is smaller than the image on both sides. (B, 4)"""
+        """Boxes to erase, (B, 4): the first of 100 candidates that is smaller than the image on both sides."""
         options = self.augmentation
         area = draws.between(_AREAS, *options.erasing_area) * (height * width)
         aspect = self._aspects.to(area.device, non_blocking=True)[draws.below(_ASPECT_ROWS, _ASPECTS)]
@@ -193,7 +195,7 @@ class BatchTransform:
         return torch.where(erased[:, None], boxes, -1)
 
     def _move_and_colour(self, x: Tensor, drawn: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
-        """uint8 (B, C, H, W) -> the same, or floats after a turn, resized crop or change of colour: (B, C, *size)."""
+        """uint8 (B, C, H, W) -> (B, C, *size), uint8, or float after a rotation, resized crop or colour change."""
         if "mirror" in drawn:
             # a ^ ((a ^ b) & mask) picks a or b; on the CPU bit operations are vectorised where `where` is not.
             x = x.flip(-1).bitwise_xor_(x).bitwise_and_(drawn["mirror"]).bitwise_xor_(x)
@@ -217,7 +219,7 @@ class BatchTransform:
         if "rows" not in drawn:
             return
         if "noise" in drawn:
-            # A stretch of a fixed bank of normal numbers, at an offset drawn per image: hashing every pixel would cost
+            # A stretch of a fixed bank of normal numbers, at a random offset per image: hashing every pixel would cost
             # more than everything else together. Two images may share a stretch, but not at the same pixels.
             stretches = _noise(x[0].numel() + _NOISE_OFFSETS, x.device).unfold(0, x[0].numel(), 1)
             fill = stretches[drawn["noise"]].view_as(x)
@@ -228,7 +230,7 @@ class BatchTransform:
 
 
 def _erasing_masks(boxes: Tensor, height: int, width: int) -> dict[str, Tensor]:
-    """Rows (B, 1, H, 1) and columns (B, 1, 1, W) of the boxes as ones, of which the product is the box."""
+    """Indicators of rows (B, 1, H, 1) and columns (B, 1, 1, W) whose product is the box."""
     rows, columns = (torch.arange(side, device=boxes.device) for side in (height, width))
     y0, x0, y1, x1 = (side[:, None] for side in boxes.unbind(dim=1))
     inside_rows, inside_columns = (rows >= y0) & (rows < y1), (columns >= x0) & (columns < x1)
@@ -236,10 +238,9 @@ def _erasing_masks(boxes: Tensor, height: int, width: int) -> dict[str, Tensor]:
 
 
 def _jitter(x: Tensor, factors: Tensor, order: Tensor) -> Tensor:
-    """Brightness (0), contrast (1) and saturation (2): blends with black, the mean grey and the grey image.
+    """Brightness (0), contrast (1) and saturation (2): blend with black, the mean grey and the grey image, in place.
 
-    float (B, 3, H, W) in [0, 255], factors (B, 3) of the operations and the order (B, 3) to take them in -> the same,
-    in place.
+    Takes float (B, 3, H, W) in [0, 255], the factors (B, 3) of the operations and their order (B, 3).
     """
     weights = torch.tensor([0.2989, 0.587, 0.114], device=x.device).expand(len(x), 1, 3)
     flat = x.flatten(2)
@@ -253,7 +254,7 @@ def _jitter(x: Tensor, factors: Tensor, order: Tensor) -> Tensor:
 
 
 class _Draw(IntEnum):
-    """The number of each draw. Append only: another order gives every seed another meaning."""
+    """The number of each random draw. Only append: reordering changes the results of every seed."""
 
     FLIP = 0
     TOP = 1
@@ -277,8 +278,7 @@ _CROP_AREAS = slice(_ASPECT_ROWS.stop, _ASPECT_ROWS.stop + CROP_TRIES)
 _CROP_ASPECTS = slice(_CROP_AREAS.stop, _CROP_AREAS.stop + CROP_TRIES)
 _LIGHTS = slice(_CROP_ASPECTS.stop, _CROP_ASPECTS.stop + 3)
 
-# Principal colours of ImageNet's pixels in [0, 1], in columns, times their eigenvalues, as fb.resnet.torch has them and
-# everybody since.
+# Principal colour components of ImageNet's pixels in [0, 1], in columns, times their eigenvalues, from fb.resnet.torch.
 _COLOURS = torch.tensor(
     [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]], dtype=torch.float64
 ) * torch.tensor([0.2175, 0.0188, 0.0045], dtype=torch.float64)

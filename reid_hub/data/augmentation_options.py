@@ -1,4 +1,4 @@
-"""What training does to an image, as plain values that a recipe can hold."""
+"""Augmentation options as plain values that a recipe can hold."""
 
 import math
 from dataclasses import dataclass, fields
@@ -8,27 +8,27 @@ from reid_hub.errors import ReIDError
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What happens to a training image, as plain values; the defaults are those of "Bag of Tricks" (arXiv:1903.07071).
+    """Augmentation of training images; defaults from "Bag of Tricks" (arXiv:1903.07071).
 
-    In this order: flip, crop and resize or enlarge, pad and crop, rotate, colour jitter, lighting, normalise, erase.
+    Order of operations: flip, crop and resize or enlarge, pad and crop, rotate, colour jitter, lighting, normalise, erase.
 
     Attributes:
         flip: probability of a horizontal flip.
-        resized_area: share of the image that a crop has, which is then resized to the whole (torchvision's
-            RandomResizedCrop), drawn uniformly; None is off, and it goes with neither `pad` nor `crop_scale`.
-        resized_aspect: range of that crop's width / height, of which the logarithm is drawn uniformly.
-        pad: zero pixels put on every side before a crop of the original size is taken at random.
+        resized_area: range of a crop's share of the image, drawn uniformly; the crop is resized to the full size
+            (torchvision's RandomResizedCrop). None is off; excludes `pad` and `crop_scale`.
+        resized_aspect: range of that crop's width / height; its logarithm is drawn uniformly.
+        pad: zero pixels added on every side before a random crop of the original size.
         crop_scale: enlarge by this factor before that crop (9/8 in Feature Distillation); 1 is off.
-        rotation: largest angle in degrees, drawn from U(-rotation, rotation); bilinear, what comes in is zero.
+        rotation: largest angle in degrees, drawn from U(-rotation, rotation); bilinear, padded with zeros.
         brightness, contrast, saturation: torchvision's ColorJitter factors, U(max(0, 1 - x), 1 + x), in random order.
-        lighting: standard deviation of the shifts along the principal colours of ImageNet (AlexNet); 0 is off.
+        lighting: standard deviation of shifts along ImageNet's principal colour components (AlexNet); 0 is off.
         erasing: probability of erasing one box (Random Erasing, arXiv:1708.04896), after normalisation.
         erasing_area: range of the box's share of the image, drawn uniformly.
         erasing_aspect: range of the box's height / width.
         erasing_aspect_scale: "linear" draws the aspect uniformly (the paper's code), "log" draws its logarithm
             uniformly (timm).
         erasing_fill: "zero", "noise" (N(0, 1) per pixel and channel, timm's mode "pixel"), or one normalised value
-            per channel. The default triple is the published code's: CIFAR-10's mean, used without normalising it.
+            per channel. The default is that of the published code: CIFAR-10's mean, not normalised.
     """
 
     flip: float = 0.5

@@ -1,4 +1,4 @@
-"""What a batch of images is."""
+"""The type of a batch of images."""
 
 from typing import NotRequired, TypedDict
 
@@ -6,17 +6,17 @@ from torch import Tensor
 
 
 class Batch(TypedDict):
-    """A batch of B images: a plain dict of tensors, which every loader, launcher and Trainer can move and split.
+    """A batch of B images: a plain dict of tensors that any DataLoader, launcher or Trainer can move and split.
 
     >>> Batch(pixel_values=torch.zeros(8, 3, 256, 128), pids=torch.arange(8) // 4)
 
     Keys:
-        pixel_values: (B, 3, H, W); uint8 as it is read, float32 and normalised behind `BatchTransform.augment`.
+        pixel_values: (B, 3, H, W); uint8 as read, normalised float32 after `BatchTransform.augment`.
         pids, camids: int64 (B,), identities and cameras, -1 where they are unknown.
         indices: int64 (B,), rows of the data set.
-        sizes: int64 (B, 2), height and width of the images before they were resized, where an augmentation reads them.
-        erased_boxes: int64 (B, 4), what Random Erasing erased: y0, x0, y1, x1 in pixels of the input before its flip,
-            ends exclusive, rows of -1 where nothing was erased.
+        sizes: int64 (B, 2), height and width of the images before they were resized, if the augmentation needs them.
+        erased_boxes: int64 (B, 4), boxes erased by Random Erasing: y0, x0, y1, x1 in pixels of the image before its
+            flip, ends exclusive; rows of -1 where nothing was erased.
     """
 
     pixel_values: Tensor

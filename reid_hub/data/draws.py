@@ -1,4 +1,4 @@
-"""Random numbers that are a pure function of counters: the same on every device, worker and rank, and on resuming."""
+"""Counter-based random numbers: the same on every device, worker and rank, and after resuming."""
 
 from copy import copy
 
@@ -10,14 +10,14 @@ _BITS = 24
 
 
 class Draws:
-    """The random numbers of a batch, `count` for each image.
+    """The random numbers of a batch, `count` per image.
 
     Each is a hash of (seed, step, index, position in the batch, number of the draw), with splitmix64's finaliser
     (Steele et al., "Fast splittable pseudorandom number generators", 2014) as the mixing step.
 
     Args:
-        indices: (B,) int64 rows of the data set, on the device where the draws are wanted.
-        by_position: False leaves the position in the batch out.
+        indices: (B,) int64 rows of the data set, on the device where the numbers are needed.
+        by_position: False ignores the position in the batch.
     """
 
     def __init__(self, indices: Tensor, seed: int, step: int, count: int, by_position: bool = True):
@@ -28,7 +28,7 @@ class Draws:
         self._bits = _shift_right(_mix(state[:, None] + counter), 64 - _BITS)
 
     def __getitem__(self, part: slice) -> "Draws":
-        """The draws of a part of the batch."""
+        """The random numbers of a part of the batch."""
         draws = copy(self)
         draws._bits = self._bits[part]
         return draws
@@ -55,7 +55,7 @@ _GOLDEN = _signed(0x9E3779B97F4A7C15)
 
 
 def _shift_right(z: Tensor, bits: int) -> Tensor:
-    """Logical shift: torch's own copies the sign."""
+    """Logical right shift; torch's >> is arithmetic."""
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 

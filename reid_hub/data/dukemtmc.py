@@ -34,6 +34,6 @@ SPEC = DatasetSpec(
     layout="bounding_box_train/, query/ and bounding_box_test/ with files like 0001_c2_f0046182.jpg",
     scan=scan,
     counts={"train": Counts(16_522, 702), "query": Counts(2_228, 702), "gallery": Counts(17_661, 1_110)},
-    notes="Eight cameras. 408 of the gallery's 1,110 identities are in no query: distractors with pids of their own.",
+    notes="Eight cameras. 408 of the 1,110 gallery identities are in no query: distractors with their own pids.",
     notice=NOTICE,
 )

@@ -79,6 +79,7 @@ SPEC = DatasetSpec(
     layout="PERSON/*.jpg, or train/PERSON/*.jpg, query/PERSON/*.jpg and gallery/PERSON/*.jpg",
     scan=scan,
     notes="Without split folders, half of the people, drawn with seed, are for training and the others for testing. "
-    "Folder names are the pids if all are whole numbers; otherwise they are numbered from 1. camera=r'c(\\d+)' reads cameras from file names.",
+    "Folder names are the pids if all are whole numbers; otherwise they are numbered from 1. "
+    "camera=r'c(\\d+)' reads cameras from file names.",
     redistributable=True,
 )

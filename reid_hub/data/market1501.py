@@ -1,4 +1,4 @@
-"""Market-1501, and any folder that follows its layout."""
+"""Market-1501, and any folder in its layout."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ SPEC = DatasetSpec(
     scan=scan,
     # 3,819 of the 19,732 gallery images are junk (-1), 2,798 are distractors (0).
     counts={"train": Counts(12_936, 751), "query": Counts(3_368, 750), "gallery": Counts(19_732, 750)},
-    notes="Six cameras. Boxes from a DPM detector. Junk (pid -1) is left out, distractors (pid 0) stay in the gallery.",
+    notes="Six cameras. Boxes from a DPM detector. Junk (pid -1) is removed, distractors (pid 0) stay in the gallery.",
 )
 
 LAYOUT_SPEC = DatasetSpec(
@@ -37,5 +37,5 @@ LAYOUT_SPEC = DatasetSpec(
     citation="",
     layout=SPEC.layout,
     scan=scan,
-    notes="For subsets of Market-1501 and other sets with its folders and file names: no official counts.",
+    notes="For subsets of Market-1501 and other data sets with its folders and file names; has no official counts.",
 )

@@ -7,7 +7,7 @@ from reid_hub.data import dukemtmc, market1501
 from reid_hub.data.layouts import wrong_layout
 from reid_hub.data.records import Counts, DatasetSpec, Record, Scan, one_of
 
-# Larger than every pid (1,501) and camera (6) of Market-1501; both sets number their people from 1.
+# Larger than every pid (1,501) and camera (6) of Market-1501; both data sets number people from 1.
 PID_OFFSET = 10_000
 CAMID_OFFSET = 6
 TESTS = ("market1501", "dukemtmc", "both")

@@ -25,7 +25,7 @@ def scan(data_dir: Path, *, merge_val: bool = False) -> Scan:
 
 
 def _read_list(root: Path, name: str, folder: str) -> list[Record]:
-    """Rows `0000/0000_000_01_0303morning_0015_0.jpg 0`; the third part of a file name is the camera, from 1."""
+    """Rows `0000/0000_000_01_0303morning_0015_0.jpg 0`; the third part of a file name is the camera, counted from 1."""
     base = (root / folder).resolve()
     records = []
     for number, line in enumerate((root / name).read_text().splitlines(), start=1):
@@ -58,6 +58,6 @@ SPEC = DatasetSpec(
     scan=scan,
     counts={"train": Counts(30_248, 1_041), "query": Counts(11_659, 3_060), "gallery": Counts(82_161, 3_060)},
     variant_counts={("merge_val", True): {"train": Counts(32_621, 1_041)}},
-    notes="15 cameras. The training list only; merge_val=True adds the validation list (2,373 images of the same "
-    "identities), as some papers do. Here pid 0 is an ordinary person, not a distractor.",
+    notes="15 cameras. Training uses the training list; merge_val=True adds the validation list (2,373 images of the "
+    "same identities), as some papers do. pid 0 is an ordinary person here, not a distractor.",
 )

@@ -55,5 +55,5 @@ SPEC = DatasetSpec(
     # The test set has 19,938 images of 799 identities; how many of them are queries was not published.
     counts={"train": Counts(19_523, 782), "query": Counts(None, 799), "gallery": Counts(None, 799)},
     notes="Two drones as cameras. Split of partitions.pkl: trainval_im_names, and test_im_names by test_marks "
-    "(0 query, 1 gallery). Counts as widely quoted.",
+    "(0 query, 1 gallery). Counts are those commonly quoted.",
 )

@@ -16,7 +16,7 @@ from reid_hub.errors import MissingError, ReIDError
 
 NESTED = ("PRW-v16.04.20", "prw", "prw/PRW-v16.04.20", "PRW")
 REQUIRED = ("frames", "annotations", "frame_train.mat", "frame_test.mat", "ID_train.mat", "query_info.txt")
-UNKNOWN = -2  # boxes of people that nobody could name
+UNKNOWN = -2  # boxes of unidentified people
 BOX_KEYS = ("box_new", "anno_file", "anno_previous")
 
 
@@ -38,13 +38,13 @@ def scan(data_dir: Path, *, variant: str = "normal") -> Scan:
 
 
 def read_crops(root: Path, records: Sequence[Record]) -> Iterator[dict]:
-    """Yield the crops losslessly encoded; records of one frame are neighbours, so that a frame is decoded once."""
+    """Yield losslessly encoded crops; records of a frame are adjacent, so each frame is decoded once."""
     for path, boxes in groupby(records, key=attrgetter("path")):
         image = decode_image(root / path)
         for x, y, width, height in (record.box for record in boxes if record.box is not None):
             if x >= image.width or y >= image.height:
                 raise ReIDError(
-                    f"the box {(x, y, width, height)} lies outside of {path} ({image.width} x {image.height}); "
+                    f"the box {(x, y, width, height)} lies outside {path} ({image.width} x {image.height}); "
                     "unpack the frames and the annotations of the same release"
                 )
             crop = image.crop((x, y, min(x + width, image.width), min(y + height, image.height)))
@@ -54,7 +54,7 @@ def read_crops(root: Path, records: Sequence[Record]) -> Iterator[dict]:
 
 
 def _mat(path: Path, *names: str) -> np.ndarray:
-    """The first of these variables that a MATLAB file has."""
+    """The first of these variables that is in a MATLAB file."""
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
 
@@ -78,7 +78,7 @@ def _frames(path: Path) -> list[str]:
 
 
 def _boxes(root: Path, frame: str) -> list[Record]:
-    """Boxes of one frame: rows (id, x, y, w, h); negative numbers are set to 0 as the field's loaders do."""
+    """Boxes of one frame: rows (id, x, y, w, h); negative numbers are set to 0, as in other loaders."""
     rows = _mat(root / "annotations" / path_below(root / "annotations", f"{frame}.jpg.mat"), *BOX_KEYS)
     camid = _camid(frame)
     records = []
@@ -130,5 +130,5 @@ SPEC = DatasetSpec(
     notes="Six cameras; crops without margin. Train: boxes of training identities in training frames. Query: the "
     "2,057 hand-drawn boxes. Gallery: every named box in test frames (those of other people are distractors with "
     "their own pids); variant='hard' adds the unnamed boxes as distractors (pid 0). No official gallery size exists "
-    "for this use: state the one reported here.",
+    "for this protocol: report the one found here.",
 )

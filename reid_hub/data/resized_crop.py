@@ -1,4 +1,4 @@
-"""Random crops of whole batches: resized as torchvision does it, by two products of matrices an image, and padded."""
+"""Random crops of whole batches: resized like torchvision's, with two matrix products per image, or padded."""
 
 import torch
 from torch import Tensor
@@ -12,15 +12,15 @@ TRIES = 10
 def draw_crops(
     draws: Draws, sizes: Tensor, options: Augmentation, aspects: Tensor, numbers: tuple[slice, slice, int, int]
 ) -> Tensor:
-    """Boxes to cut out, int64 (B, 4) as top, left, height, width in pixels of the original images.
+    """Crop boxes, int64 (B, 4) as top, left, height, width in pixels of the original images.
 
-    Of ten candidates with a share of the image and a width / height drawn at random the first that fits; where none
-    does, the largest centred box whose proportions are allowed.
+    The first of ten candidates with random area and aspect ratio that fits into the image; if none fits, the largest
+    centred box with an allowed aspect ratio.
 
     Args:
-        sizes: int64 (B, 2), height and width of the originals.
-        aspects: a table of width / height to choose from.
-        numbers: of the draws: ten areas, ten aspects, top, left.
+        sizes: int64 (B, 2), height and width of the original images.
+        aspects: table of aspect ratios (width / height) to choose from.
+        numbers: numbers of the draws: ten areas, ten aspect ratios, top, left.
     """
     areas, ratios, top, left = numbers
     shares = options.resized_area or (1.0, 1.0)
@@ -31,7 +31,7 @@ def draw_crops(
     fits = (heights > 0) & (heights <= height[:, None]) & (widths > 0) & (widths <= width[:, None])
     first = fits.byte().argmax(dim=1, keepdim=True)
     low, high = options.resized_aspect
-    # Where nothing fits: as wide, or as high, as the proportions allow.
+    # Where nothing fits: as wide, or as high, as the aspect ratio allows.
     whole = torch.stack(
         [torch.minimum(height, (width / low).round().long()), torch.minimum(width, (height * high).round().long())],
         dim=1,
@@ -45,9 +45,9 @@ def draw_crops(
 
 
 def crop_and_resize(x: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Cut a box out of every image and resize it as Pillow does (bilinear, anti-aliased), but without rounding.
+    """Crop a box from every image and resize it like Pillow (bilinear, anti-aliased), but without rounding.
 
-    (B, C, H, W) of any type and boxes float (B, 4) as top, left, height, width in its pixels -> float32 (B, C, *size).
+    (B, C, H, W) of any type and float boxes (B, 4) as top, left, height, width in pixels -> float32 (B, C, *size).
     """
     rows = _weights(boxes[:, 0], boxes[:, 2], x.shape[2], size[0])
     columns = _weights(boxes[:, 1], boxes[:, 3], x.shape[3], size[1])
@@ -55,8 +55,8 @@ def crop_and_resize(x: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _weights(start: Tensor, length: Tensor, stored: int, wanted: int) -> Tensor:
-    """How much each of `stored` pixels counts in each of `wanted` ones, (B, wanted, stored): a triangle, as wide as a
-    new pixel or at least as an old one, over the old pixels that the box touches.
+    """Weights of the `stored` pixels in each of the `wanted` pixels, (B, wanted, stored): a triangle filter over the
+    stored pixels that the box touches, as wide as a wanted pixel but at least as wide as a stored one.
     """
     start, length = start[:, None, None].float(), length[:, None, None].float()
     scale = length / wanted
@@ -68,10 +68,10 @@ def _weights(start: Tensor, length: Tensor, stored: int, wanted: int) -> Tensor:
 
 
 def pad_and_crop(x: Tensor, pad: int, size: tuple[int, int], start: Tensor) -> Tensor:
-    """Cut `size` out of every zero-padded image, in one gather; `start` (B,) is row * width + column in the padded one.
+    """Crop `size` from every zero-padded image in one gather; `start` (B,) is row * width + column in the padded image.
 
-    Gathering costs the same per element whatever its width, so bytes are gathered four at a time: a window is one run
-    of its image's bytes that begins anywhere, and four copies, each moved by one byte, make every beginning whole.
+    A gather costs the same per element whatever its width, so four bytes are gathered at a time: a window is one run of
+    bytes of its image with an arbitrary start, and four copies, each shifted by one byte, align every start.
     """
     batch, channels, height, width = x.shape
     height, width = height + 2 * pad, width + 2 * pad
@@ -88,5 +88,5 @@ def pad_and_crop(x: Tensor, pad: int, size: tuple[int, int], start: Tensor) -> T
 
 
 def _multiple_of_four(number: int) -> int:
-    """The next one from `number` on."""
+    """The smallest multiple of four that is at least `number`."""
     return -(-number // 4) * 4

@@ -1,4 +1,4 @@
-"""Reading the pickle files that data sets come with, without running what is in them."""
+"""Load the pickle files of data sets without running code from them."""
 
 import codecs
 import pickle
@@ -10,7 +10,7 @@ import numpy as np
 
 from reid_hub.errors import ReIDError
 
-# Everything a pickle of plain containers and numpy values names, under the modules of numpy 1 and 2, Python 2 and 3.
+# All globals of a pickle of plain containers and numpy values, with their modules in numpy 1 and 2, Python 2 and 3.
 _RECONSTRUCT = np.array(0).__reduce__()[0]
 _SCALAR = np.int64(0).__reduce__()[0]
 _FROM_BUFFER = np.zeros(1).__reduce_ex__(5)[0]
@@ -53,7 +53,7 @@ def load_plain_pickle(path: str | Path) -> Any:
     """Load a pickle that holds only lists, tuples, dicts, sets, strings, numbers and numpy arrays.
 
     Raises:
-        ValueError: if it holds anything else, which could run code, or is damaged. Nothing has been run then.
+        ValueError: if it holds anything else, which could run code, or is damaged. No code is run.
     """
     try:
         with Path(path).open("rb") as file:

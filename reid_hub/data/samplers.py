@@ -1,4 +1,4 @@
-"""Samplers that yield whole batches in an order that depends on (seed, epoch) only."""
+"""Samplers that yield whole batches in an order determined by (seed, epoch)."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -12,8 +12,8 @@ from reid_hub.errors import ReIDError
 class _EpochSampler(torch.utils.data.Sampler[int]):
     """An epoch is a matrix (batches, batch_size) of indices, drawn from (seed, epoch) and yielded row by row.
 
-    Every process must iterate over the same order; with process r of W taking the batches r, r + W, r + 2W, ... (what
-    Accelerate's `BatchSamplerShard` does) no image is seen twice. There is no attribute called `generator`, because
+    Every process must iterate over the same order. If process r of W takes the batches r, r + W, r + 2W, ..., as
+    Accelerate's `BatchSamplerShard` does, no image is seen twice. There is deliberately no attribute `generator`:
     Accelerate would replace it.
     """
 
@@ -36,7 +36,7 @@ class _EpochSampler(torch.utils.data.Sampler[int]):
             yield from batch.tolist()
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the next iteration."""
+        """Set the epoch of the next iteration."""
         self.epoch = epoch
 
     def _plan(self, random: np.random.Generator) -> np.ndarray:
@@ -44,10 +44,10 @@ class _EpochSampler(torch.utils.data.Sampler[int]):
 
 
 class ShuffleSampler(_EpochSampler):
-    """All indices in random order, whole batches only; what is left over is another part in every epoch.
+    """All indices in random order, in whole batches only; each epoch drops a different remainder.
 
     Args:
-        num_images: how many there are.
+        num_images: number of images.
         num_processes: the number of batches is a multiple of it.
 
     Raises:
@@ -74,23 +74,24 @@ class ShuffleSampler(_EpochSampler):
 class IdentitySampler(_EpochSampler):
     """Batches of P identities x K images each, every image at most once per epoch.
 
-    The images of an identity are shuffled and cut into groups of K; what is left over is another part in every epoch.
-    An identity with fewer than K images gives one group, drawn with replacement. The number of batches B is the
-    largest for which the groups, at most B of an identity, fill P x B places; groups beyond that are left out at
-    random. The rest are packed so that every batch holds P different identities: length and composition are exact.
+    The images of an identity are shuffled and split into groups of K; each epoch drops a different remainder. An
+    identity with fewer than K images gives one group, drawn with replacement. The number of batches B is the largest
+    for which the groups, at most B per identity, fill P x B places; surplus groups are dropped at random. The others
+    are packed so that every batch holds P different identities. Length and composition are exact.
 
-    The published sampler (Bag of Tricks, OSKT) draws P random identities that have groups left until fewer than P
-    have: where it ends is a matter of luck and its length is over-estimated. The groups are the same here; only no
-    image is lost to a bad end, and the length is known and constant.
+    The published sampler (Bag of Tricks, OSKT) draws P random identities with groups left until fewer than P remain,
+    so its end is random and its length is overestimated. The groups here are the same, but no image is lost at the end,
+    and the length is known and constant.
 
     Args:
-        pids: (N,) identity of every image; images with a negative one (junk) are never drawn.
+        pids: (N,) identity of every image; images with a negative pid (junk) are never drawn.
         num_ids, num_instances: P and K.
         num_processes: the number of batches is a multiple of it.
-        once: at most one group of an identity in an epoch, other images in each, as MGN (arXiv:1804.01438) has it.
+        once: use at most one group per identity and epoch, with different images in each epoch, as MGN
+            (arXiv:1804.01438) does.
 
     Attributes:
-        num_single: identities with one image, whose K instances are the same image.
+        num_single: number of identities with a single image, which is repeated K times.
 
     Raises:
         ValueError: if there are fewer than P identities, or too few groups for one batch per process.
@@ -145,7 +146,7 @@ class IdentitySampler(_EpochSampler):
         return plan.reshape(self.num_batches, self.batch_size)
 
     def _take_groups(self, random: np.random.Generator) -> np.ndarray:
-        """How many groups of each identity this epoch uses: at most B, in all P x B, chosen at random. (ids,)"""
+        """Number of groups of each identity in this epoch, (ids,): at most B each, P x B in total, chosen at random."""
         available = np.minimum(self._groups, self.num_batches)
         groups = np.repeat(np.arange(len(available)), available)
         chosen = random.permutation(groups)[: self.num_ids * self.num_batches]
@@ -166,7 +167,7 @@ class IdentitySampler(_EpochSampler):
 def _most_batches(groups: np.ndarray, num_ids: int) -> int:
     """The largest B with sum(min(groups, B)) >= num_ids * B.
 
-    The difference of the two sides is concave in B and zero at B = 0, so it is not negative up to some B only.
+    The difference of the two sides is concave in B and zero at B = 0, so it is non-negative exactly up to some B.
     """
     low, high = 0, int(groups.sum()) // num_ids
     while low < high:
@@ -179,11 +180,11 @@ def _most_batches(groups: np.ndarray, num_ids: int) -> int:
 
 
 def _assign_batches(identity: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Give each group a batch: every row of (P, B) a permutation of 0..B-1, no identity twice in a batch.
+    """Assign groups to batches: every row of (P, B) is a permutation of 0..B-1, no identity occurs twice in a batch.
 
-    The groups of an identity are consecutive and at most B, so all are in one row, where any permutation parts them,
-    or they run over the end of one row into the beginning of the next: then the beginning is drawn from the batches
-    that the end did not get.
+    The groups of an identity are consecutive and at most B. Either all are in one row, where any permutation separates
+    them, or they continue from the end of one row at the beginning of the next; then the beginning is drawn from the
+    batches that the end does not use.
     """
     rows, batches = identity.shape
     batch_of = np.empty((rows, batches), dtype=np.int64)

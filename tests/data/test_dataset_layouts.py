@@ -242,7 +242,7 @@ def test_prw_hard_adds_unknown_people_as_distractors(tmp_path, load, prw):
 def test_prw_says_what_is_wrong(tmp_path, load, prw):
     root = tmp_path / "prw"
     (root / "query_info.txt").write_text("20 100 5 9 20 c3s1_000003\n")
-    with pytest.raises(ValueError, match=r"\(100, 5, 9, 20\) lies outside of frames/c3s1_000003\.jpg \(60 x 40\)"):
+    with pytest.raises(ValueError, match=r"\(100, 5, 9, 20\) lies outside frames/c3s1_000003\.jpg \(60 x 40\)"):
         load("prw", tmp_path)
     (root / "query_info.txt").write_text("20 100 5 c3s1_000003\n")
     with pytest.raises(ValueError, match=r"query_info\.txt, line 1 must be 'id x y w h frame'"):

@@ -300,7 +300,7 @@ def test_the_box_moves_and_scales_the_figure():
             (lambda change=change: replace(Camera.sample(0), **change), message)
             for change, message in [
                 ({"place": "parc"}, "did you mean 'park'"),
-                ({"occlusion": 1.1}, r"occlusion is a chance and must lie in \[0, 1\], got 1.1"),
+                ({"occlusion": 1.1}, r"occlusion is a probability and must lie in \[0, 1\], got 1.1"),
                 ({"gamma": 0.0}, "gamma must be positive, got 0.0"),
                 ({"blur": -1.0}, "blur must not be negative"),
                 ({"cast": (1.0, 1.0)}, "cast must be three positive factors"),

@@ -300,5 +300,5 @@ def test_shapes_are_drawn_the_same_and_differ():
     drawn = [np.asarray(row["image"]) for split in first.values() for row in split]
     assert len({picture.tobytes() for picture in drawn}) == 18
     assert np.array_equal(np.asarray(more["train"][4]["image"]), np.asarray(first["train"][3]["image"]))
-    with pytest.raises(ValueError, match="'shapes' is drawn and takes no data_dir"):
+    with pytest.raises(ValueError, match="'shapes' is generated and takes no data_dir"):
         load_reid_dataset("shapes", "folder")

@@ -1,4 +1,4 @@
-"""Parametric people drawn by the package: the embedded default data set, without a download."""
+"""Generated people: the built-in default data set, without a download."""
 
 from reid_hub.data.synthetic.camera import Camera, photograph
 from reid_hub.data.synthetic.figure import draw_person

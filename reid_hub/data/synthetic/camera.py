@@ -1,4 +1,4 @@
-"""What a camera makes of a person: place, viewpoint, detector box, light, occlusion, and the sensor's own colours."""
+"""A camera model: place, viewpoint, detector box, light, occlusion, and the colours of the sensor."""
 
 from dataclasses import dataclass
 from math import cos, pi, sqrt
@@ -12,22 +12,26 @@ from reid_hub.data.synthetic.places import PLACES, panorama
 from reid_hub.errors import ReIDError
 from reid_hub.registry import lookup
 
-_CAMERA_STREAM = 3  # keeps a camera's generator apart from those of people and images
+_CAMERA_STREAM = 3  # separates the generators of cameras from those of people and images
 
 
 @dataclass(frozen=True)
 class Camera:
     """One fixed camera.
 
-    `cast` multiplies red, green and blue; `gamma`, `contrast` and `brightness` (a share of full scale, added) bend the
-    response; `noise` is the standard deviation in shares of full scale and `blur` a radius in pixels of a 128-pixel
-    image. `heading` is the usual heading of the people (degrees, see `VIEWS`) and `spread` its standard deviation.
-    `stature` is how much of the box a person fills and `jitter` the standard deviation of the detector's boxes, both
-    in box heights; `occlusion` is the chance that something stands in front. `place` names its surroundings, one of
-    `PLACES`, painted from `place_seed`.
+    Attributes:
+        cast: factors of red, green and blue.
+        gamma, contrast, brightness: response curve; brightness is an offset, as a fraction of full scale.
+        noise: standard deviation, as a fraction of full scale.
+        blur: radius in pixels of an image 128 pixels high.
+        heading, spread: mean heading of the people in degrees (see `VIEWS`) and its standard deviation.
+        stature: height of a person, in box heights.
+        jitter: standard deviation of the detector's boxes, in box heights.
+        occlusion: probability that something stands in front of the person.
+        place, place_seed: surroundings, one of `PLACES`, painted from this seed.
 
     Raises:
-        ValueError: if a number is outside of what it can mean, or the place is unknown.
+        ValueError: if a number is out of range, or the place is unknown.
     """
 
     cast: tuple[float, float, float]
@@ -47,7 +51,7 @@ class Camera:
     def __post_init__(self):
         lookup(PLACES, self.place, "place")
         if not 0 <= self.occlusion <= 1:
-            raise ReIDError(f"occlusion is a chance and must lie in [0, 1], got {self.occlusion!r}")
+            raise ReIDError(f"occlusion is a probability and must lie in [0, 1], got {self.occlusion!r}")
         for name in ("gamma", "contrast", "stature"):
             if not getattr(self, name) > 0:
                 raise ReIDError(f"{name} must be positive, got {getattr(self, name)!r}")
@@ -59,7 +63,7 @@ class Camera:
 
     @classmethod
     def sample(cls, camid: int, *, seed: int = 0) -> "Camera":
-        """Draw camera `camid`; casts turn by the golden angle from one to the next, so any number of them differ."""
+        """Sample camera `camid`; hues of casts advance by the golden angle, so any number of cameras differ."""
         rng = np.random.default_rng([seed, _CAMERA_STREAM, camid])
         hue = 2 * pi * (camid * (sqrt(5) - 1) / 2 + rng.uniform(0, 0.1))
         strength = rng.uniform(0.12, 0.18)
@@ -84,7 +88,7 @@ class Camera:
 def photograph(
     person: Person, camera: Camera, rng: np.random.Generator, image_size: tuple[int, int] = (128, 64)
 ) -> np.ndarray:
-    """Take one image of `person`, uint8 (height, width, 3); all that is left to chance comes from `rng`."""
+    """Take one image of `person`, uint8 (height, width, 3); `rng` is the only source of randomness."""
     scene = _surroundings(camera, rng, image_size)
     box = {
         "centre": 0.5 + rng.normal(0, 2 * camera.jitter),
@@ -124,7 +128,7 @@ def _draw_shadow(scene: Image.Image, centre: float, feet: float) -> None:
 
 
 def _place(scene: Image.Image, figure: Image.Image, light: float) -> None:
-    """Paste a figure whose sides are brighter or darker as `light` falls from the left (-1) or the right (1)."""
+    """Paste a figure, lit from the left (`light` = -1) to the right (1)."""
     round_off = ImageFilter.BoxBlur(max(1, scene.width // 16))
     solid = np.asarray(figure.getchannel("A").filter(round_off), np.float32) / 255
     step = max(1, scene.width // 32)
@@ -138,7 +142,7 @@ def _occlude(scene: Image.Image, camera: Camera, rng: np.random.Generator, light
     width, height = scene.size
     kind = rng.choice(3)
     side = rng.choice((-1, 1))
-    if kind == 0:  # somebody else, nearer and half outside of the box
+    if kind == 0:  # another person, nearer and half outside the box
         figure = draw_person(
             Person.sample(rng),
             _any_pose(camera, rng),
@@ -154,7 +158,7 @@ def _occlude(scene: Image.Image, camera: Camera, rng: np.random.Generator, light
     if kind == 1:  # a pole
         left, wide = rng.uniform(0.1, 0.8) * width, rng.uniform(0.06, 0.14) * width
         edges = (left, 0.0, left + wide, float(height))
-    else:  # a box, bench or parked thing in front of the legs
+    else:  # a box, bench or parked object in front of the legs
         middle, half = (0.5 + side * rng.uniform(0, 0.3)) * width, rng.uniform(0.2, 0.45) * width
         edges = (middle - half, rng.uniform(0.66, 0.85) * height, middle + half, height)
     ImageDraw.Draw(scene).rectangle(edges, colour, dark)

@@ -1,6 +1,6 @@
-"""Drawing a person from parts placed in the body's own space and seen under the pose's heading.
+"""Draw a person from parts that are placed in body coordinates and projected by the heading of the pose.
 
-Body space, in units of the stature: x to the person's left, y up from the ground, z forward. Under a heading h
+Body coordinates, in units of the stature: x to the person's left, y up from the ground, z forward. Under a heading h
 a point is seen at u = x cos h + z sin h to the image's right and is nearer by d = z cos h - x sin h; parts are drawn
 from far to near.
 """
@@ -28,10 +28,10 @@ def draw_person(
     feet: float = 0.95,
     stature: float = 0.88,
 ) -> Image.Image:
-    """Draw a person on a transparent ground, an RGBA image of `image_size` (height, width).
+    """Draw a person on a transparent background, an RGBA image of `image_size` (height, width).
 
     The feet stand at (`centre` x width, `feet` x height) and a person of height 1 is `stature` x height tall;
-    what lies outside of the image is cut, as a badly placed detector box does.
+    parts outside the image are cut off, as by a misplaced detector box.
 
     Raises:
         ValueError: if a side of `image_size` is not positive or `stature` is not positive.
@@ -91,7 +91,7 @@ class _Figure:
         return point[2] * self.cos - point[0] * self.sin
 
     def limb(self, *bars: tuple[Point, Point, float, float, RGB]) -> None:
-        """Joined bars (start, end, radius at either, colour) under one common rim."""
+        """Joined bars (start, end, radius at each end, colour) with one common rim."""
         for grow, tone in ((0.006, 0.6), (0.0, 1.0)):
             for start, end, first, last, colour in bars:
                 self.pencil.bar(self.flat(start), self.flat(end), (first + grow, last + grow), shade(colour, tone))
@@ -112,7 +112,7 @@ class _Figure:
         hip = (side * 0.047 * person.build, person.legs, 0.0)
         knee = (hip[0], hip[1] - length * cos(swing), length * sin(swing))
         ankle = (hip[0], knee[1] - length * cos(swing - bend), knee[2] + length * sin(swing - bend))
-        # Always behind the torso's hem; the two legs among themselves by their distance.
+        # Always behind the hem of the torso; the two legs are ordered by depth.
         order = -0.03 + 0.05 * self.depth(between(hip, ankle, 0.7))
         self.parts.append((order, lambda: self.draw_leg(side, hip, knee, ankle)))
 

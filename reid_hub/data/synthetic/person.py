@@ -1,4 +1,4 @@
-"""Who is drawn: an identity as a vector of plain parameters, and the pose it is seen in."""
+"""An identity as a vector of plain parameters, and the pose it is seen in."""
 
 from dataclasses import dataclass, fields
 from math import isfinite
@@ -11,7 +11,7 @@ from reid_hub.registry import lookup
 
 RGB = tuple[int, int, int]
 
-# A small palette on purpose: many identities share a colour and differ in layout, pattern, bag and shape only.
+# The palette is small on purpose: many identities share colours and differ only in layout, pattern, bag and shape.
 GARMENT_COLOURS: dict[str, RGB] = {
     "black": (34, 34, 40),
     "grey": (126, 128, 132),
@@ -65,7 +65,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "bag_side": ("left", "right"),
 }
 _COLOUR_SHARES = (0.22, 0.14, 0.14, 0.13, 0.09, 0.08, 0.07, 0.08, 0.05)
-_COMMON = {  # how often each choice is met in the street; a trait that is not listed is drawn uniformly
+_COMMON = {  # relative frequency of each choice; traits that are not listed are drawn uniformly
     "hair": (0.08, 0.4, 0.14, 0.18, 0.08, 0.12),
     "hat": (0.8, 0.1, 0.1),
     "upper": (0.24, 0.18, 0.18, 0.16, 0.1, 0.14),
@@ -83,14 +83,14 @@ _COMMON = {  # how often each choice is met in the street; a trait that is not l
 
 @dataclass(frozen=True)
 class Person:
-    """One identity. All else an image shows (pose, camera, place, light, occlusion) changes from image to image.
+    """One identity. Everything else (pose, camera, place, light, occlusion) changes from image to image.
 
     `height` and `build` are relative to the average stature and breadth, `waist` is waist over chest breadth and `legs`
-    the hip's height over the stature (limits in `RANGES`); all else is a name out of `CHOICES`. `bag_side` is the
+    the hip's height over the stature (limits in `RANGES`); all others are names out of `CHOICES`. `bag_side` is the
     person's own left or right.
 
     Raises:
-        ValueError: if a number lies outside of `RANGES` or a name is not among its `CHOICES`.
+        ValueError: if a number is outside its range in `RANGES` or a name is not among its `CHOICES`.
     """
 
     height: float = 1.0
@@ -125,11 +125,11 @@ class Person:
 
     @classmethod
     def sample(cls, rng: np.random.Generator) -> "Person":
-        """Draw an identity; the number of draws is fixed, so equal generators give equal people."""
+        """Sample an identity; the number of draws is fixed, so equal generators give equal people."""
         traits: dict[str, Any] = {name: float(rng.uniform(*limits)) for name, limits in RANGES.items()}
         for name, names in CHOICES.items():
             traits[name] = names[rng.choice(len(names), p=_COMMON.get(name))]
-        for garment in ("upper", "lower"):  # a pattern in the garment's own colour would not be seen
+        for garment in ("upper", "lower"):  # a pattern in the garment's own colour would be invisible
             colours = list(GARMENT_COLOURS)
             colours.remove(traits[f"{garment}_colour"])
             traits[f"{garment}_accent"] = colours[rng.integers(len(colours))]
@@ -138,7 +138,7 @@ class Person:
 
 @dataclass(frozen=True)
 class Pose:
-    """How a person is met.
+    """The pose of a person.
 
     `heading` in degrees (see `VIEWS`: 0 walks towards the camera, 90 towards the image's right), `phase` of the step in
     [0, 1], `stride` from 0 (standing) to 1, and how far the right arm is `raised`, from 0 to 1.

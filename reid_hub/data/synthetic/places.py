@@ -1,4 +1,4 @@
-"""Where a camera hangs: wide painted panoramas, of which every image shows another part."""
+"""Surroundings of a camera: wide painted panoramas; every image shows a different part."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from reid_hub.data.synthetic.person import RGB
 
-# Height and width of a panorama in heights of an image.
+# Height and width of a panorama, in image heights.
 EXTENT = (1.25, 6.0)
 
 
@@ -31,7 +31,7 @@ def panorama(place: str, height: int, seed: int) -> Image.Image:
 
 
 class _Brush:
-    """Random rectangles and lines in shares of the panorama's height, so that places look alike at every image size."""
+    """Random rectangles and lines in fractions of the panorama's height: places look alike at every image size."""
 
     def __init__(self, image: Image.Image, rng: np.random.Generator):
         self.draw, self.rng = ImageDraw.Draw(image), rng

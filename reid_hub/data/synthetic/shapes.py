@@ -1,4 +1,4 @@
-"""Shapes a figure is made of: filled outlines in statures, and bodies of elliptic sections seen under a heading."""
+"""Shapes of a figure: filled outlines in units of the stature, and bodies of elliptic sections under a heading."""
 
 from functools import lru_cache
 from itertools import pairwise
@@ -23,7 +23,7 @@ def between(start: Point, end: Point, share: float) -> Point:
 
 
 class Pencil:
-    """Filled shapes with a darker rim, at (u, y) in statures."""
+    """Filled shapes with a darker rim, at (u, y) in units of the stature."""
 
     def __init__(self, draw: ImageDraw.ImageDraw, centre: float, ground: float, unit: float):
         self.draw, self.centre, self.ground, self.unit = draw, centre, ground, unit
@@ -89,7 +89,7 @@ class Surface:
         return self.profile[-1][1]
 
     def patch(self, top: float, low: float, azimuth: float = 0, half_angle: float = 180) -> list[tuple[float, float]]:
-        """The visible outline of the patch between two heights, empty if it is turned away.
+        """The visible outline of the patch between two heights; empty if it faces away.
 
         It reaches `half_angle` to both sides of `azimuth`, in degrees from the front towards the person's left. A patch
         of less than the full circle must be visible in one piece: keep `half_angle` at 90 or below.

@@ -1,4 +1,4 @@
-"""The data set: who is seen by which camera how often, as rows for the loader; and a sheet of them to look at."""
+"""The synthetic data set as rows for the loader, and contact sheets of it."""
 
 from io import BytesIO
 from pathlib import Path
@@ -11,7 +11,7 @@ from reid_hub.data.synthetic.person import Person
 from reid_hub.errors import ReIDError
 from reid_hub.files import atomic_file
 
-# First word of a generator's seed after the data set's own: people of different parts never share a generator.
+# Follows the seed of the data set in a generator's seed, so that people of different parts never share a generator.
 _TRAIN, _TEST, _DISTRACTOR = 0, 1, 2
 
 
@@ -26,13 +26,13 @@ def synthetic_splits(
     num_distractors: int = 240,
     image_size: tuple[int, int] = (128, 64),
 ) -> dict[str, list[dict]]:
-    """Draw the data set: train, query and gallery rows `{"image": {"bytes", "path"}, "pid", "camid", "path"}`.
+    """Generate the data set: train, query and gallery rows `{"image": {"bytes", "path"}, "pid", "camid", "path"}`.
 
     Images are JPEG bytes of `image_size` (height, width). Every identity is seen `images_per_id` times, evenly by
-    `cameras_per_id` of the cameras. Train pids are 0..num_train_ids - 1; test pids go on from num_train_ids + 1. The
-    query holds the first image of every test identity and camera, the gallery all others and the distractors: other
-    people, pid 0, one image each. An image depends on the seed, its split, identity and number only: asking for more
-    identities or images leaves those that were there as they are.
+    `cameras_per_id` of the cameras. Train pids are 0..num_train_ids - 1; test pids start at num_train_ids + 1. The query
+    holds the first image of every test identity and camera, the gallery all others and the distractors: other people
+    with pid 0 and one image each. An image depends only on the seed, its split, identity and number, so asking for
+    more identities or images does not change the others.
 
     Raises:
         ValueError: if a number is too small for the protocol.
@@ -43,7 +43,7 @@ def synthetic_splits(
         "num_test_ids": (num_test_ids, 1),
         "cameras_per_id": (cameras_per_id, 2),
         "num_cameras": (num_cameras, cameras_per_id),
-        # One image for the query, one for the gallery: then every query has a true match in another camera.
+        # One image for the query, one for the gallery: then every query has a true match from another camera.
         "images_per_id": (images_per_id, 2 * cameras_per_id),
         "num_distractors": (num_distractors, 0),
         "the smaller side of image_size": (min(image_size), 16),
@@ -60,7 +60,7 @@ def synthetic_splits(
         found = []
         for number in numbers:
             camid = int(seen_by[number % per_id])
-            # Not the bare number: a final 0 would give the generator of the person, as seeds are padded with zeros.
+            # number + 1: seeds are padded with zeros, so a final 0 would give the generator of the person.
             rng = np.random.default_rng([seed, stream, index, number + 1])
             name = f"{('train', 'test', 'distractor')[stream]}/{index:04d}_c{camid}_{number:03d}.jpg"
             image = {"bytes": _encode(photograph(person, cameras[camid], rng, image_size)), "path": name}
@@ -80,7 +80,7 @@ def synthetic_splits(
 
 
 def contact_sheet(rows: list[dict], path: str | Path, *, columns: int = 16, gap: int = 2) -> None:
-    """Write the images of `rows` side by side, `columns` to a line, as one image whose format `path` names.
+    """Write the images of `rows` as one image, `columns` per line; the suffix of `path` gives the format.
 
     Raises:
         ValueError: if there are no rows.
