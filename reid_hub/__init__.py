@@ -1,14 +1,14 @@
 """Compact person re-identification on the Hugging Face Hub.
 
-Importing this package makes `AutoModel`, `AutoConfig` and `AutoImageProcessor` know its models. Everything else is
-loaded when it is first used, so that an import costs no more than transformers does.
+Importing this package registers its models with the Auto classes of transformers. Everything else is imported on first
+use, so importing reid_hub costs no more than importing transformers.
 """
 
 import importlib
 import os
 
-# Before torch is imported, which reads it then. Threads that spin while they wait for each other make a step of a
-# small network on two cores up to fifteen times slower when anything else runs on the machine; asleep they are free.
+# Must be set before torch is imported. Spinning OpenMP threads make a step of a small network on two cores up to
+# fifteen times slower when anything else runs on the machine; sleeping threads cost nothing.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from reid_hub.models import (

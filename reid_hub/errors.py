@@ -1,15 +1,15 @@
-"""Errors that the user can mend. Their message says what must be, what was got, and what to do next."""
+"""Errors that the user can fix. Messages say what is required, what was given, and what to do next."""
 
 
 class ReIDError(ValueError):
-    """The input is wrong: a name, a size, a file, settings that exclude each other.
+    """Invalid input: a name, a size, a file, or settings that exclude each other.
 
-    The command line shows it as one line. Every other exception is a bug of ours and keeps its traceback.
+    The command line shows it as one line. Any other exception is a bug and keeps its traceback.
     """
 
 
 class MissingError(ReIDError, FileNotFoundError):
-    """A file or folder that the user names is not there."""
+    """A file or folder given by the user does not exist."""
 
 
 class MissingLibraryError(ReIDError, ImportError):
@@ -17,4 +17,4 @@ class MissingLibraryError(ReIDError, ImportError):
 
 
 class RunError(ReIDError, RuntimeError):
-    """The input was right, but the run cannot go on: the loss diverged, the disk is full, the server refuses."""
+    """The input is valid, but the run cannot continue: the loss diverged, the disk is full, the server refuses."""

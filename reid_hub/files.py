@@ -1,4 +1,4 @@
-"""Writing so that nothing is ever left half-written, and reading so that no path leaves its folder."""
+"""Atomic writing of files and folders, and paths that cannot leave their folder."""
 
 import os
 import shutil
@@ -12,13 +12,13 @@ from reid_hub.errors import ReIDError
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; it takes the place of `path` only if the block ends well."""
+    """Yield a temporary path next to `path`; it replaces `path` only if the block succeeds."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)
-    # mkstemp makes private files; what we write should be as readable as any other new file.
+    # mkstemp creates private files; restore the permissions of an ordinary new file.
     temporary.chmod(0o666 & ~_umask())
     try:
         yield temporary
@@ -30,10 +30,10 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Yield an empty temporary folder beside `path`; it takes the place of `path` only if the block ends well.
+    """Yield an empty temporary folder next to `path`; it replaces `path` only if the block succeeds.
 
-    A folder cannot be replaced in one system call: the old one is moved aside first and removed last, so that at
-    every instant a complete folder exists under one of the two names.
+    A folder cannot be replaced in one system call. The old folder is moved aside first and removed last, so that a
+    complete folder exists under one of the two names at all times.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,15 +56,15 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 
 def inside(root: str | Path, member: str) -> Path:
-    """Return `root / member`, refusing a member of an archive or index that would lie outside `root`.
+    """Return `root / member`, and refuse a path outside `root`, such as one from an archive or index.
 
     Raises:
-        ValueError: if the path is absolute or climbs out of `root` (also through a symbolic link).
+        ValueError: if the path is absolute or leaves `root` (also through a symbolic link).
     """
     root = Path(root).resolve()
     target = (root / member).resolve()
     if not target.is_relative_to(root):
-        raise ReIDError(f"{member!r} would lie outside of {root}: refused; do not trust where this file came from")
+        raise ReIDError(f"{member!r} is outside {root}: refused; do not trust the source of this file")
     return target
 
 

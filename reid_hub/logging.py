@@ -1,7 +1,7 @@
-"""The library's logger: quiet by default, to stderr, as transformers does it.
+"""The logger of the library: quiet by default, to stderr, like that of transformers.
 
-The level is WARNING unless the environment variable REID_HUB_VERBOSITY or `set_verbosity` says otherwise; the command
-line shows INFO.
+The default level is WARNING; the environment variable REID_HUB_VERBOSITY or `set_verbosity` changes it. The command
+line uses INFO.
 """
 
 import logging
@@ -13,7 +13,7 @@ _LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
 class _Stderr(logging.Handler):
-    """Writes to `sys.stderr` as it is at that moment, which notebooks and tests replace."""
+    """Writes to the current `sys.stderr`, which notebooks and tests replace."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -39,7 +39,7 @@ def get_logger(name: str = _NAME) -> logging.Logger:
 
 
 def set_verbosity(level: int | str) -> None:
-    """Show messages from this level on: `"debug"`, `"info"`, `"warning"`, `"error"`, or a level of `logging`.
+    """Show messages of this level and above: `"debug"`, `"info"`, `"warning"`, `"error"`, or a level of `logging`.
 
     Raises:
         ValueError: if the level is unknown.

@@ -1,4 +1,4 @@
-"""What a folder says of how it was made, and the one comparison of two such records."""
+"""Records of runs, and the comparison of two records."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -11,20 +11,20 @@ import numpy as np
 from reid_hub.errors import ReIDError
 from reid_hub.files import atomic_file
 
-# In a folder of its own, so that it is never published.
+# In a sub-folder, because sub-folders are never published.
 RUN_FILE = Path("training", "run.json")
-_SHOWN = 4  # differences that a message names
+_SHOWN = 4  # number of differences shown in a message
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run is, and how far it came.
+    """What determines a run, and its progress.
 
     Attributes:
         stage: the kind of run: "train", "refine", "basis", ...
-        key: all that decides the result, see `canonical`; two runs with equal keys have the same result.
+        key: everything that determines the result, see `canonical`; runs with equal keys have the same result.
         done: whether the result is complete.
-        found: what became known on the way, such as a scale that was computed from the data; not compared.
+        found: values computed during the run, such as a scale derived from the data; not compared.
     """
 
     stage: str
@@ -34,7 +34,7 @@ class RunRecord:
 
     @classmethod
     def read(cls, folder: str | Path, file: str | Path = RUN_FILE) -> Self | None:
-        """The record in a folder, or None where nothing says what the folder is.
+        """Read the record of a folder; None if there is none.
 
         Raises:
             ReIDError: if the file is damaged.
@@ -48,28 +48,28 @@ class RunRecord:
             raise ReIDError(f"{path} is damaged ({error}): remove it, or use another folder") from error
 
     def write(self, folder: str | Path, file: str | Path = RUN_FILE) -> None:
-        """Write the record into a folder."""
+        """Write the record to a folder."""
         with atomic_file(Path(folder, file)) as temporary:
             temporary.write_text(json.dumps(canonical(asdict(self)), indent=2, sort_keys=True) + "\n")
 
     def finished(self, **found: Any) -> Self:
-        """The record of the same run when it is done."""
+        """A copy marked as done, with more values in `found`."""
         return replace(self, done=True, found={**self.found, **found})
 
     def check(self, other: "RunRecord", folder: str | Path) -> None:
-        """Refuse to take another run for this one, which was found in `folder`.
+        """Check that `other` is the same run as this one, which was found in `folder`.
 
         Raises:
-            ReIDError: naming what differs.
+            ReIDError: if they differ; names the differences.
         """
         check_same(folder, {"stage": self.stage, **self.key}, {"stage": other.stage, **other.key})
 
 
 def canonical(value: Any) -> Any:
-    """A value as JSON reads it back, without what differs between machines and spellings.
+    """Convert a value to what JSON reads back, independent of machine and notation.
 
-    Tuples are lists, numbers are Python's, dataclasses are mappings. A path that exists is its name: the folders of a
-    machine are nobody's business.
+    Tuples become lists, numpy values Python's, dataclasses mappings. An existing path is reduced to its name, so that
+    records do not contain the folders of a machine.
     """
     if is_dataclass(value) and not isinstance(value, type):
         return canonical(asdict(value))
@@ -85,9 +85,9 @@ def canonical(value: Any) -> Any:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """How a run differs from an earlier one, in words: "recipe.learning_rate was 0.01 and is 0.1".
+    """Describe how a run differs from an earlier one: "recipe.learning_rate was 0.01 and is 0.1".
 
-    What one of them does not mention is None in it.
+    Missing keys count as None.
     """
     return [f"{name} was {old!r} and is {new!r}" for name, old, new in _differing(canonical(before), canonical(now))]
 
@@ -99,10 +99,10 @@ def check_same(
     *,
     advice: str = "repeat the command it was made with, or give another folder",
 ) -> None:
-    """Refuse to take one run for another.
+    """Check that two records are of the same run.
 
     Raises:
-        ReIDError: naming the place and what differs, if anything does.
+        ReIDError: if they differ; names `where` and the differences.
     """
     if found := differences(before, now):
         more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""

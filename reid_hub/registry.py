@@ -1,4 +1,4 @@
-"""One way to look a name up in a table of choices."""
+"""Look up a name in a table of choices."""
 
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -10,10 +10,10 @@ T = TypeVar("T")
 
 
 def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
-    """Return `table[name]`; an unknown name is answered with the nearest spelling and all choices.
+    """Return `table[name]`.
 
     Raises:
-        ValueError: if `name` is not a key of `table`.
+        ValueError: if `name` is not a key of `table`; suggests the nearest spelling and lists all choices.
     """
     if name in table:
         return table[name]

@@ -1,8 +1,8 @@
-"""Every use of a library's private interface, under a public name, with the version it was seen in.
+"""Public wrappers for every private interface of a library that is used here, with the version they were written for.
 
-A private interface may change with any release: `tests/test_compat.py` has a test for each entry, which fails when the
-library changes it, and refuses private names of libraries anywhere else. Those of the Trainer are in `compat.trainer`,
-so that importing the package stays light.
+A private interface may change with any release. `tests/test_compat.py` has a test for each wrapper that fails when the
+library changes, and refuses private names of libraries anywhere else. Wrappers of the Trainer are in `compat.trainer`,
+to keep the import of the package fast.
 """
 
 from collections.abc import Callable, Iterable
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def has_int8_matmul() -> bool:
-    """Whether this torch multiplies int8 matrices into int32; the processor may still refuse, or saturate."""
+    """Whether this torch can multiply int8 matrices to int32; the processor may still refuse, or saturate."""
     return hasattr(torch, "_int_mm")
 
 
@@ -29,13 +29,13 @@ def int8_matmul(left: Tensor, right: Tensor) -> Tensor:
 
 
 class WithCompanions(nn.Module):
-    """A module that takes others along when it moves to a device or another precision, though they are no parts of it.
+    """A module that moves others along to its device and precision without registering them as sub-modules.
 
-    So they are in no state_dict, have no parameters to train, and keep their own training mode.
+    They are in no state_dict, add no trainable parameters, and keep their own training mode.
     """
 
     def companions(self) -> Iterable[nn.Module]:
-        """The modules to take along."""
+        """The modules to move along."""
         return ()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "WithCompanions":
@@ -48,12 +48,12 @@ class WithCompanions(nn.Module):
 
 
 def fingerprint(dataset: "datasets.Dataset") -> str:
-    """A hash of a data set's content and of all that was done to it: hexadecimal digits."""
+    """Hexadecimal hash of a data set's content and transformations."""
     return dataset._fingerprint
 
 
 def resolve_features(stream: "datasets.IterableDataset") -> "datasets.IterableDataset":
-    """The same stream with `features`, which it reads from its first examples where it does not know them."""
+    """The same stream with known `features`, read from the first examples if necessary."""
     return stream._resolve_features()
 
 
@@ -61,9 +61,9 @@ def resolve_features(stream: "datasets.IterableDataset") -> "datasets.IterableDa
 
 
 def register_backbone(config: "type[PreTrainedConfig]", model: type[nn.Module]) -> None:
-    """Let AutoBackbone build `model` for `config`, even where the model names another class of configurations.
+    """Register `model` with AutoBackbone for `config`, even if the model's `config_class` is another class.
 
-    `AutoBackbone.register` does the same for the model's own class of configurations alone.
+    `AutoBackbone.register` accepts only the model's own `config_class`.
     """
     from transformers import AutoBackbone
 

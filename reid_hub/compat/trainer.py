@@ -1,4 +1,4 @@
-"""transformers' Trainer, whose private hooks have public names here. Seen in transformers 5.23."""
+"""transformers' Trainer with public names for its private hooks. Written for transformers 5.23."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,61 +13,61 @@ from transformers import Trainer, TrainingArguments
 
 
 def use_one_gpu(args: TrainingArguments) -> None:
-    """Train on one GPU of several: torch's DataParallel would cut every batch."""
+    """Train on one GPU even if there are several: torch's DataParallel would split every batch."""
     if args.n_gpu > 1:
         args._n_gpu = 1
 
 
 class TrainerHooks(Trainer):
-    """The Trainer, to be extended by overriding its public methods."""
+    """A Trainer to subclass: override its public methods."""
 
     def train_sampler(self, dataset: Any) -> Sampler | None:
-        """The order in which training reads a data set."""
+        """The sampler of the training data."""
         return super()._get_train_sampler(dataset)
 
     def prepare_batch(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Move a batch to the device, before the model sees it."""
+        """Move a batch to the device, in front of the model."""
         return super()._prepare_inputs(inputs)
 
     def make_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None) -> LambdaLR:
-        """The learning rate's schedule of one call of `train`."""
+        """The learning rate schedule of one call of `train`."""
         raise NotImplementedError
 
     def write_export(self, folder: Path) -> None:
-        """Write what users load: called by `save_model`."""
+        """Write the model for users; called by `save_model`."""
         raise NotImplementedError
 
     def write_checkpoint(self, folder: Path) -> None:
-        """Write what a checkpoint must hold of the model, without a pickle of the arguments."""
+        """Write the model of a checkpoint, without the pickled arguments."""
         raise NotImplementedError
 
     def on_best(self) -> None:
-        """The evaluation that has just ended is the best so far."""
+        """Called after the best evaluation so far."""
 
     def before_resume(self, checkpoint: str) -> None:
-        """A checkpoint is about to be loaded."""
+        """Called before a checkpoint is loaded."""
 
     def check_loaded(self, missing: list[str], unexpected: list[str]) -> None:
-        """A checkpoint's weights were loaded, but for these names."""
+        """Called after loading a checkpoint, with its missing and unexpected names."""
 
     def checkpoint_parent(self) -> Path:
-        """The folder in which the folder checkpoint-N is made."""
+        """The folder that checkpoint-N folders are created in."""
         return Path(self.args.output_dir or ".")
 
     def save_checkpoint(self, save: Callable[[], None]) -> None:
-        """Call `save`, which writes checkpoint-N, and do whatever belongs around it."""
+        """Write checkpoint-N by calling `save`; override to add work before or after."""
         save()
 
-    # What the Trainer calls.
+    # Called by the Trainer.
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
         if self.lr_scheduler is None:
             self.lr_scheduler = self.make_scheduler(num_training_steps, optimizer or self.optimizer)
-            self._created_lr_scheduler = True  # so that the next call of `train` makes another
+            self._created_lr_scheduler = True  # so that the next call of `train` creates a new one
         return self.lr_scheduler
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the model for users, by default to `args.output_dir`."""
+        """Write the model for users (default: to `args.output_dir`)."""
         folder = Path(output_dir or self.args.output_dir or ".")
         if _internal_call and output_dir is not None:
             self.write_checkpoint(folder)
@@ -82,7 +82,9 @@ class TrainerHooks(Trainer):
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         is_best = super()._determine_best_metric(metrics, trial)
-        self.state.best_global_step = None  # else the Trainer would keep, and look for, that step's whole checkpoint
+        self.state.best_global_step = (
+            None  # otherwise the Trainer keeps, and looks for, the whole checkpoint of that step
+        )
         if is_best:
             self.on_best()
         return is_best

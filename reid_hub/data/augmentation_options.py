@@ -10,7 +10,7 @@ from reid_hub.errors import ReIDError
 class Augmentation:
     """Augmentation of training images; defaults from "Bag of Tricks" (arXiv:1903.07071).
 
-    Order of operations: flip, crop and resize or enlarge, pad and crop, rotate, colour jitter, lighting, normalise, erase.
+    In this order: flip, crop and resize or enlarge, pad and crop, rotate, colour jitter, lighting, normalise, erase.
 
     Attributes:
         flip: probability of a horizontal flip.

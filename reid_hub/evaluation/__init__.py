@@ -1,4 +1,4 @@
-"""From embeddings to numbers and images; each name is imported when it is first used."""
+"""Metrics, plots and results of embeddings; each name is imported on first use."""
 
 from importlib import import_module
 

@@ -1,4 +1,4 @@
-"""From a labelled set to a decision: the distance below which two images count as one person, and what it costs."""
+"""Calibrate a distance threshold on labelled images: do two images show the same person?"""
 
 from dataclasses import asdict, dataclass, fields
 
@@ -14,13 +14,12 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Decision:
-    """A distance threshold and how it did on the labelled pairs that it was found on.
+    """A distance threshold and its error rates on the labelled pairs it was calibrated on.
 
     Two images match when their distance is at most `threshold`: 1 - cos for "cosine", |a - b| for "euclidean", as
-    `GalleryIndex.search` answers, up to the rounding of float32. Rates are fractions: `false_match_rate` of impostor
-    pairs and `true_match_rate` of genuine pairs that match. `false_match_interval` is the 95 % interval of Clopper
-    and Pearson for the former; it takes pairs for independent, which those of one image are not, so the truth is
-    wider.
+    `GalleryIndex.search` returns, up to float32 rounding. Rates are fractions: `false_match_rate` of impostor pairs and
+    `true_match_rate` of genuine pairs that match. `false_match_interval` is the 95 % Clopper-Pearson interval of the
+    false match rate. It assumes independent pairs; pairs that share an image are not, so the true interval is wider.
     """
 
     threshold: float
@@ -40,7 +39,7 @@ class Decision:
         return np.asarray(distances) <= np.float32(self.threshold)
 
     def to_dict(self) -> dict:
-        """Plain numbers, strings and lists, ready for JSON."""
+        """Convert to plain numbers, strings and lists, ready for JSON."""
         return asdict(self) | {"false_match_interval": list(self.false_match_interval)}
 
     @classmethod
@@ -48,7 +47,7 @@ class Decision:
         """The inverse of `to_dict`.
 
         Raises:
-            ValueError: on a missing or unknown name, or a threshold that is not a distance.
+            ValueError: for a missing or unknown key, or a threshold that is not a distance.
         """
         names = {field.name for field in fields(cls)}
         required = names - {"dataset", "precision", "flip"}
@@ -78,26 +77,26 @@ def calibrate(
     flip: bool = False,
     progress: bool = False,
 ) -> Decision:
-    """Find the largest distance at which no more than the wanted share of impostor pairs match.
+    """Find the largest distance threshold with at most the given false match rate.
 
-    Every query is paired with every gallery image, by the rules of `evaluate_retrieval`: junk (pid -1, on either
-    side) takes part in no pair, and neither do images of one person by one camera (an unknown camera, -1, is
-    never the same). What is left is genuine (same pid) or impostor. Exact: of n impostor pairs at most
-    f = floor(rate * n) may match, so the threshold is the float32 next below the (f + 1)-th smallest of their
-    distances; pairs at equal distance match together or not at all.
+    Every query is paired with every gallery image, by the rules of `evaluate_retrieval`: junk (pid -1, on either side)
+    and pairs of one person from one camera are excluded (an unknown camera, -1, never counts as the same). The other
+    pairs are genuine (same pid) or impostor. The result is exact: of n impostor pairs at most f = floor(rate * n) may
+    match, so the threshold is the largest float32 below the (f + 1)-th smallest impostor distance. Pairs at equal
+    distance all match or all do not.
 
-    Memory: the f + 1 smallest impostor distances, all genuine ones, and blocks of products as in
+    Memory: the f + 1 smallest impostor distances, all genuine distances, and blocks of products as in
     `evaluate_retrieval`; never all pairs.
 
     Args:
         query_embeddings, gallery_embeddings: (Q, D) and (G, D) arrays or tensors of any real type.
         query_pids, gallery_pids, query_camids, gallery_camids: (Q,), (G,), (Q,), (G,) integers.
-        false_match_rate: wanted share of impostor pairs that match, between 0 and 1, both exclusive.
-        dataset, precision, flip: kept in the decision, so that it says what it was found on.
+        false_match_rate: allowed share of impostor pairs that match, in (0, 1).
+        dataset, precision, flip: recorded in the decision.
 
     Raises:
-        ValueError: on a rate out of range, inputs of wrong shape or value, no genuine pair, fewer than 1 / rate
-            impostor pairs, or so many impostors at distance 0 that no threshold keeps the rate.
+        ValueError: for a rate out of range, inputs of wrong shape or value, no genuine pair, fewer than 1 / rate
+            impostor pairs, or too many impostor pairs at distance 0 for any threshold.
     """
     if not 0 < false_match_rate < 1:
         raise ReIDError(f"false_match_rate must be between 0 and 1, both exclusive, got {false_match_rate}")
@@ -141,14 +140,14 @@ def calibrate(
 
 
 class _Pairs:
-    """Which pairs of a block of queries with the gallery are genuine and which are impostors."""
+    """Genuine and impostor pairs of queries with the gallery."""
 
     def __init__(self, query_pids, gallery_pids, query_camids, gallery_camids):
         self.query_pids, self.gallery_pids = query_pids, gallery_pids
         self.query_camids, self.gallery_camids = query_camids, gallery_camids
 
     def masks(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Genuine and impostor, bool (stop - start, G) each."""
+        """Masks of genuine and of impostor pairs, bool (stop - start, G) each."""
         pids, camids = self.query_pids[start:stop, None], self.query_camids[start:stop, None]
         valid = (pids != JUNK) & (self.gallery_pids != JUNK)
         same_person = pids == self.gallery_pids
@@ -156,7 +155,7 @@ class _Pairs:
         return valid & same_person & ~same_camera, valid & ~same_person
 
     def count(self) -> tuple[int, int]:
-        """Numbers of genuine and impostor pairs, without looking at each."""
+        """Numbers of genuine and impostor pairs, without forming the pairs."""
         query, gallery = self.query_pids != JUNK, self.gallery_pids != JUNK
         same = _equal_pairs(self.query_pids[query], self.gallery_pids[gallery])
         known = query & (self.query_camids != UNKNOWN_CAMERA)
@@ -168,7 +167,7 @@ class _Pairs:
 
 
 def _equal_pairs(first: np.ndarray, second: np.ndarray) -> int:
-    """The number of pairs of equal rows of (N, ...) and (M, ...)."""
+    """Number of pairs of equal rows of (N, ...) and (M, ...)."""
     _, labels = np.unique(np.concatenate([first, second]), axis=0, return_inverse=True)
     labels = labels.reshape(-1)
     bins = len(labels) + 1
@@ -176,7 +175,7 @@ def _equal_pairs(first: np.ndarray, second: np.ndarray) -> int:
 
 
 def _allowed(rate: float, pairs: int) -> int:
-    """The largest count whose share of `pairs` is at most `rate`, also where rate * pairs is rounded."""
+    """The largest count with count / pairs <= rate, robust to rounding of rate * pairs."""
     nearest = round(rate * pairs)
     return nearest - (nearest / max(pairs, 1) > rate)
 
@@ -204,7 +203,7 @@ def _smallest(values: np.ndarray, keep: int) -> np.ndarray:
 
 
 def _interval(successes: int, trials: int) -> tuple[float, float]:
-    """Clopper and Pearson, Biometrika 1934: the exact interval of a binomial share."""
+    """Exact confidence interval of a binomial proportion (Clopper and Pearson, Biometrika 1934)."""
     tail = (1 - CONFIDENCE) / 2
     low = beta.ppf(tail, successes, trials - successes + 1) if successes else 0.0
     high = beta.ppf(1 - tail, successes + 1, trials - successes) if successes < trials else 1.0

@@ -1,4 +1,4 @@
-"""Evaluate vectors as a gallery stores them, as codes."""
+"""Evaluate vectors as a gallery stores them: as codes."""
 
 from typing import NamedTuple
 
@@ -10,9 +10,9 @@ from reid_hub.registry import lookup
 
 
 class Shortlist(NamedTuple):
-    """A first ranking by other vectors, such as bits, (Q, E) and (G, E) float32; only its top `size` are ranked again.
+    """A first ranking by other vectors, such as bits, (Q, E) and (G, E) float32, of which the top `size` are re-ranked.
 
-    All others stay behind them, in the order of the first ranking. Ties rank by gallery position.
+    All other images follow in the order of the first ranking. Ties rank by gallery position.
     """
 
     query: np.ndarray
@@ -20,10 +20,10 @@ class Shortlist(NamedTuple):
     size: int
 
     def rescored(self, start: int, stop: int, scores: np.ndarray) -> np.ndarray:
-        """`scores` (rows, G) of queries start..stop-1 for images on their shortlist, lower scores for the others."""
+        """`scores` (rows, G) of queries start..stop-1 for images on their shortlist, lower scores for all others."""
         first = self.query[start:stop] @ self.gallery.T
         size = min(self.size, first.shape[1])
-        # Products of bits are integers, so ties are exact; of those at the cut, the first in the gallery are listed.
+        # Products of bits are integers, so ties are exact; of images tied at the cut, those first in the gallery count.
         worst = -np.partition(-first, size - 1, axis=1)[:, size - 1 : size]
         tied = first == worst
         room = size - (first > worst).sum(1, keepdims=True)
@@ -33,9 +33,10 @@ class Shortlist(NamedTuple):
 
 
 def stored(model: ReIDModel, vectors: np.ndarray, codec: str) -> np.ndarray:
-    """What is left of vectors (N, D), before the model's quantiser, when a codec stores them: float32 (N, D).
+    """Vectors (N, D) after encoding and decoding with a codec, float32 (N, D).
 
-    int8 uses the model's scale, or one per vector. Bits become 1 and -1, so cosine falls with the Hamming distance.
+    The vectors are those before the model's quantiser. int8 uses the model's scale, or one per vector. Bits decode to 1
+    and -1, so cosine similarity decreases with the Hamming distance.
 
     Raises:
         ReIDError: for an unknown codec.

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, multiply-adds, bytes per stored vector, measured latency."""
+"""Cost of a model: parameters, multiply-adds, bytes per stored vector, measured latency."""
 
 import platform
 import time
@@ -21,25 +21,25 @@ WARM_UP = 3
 def measure_cost(
     model: nn.Module, image_size: Sequence[int] | None = None, *, repeats: int = 20, dtype: torch.dtype = torch.float32
 ) -> Cost:
-    """Measure a model on the device it is on, on one image in evaluation mode.
+    """Measure a model on its device, with one image, in evaluation mode.
 
     Args:
         model: a `ReIDModel`, or any module (1, 3, H, W) -> (1, D).
-        image_size: (height, width); by default that of the model's config.
-        repeats: forwards whose median is the latency.
-        dtype: the type in which a gallery vector is stored.
+        image_size: (height, width) (default: that of the model's config).
+        repeats: number of forward passes; the latency is their median.
+        dtype: type in which gallery vectors are stored.
 
     Returns:
-        parameters: number of values in all parameter tensors (frozen ones too; running statistics are no parameters).
-        macs: multiply-adds of the convolution and linear layers, each counted as often as it runs.
-        attention_macs: those of all other matrix products, which are what attention adds.
-        bytes_per_vector: embedding length times the size of `dtype`; not of a classifier.
-        latency_ms: median milliseconds of one forward at batch 1, warm.
-        latency_threads, latency_device: where that was: CPU threads of torch, and the processor's name.
+        parameters: number of parameters, including frozen ones, without running statistics.
+        macs: multiply-adds of convolution and linear layers, counted each time a layer runs.
+        attention_macs: multiply-adds of all other matrix products, such as those of attention.
+        bytes_per_vector: embedding dimension times the size of `dtype`; None for a classifier.
+        latency_ms: median time of one forward pass at batch size 1, after warm-up, in milliseconds.
+        latency_threads, latency_device: CPU threads of torch and name of the processor at that measurement.
         image_size: [height, width].
 
     Raises:
-        ValueError: if no image size is known or `repeats` is below 1.
+        ValueError: if the image size is unknown or `repeats` is below 1.
     """
     image_size = image_size or getattr(getattr(model, "config", None), "image_size", None)
     if image_size is None or len(image_size) != 2:
@@ -64,15 +64,15 @@ def measure_cost(
 
 
 def count_macs(model: nn.Module, images: Tensor) -> tuple[int, int, Tensor]:
-    """Multiply-adds of conv and linear modules, of every matrix product and convolution, and the embeddings.
+    """Multiply-adds of convolution and linear layers, of all matrix products and convolutions, and the embeddings.
 
-    A classifier's output is returned as it is. Works on the meta device too, where nothing is computed.
+    For a classifier, returns its output in place of embeddings. Also works on the meta device, without computing.
     """
     counted = 0
 
     def count(module: nn.Module, _, output: Tensor) -> None:
         nonlocal counted
-        # Each output value is a dot product with one row of the weight: (in / groups) * kernel, or in_features, long.
+        # Each output is a dot product with one row of the weight, of length (in / groups) * kernel or in_features.
         counted += output.numel() * module.weight[0].numel()
 
     layers = [module for module in model.modules() if isinstance(module, (*CONVOLUTIONS, nn.Linear))]
@@ -99,7 +99,7 @@ def _latency(model: nn.Module, images: Tensor, repeats: int) -> float:
 
 @contextmanager
 def evaluation_mode(model: nn.Module):
-    """Evaluation mode inside the block; afterwards every module is in the mode in which it was."""
+    """Use evaluation mode inside the block, then restore the mode of every module."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""A split of images to embeddings, on one process or shared between several."""
+"""Embed a split, on one process or distributed over several."""
 
 import os
 from collections.abc import Callable
@@ -37,17 +37,17 @@ def embed(
 ) -> Embedded:
     """Embed every image of a split on the model's device, in evaluation mode; the vectors are not normalised.
 
-    Under `accelerate launch` each process embeds one contiguous share, and all of them get the whole result. The
-    model is left in the mode in which it was found.
+    Under `accelerate launch` each process embeds one contiguous part, and every process gets the whole result. The mode
+    of the model is restored afterwards.
 
     Args:
         split: one split of `load_reid_dataset`, or an `ImageDataset` of the model's image size.
-        flip: average the embeddings of an image and of its mirror image.
-        quantized: False gives what a model with a quantiser makes its codes of.
-        retrieve: which vector, "neck" or "features" (default: the one in the model's configuration).
+        flip: average the embeddings of an image and its mirror image.
+        quantized: False returns the vectors in front of the model's quantiser, if it has one.
+        retrieve: which vector to return, "neck" or "features" (default: that of the model's configuration).
 
     Raises:
-        ValueError: if the sizes do not fit, or the model gives NaN or Inf; the message names the images.
+        ValueError: if an `ImageDataset` does not match the model, or the model returns NaN or Inf; names the images.
     """
     images = open_images(split, model.config, progress)
     embeddings = forward_all(
@@ -72,12 +72,12 @@ def forward_all(
     progress: bool,
     what: str,
 ) -> np.ndarray:
-    """What `forward`, (B, 3, H, W) -> (B, dim), makes of every image, normalised for the model: (N, dim) float32.
+    """Apply `forward`, (B, 3, H, W) -> (B, dim), to every image, normalised for the model: (N, dim) float32.
 
-    Shared between the processes, in evaluation mode, as in `embed`.
+    Distributed over processes, in evaluation mode, as in `embed`.
 
     Raises:
-        ValueError: for a batch size below 1, or if something is NaN or Inf; the message names the images.
+        ValueError: for a batch size below 1, or if an output is NaN or Inf; names the images.
     """
     if batch_size < 1:
         raise ReIDError(f"batch_size must be at least 1, got {batch_size}")
@@ -96,17 +96,17 @@ def forward_all(
             pixels = transform(batch["pixel_values"].to(model.device)).to(model.dtype)
             vectors[start : start + len(pixels)] = forward(pixels)
             bar.update(len(pixels))
-    # Only the last shares can be short, so what they lack lies behind the last image.
+    # Only the last parts can be short, so their padding comes after the last image.
     embeddings = _gather(vectors)[: len(images)].numpy()
     _refuse_non_finite(embeddings, images)
     return embeddings
 
 
 def open_images(split, config: ReIDConfig, progress: bool = True) -> ImageDataset:
-    """A split, or an `ImageDataset`, as the images that a model of this configuration wants.
+    """Open a split with the preprocessing of a model; an `ImageDataset` is checked and returned.
 
     Raises:
-        ValueError: for an `ImageDataset` of another size.
+        ValueError: for an `ImageDataset` with another preprocessing.
     """
     size, resize = tuple(config.image_size), {"resize_shortest": config.resize_shortest}
     if not isinstance(split, ImageDataset):
@@ -122,7 +122,9 @@ def open_images(split, config: ReIDConfig, progress: bool = True) -> ImageDatase
 
 def _place() -> tuple[int, int]:
     """Rank and number of processes."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:  # a PartialState made here would fix the device for a later Trainer
+    if (
+        int(os.environ.get("WORLD_SIZE", 1)) == 1
+    ):  # creating a PartialState here would fix the device of a later Trainer
         return 0, 1
     from accelerate import PartialState
 
@@ -131,7 +133,7 @@ def _place() -> tuple[int, int]:
 
 
 def _gather(rows: Tensor) -> Tensor:
-    """The rows of all processes, in their order, on the CPU."""
+    """The rows of all processes, in order, on the CPU."""
     if _place()[1] == 1:
         return rows
     from accelerate import PartialState

@@ -1,4 +1,4 @@
-"""Exact retrieval metrics of person re-identification: mAP, CMC and mINP, without the query x gallery matrix."""
+"""Exact retrieval metrics of person re-identification: mAP, CMC and mINP, without a query x gallery matrix."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ from reid_hub.index.checks import to_numpy
 UNKNOWN_CAMERA = -1
 JUNK = -1
 
-_SORT_COST = 50  # sorting one score takes as long as comparing so many
+_SORT_COST = 50  # sorting a score takes as long as comparing this many
 
 
 @dataclass(frozen=True, eq=False)
 class RetrievalResults:
-    """Metrics of one retrieval run, as fractions in [0, 1] and means over the valid queries.
+    """Metrics of a retrieval evaluation, as fractions in [0, 1], averaged over the valid queries.
 
     `cmc[k - 1]` is the fraction of queries whose first true match is among the best k, (max_rank,) float64.
     `per_query` is the average precision of every query, (num_queries,) float64 with NaN where a query has no true
-    match, or None if it was not asked for. `protocol` names every rule that the numbers depend on.
+    match, or None if not requested. `protocol` names every rule that the numbers depend on.
     """
 
     mAP: float
@@ -40,7 +40,7 @@ class RetrievalResults:
     per_query: np.ndarray | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain numbers, strings and lists, ready for JSON (a query without a true match has None)."""
+        """Convert to plain numbers, strings and lists, ready for JSON (None for a query without a true match)."""
         values = vars(self) | {"cmc": self.cmc.tolist()}
         if self.per_query is not None:
             values["per_query"] = [None if np.isnan(value) else value for value in self.per_query.tolist()]
@@ -62,16 +62,16 @@ def evaluate_retrieval(
     per_query: bool = False,
     progress: bool = False,
 ) -> RetrievalResults:
-    """Rank the gallery for every query and measure where the true matches come (Market-1501 protocol).
+    """Rank the gallery for every query and measure the ranks of the true matches (Market-1501 protocol).
 
-    For each query the gallery images of the same person *and* the same camera are dropped, as are junk images
-    (pid -1); distractors (pid 0 in Market-1501) are images that match nobody. A camera id of -1 means unknown and
-    drops nothing. Queries left without a true match are skipped and not counted in `num_valid_queries`.
+    For each query, gallery images of the same person *and* the same camera are dropped, as are junk images (pid -1);
+    distractors (pid 0 in Market-1501) match nobody. A camera id of -1 means unknown; nothing is dropped then. Queries
+    without a true match are skipped and not counted in `num_valid_queries`.
 
     AP is the non-interpolated mean over the true matches of (true matches so far / rank). INP is (true matches /
     rank of the last one), Ye et al., "Deep Learning for Person Re-identification", TPAMI 2021. Images at equal
-    distance rank by gallery position, earlier first, as after a stable sort. Scores are float32 sums: they (and
-    so ties) are exact for embeddings of small integers, and otherwise rounded in their last bits by the BLAS in use.
+    distance rank by gallery position, as in a stable sort. Scores are float32 sums: they, and ties, are exact for
+    embeddings of small integers; otherwise their last bits depend on the BLAS.
 
     Args:
         query_embeddings, gallery_embeddings: (Q, D) and (G, D) arrays or tensors of any real type; they need not
@@ -80,11 +80,11 @@ def evaluate_retrieval(
         max_rank: length of the CMC curve.
         rerank: True or a `Rerank` for k-reciprocal re-ranking. All gallery images take part in it; junk and
             same-camera images are dropped afterwards.
-        shortlist: rank by its vectors first, and by the embeddings only what it lists; not together with `rerank`.
+        shortlist: rank by its vectors first, then re-rank its top images by the embeddings; excludes `rerank`.
         per_query: also return the AP of every query.
 
     Raises:
-        ValueError: on inputs of wrong shape or length, NaN or infinite embeddings, zero vectors under cosine, and
+        ValueError: for inputs of wrong shape or length, NaN or infinite embeddings, zero vectors under cosine, and
             if no query has a true match.
     """
     query, gallery = comparable(query_embeddings, gallery_embeddings, metric)
@@ -128,10 +128,10 @@ def evaluate_retrieval(
 
 
 def average_precision(hits) -> float:
-    """Return the non-interpolated average precision of a ranked list, (N,) zeros and ones, best first.
+    """Non-interpolated average precision of a ranked list, (N,) zeros and ones, best first.
 
     Raises:
-        ValueError: if no hit is in the list.
+        ValueError: if the list has no hit.
     """
     ranks = np.flatnonzero(to_numpy(hits)) + 1
     if not ranks.size:
@@ -144,18 +144,18 @@ def _average_precision(ranks: np.ndarray) -> float:
 
 
 class _Matches:
-    """Finds the gallery images of each query's person, in gallery order, without comparing with all."""
+    """Looks up the gallery images of each query's person, in gallery order, without comparing all pairs."""
 
     def __init__(self, query_pids, gallery_pids, query_camids, gallery_camids):
         self.order = np.argsort(gallery_pids, kind="stable")
         sorted_pids = gallery_pids[self.order]
         self.starts, self.stops = (sorted_pids.searchsorted(query_pids, side) for side in ("left", "right"))
-        # A junk query is nobody's image: junk in the gallery does not match it.
+        # A junk query has no identity: junk in the gallery does not match it.
         self.stops = np.where(query_pids == JUNK, self.starts, self.stops)
         self.query_camids, self.gallery_camids = query_camids, gallery_camids
 
     def split(self, query: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the true matches of a query and the images of its person that its own camera took."""
+        """Return the true matches of a query, and the images of its person from its own camera."""
         same = self.order[self.starts[query] : self.stops[query]]
         camid = self.query_camids[query]
         if camid == UNKNOWN_CAMERA:
@@ -167,7 +167,7 @@ class _Matches:
 def _measure(
     scores: Callable[[int, int], np.ndarray], matches: _Matches, junk: np.ndarray, progress: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return AP, INP and the rank of the first true match of every query, NaN where there is no true match."""
+    """Return AP, INP and the rank of the first true match for every query, NaN if there is no true match."""
     count, rows = len(matches.starts), block_rows(len(matches.order))
 
     def measure_block(start: int) -> np.ndarray:
@@ -189,8 +189,8 @@ def _measure(
 def match_ranks(scores: np.ndarray, matches: np.ndarray) -> np.ndarray:
     """Return the ranks of the true matches in increasing order, counted from 1; the highest score ranks first.
 
-    The row is never sorted: only what scores at least as high as the worst match is, and not even that where it is
-    cheaper to count, match by match, what comes before it.
+    The row is never sorted as a whole: only the scores at least as high as that of the worst match are, unless it is
+    cheaper to count the images before each match.
 
     Args:
         scores: (G,) float32; -inf drops an image.
@@ -209,14 +209,14 @@ def match_ranks(scores: np.ndarray, matches: np.ndarray) -> np.ndarray:
 
 
 def _rank(scores: np.ndarray, match: int) -> int:
-    """Count what comes before a match: an equal score does only if it stands earlier in the gallery."""
+    """Rank of a match; an equal score comes before it only if it is earlier in the gallery."""
     score = scores[match]
     return 1 + np.count_nonzero(scores[:match] >= score) + np.count_nonzero(scores[match + 1 :] > score)
 
 
 def _products(query: np.ndarray, gallery: np.ndarray, metric: str) -> Callable[[int, int], np.ndarray]:
     if metric == "euclidean":
-        # |q - g|^2 falls as q.g - |g|^2 / 2 rises: one more column makes that a single product.
+        # |q - g|^2 decreases with q.g - |g|^2 / 2, which one more column makes a single product.
         query = np.column_stack([query, np.ones(len(query), np.float32)])
         gallery = np.column_stack([gallery, squared_norms(gallery) / -2])
     return lambda start, stop: query[start:stop] @ gallery.T
@@ -235,10 +235,10 @@ def _reranked(
 
 
 def checked_labels(pids, camids, count: int, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Two int64 arrays (count,).
+    """Check pids and camids; returns two int64 arrays (count,).
 
     Raises:
-        ValueError: if there is not one whole number of each per embedding.
+        ValueError: if they are not one integer per embedding.
     """
     labels = []
     for name, values in ((f"{split}_pids", to_numpy(pids)), (f"{split}_camids", to_numpy(camids))):

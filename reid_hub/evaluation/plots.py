@@ -15,7 +15,7 @@ from reid_hub.index.checks import to_numpy
 from reid_hub.registry import lookup
 
 RIGHT, WRONG, QUERY, FOUND = "#12813d", "#d1242f", "#3b4252", "#9aa3b2"
-# Okabe and Ito's colours, which stay apart for colour-blind readers, and four more.
+# The colour-blind-safe palette of Okabe and Ito, and more colours.
 COLOURS = (
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9",
     "#7f3c8d", "#8c564b", "#4d4d4d", "#b5bd00", "#e7298a", "#1b4965",
@@ -48,20 +48,19 @@ def plot_rank_lists(
     k: int = 10,
     metric: str = "cosine",
 ) -> Path:
-    """Draw one row per query: the query and the `k` nearest gallery images, right ones green, wrong ones red.
+    """Draw one row per query: the query and its `k` nearest gallery images, correct ones green, wrong ones red.
 
-    As in `evaluate_retrieval`, junk (pid -1) and gallery images of the query's own person and camera are left out,
-    and equal distances keep the gallery's order. Under each image: identity, camera and distance (1 - cosine, or
-    Euclidean).
+    As in `evaluate_retrieval`, junk (pid -1) and gallery images of the query's own person and camera are excluded, and
+    ties rank by gallery position. Captions show identity, camera and distance (1 - cosine, or Euclidean).
 
     Args:
-        query_images, gallery_images: anything that gives a PIL image, a uint8 array (H, W, 3) or a path for an
-            index, so that only the images shown are read. All are drawn in the shape of the first query.
-        query_embeddings, gallery_embeddings: (Q, D) and (G, D); a page has room for some ten queries.
+        query_images, gallery_images: sequences of PIL images, uint8 arrays (H, W, 3) or paths; only the images shown
+            are read. All are drawn with the aspect ratio of the first query.
+        query_embeddings, gallery_embeddings: (Q, D) and (G, D); about ten queries fit on a page.
         query_pids, gallery_pids, query_camids, gallery_camids: (Q,), (G,), (Q,), (G,) integers.
 
     Raises:
-        ValueError: if the numbers of rows differ, or an embedding is not comparable (see `evaluate_retrieval`).
+        ValueError: if the lengths differ, or the embeddings are invalid (see `evaluate_retrieval`).
     """
     query_pids, query_camids = to_numpy(query_pids), to_numpy(query_camids)
     gallery_pids, gallery_camids = to_numpy(gallery_pids), to_numpy(gallery_camids)
@@ -86,11 +85,11 @@ def plot_rank_lists(
 
 
 def plot_answers(path: str | Path, queries: Sequence, answers: Sequence[Sequence], captions: Sequence[Sequence[str]]):
-    """Draw one row per query: the query and the images that a search has found, nearest first; returns the path.
+    """Draw one row per query: the query and the search results, nearest first; returns the path.
 
     Args:
         queries: Q images (PIL image, uint8 array (H, W, 3) or path).
-        answers, captions: for each query its K images, and what to write under each.
+        answers, captions: for each query its K results and their captions.
     """
     rows = []
     for query, found, texts in zip(queries, answers, captions, strict=True):
@@ -100,14 +99,14 @@ def plot_answers(path: str | Path, queries: Sequence, answers: Sequence[Sequence
 
 
 def plot_attention(path: str | Path, images: Sequence, maps: Mapping[str, np.ndarray]) -> Path:
-    """Draw one row per image: the image, and over it each map, from dark (its least) to bright (its most).
+    """Draw one row per image: the image, then each map overlaid on it, from dark (minimum) to bright (maximum).
 
     Args:
         images: N images (PIL image, uint8 array (H, W, 3) or path).
-        maps: by name, (N, h, w) of numbers that are not negative, stretched to the images.
+        maps: by name, (N, h, w) non-negative values, resized to the images.
 
     Raises:
-        ValueError: if there is not one map for each image.
+        ValueError: if a name does not have one map per image.
     """
     import matplotlib
 
@@ -131,7 +130,7 @@ def plot_cmc(path: str | Path, results: Mapping[str, RetrievalResults]) -> Path:
     """Draw the CMC curve of each named result, with mAP and rank-1 in the legend.
 
     Raises:
-        ValueError: if there is no result, or more than can be told apart.
+        ValueError: if there is no result, or more results than colours.
     """
     if not 1 <= len(results) <= len(COLOURS):
         raise ReIDError(f"between 1 and {len(COLOURS)} curves fit into a plot, got {len(results)}")
@@ -165,14 +164,14 @@ def plot_embedding_map(
 ) -> Path:
     """Draw the L2-normalised embeddings in two dimensions: colour is the identity, the marker is the camera.
 
-    Shown are the `max_ids` identities with most images (the smaller pid first among equals); junk is left out.
+    Shows the `max_ids` identities with most images (ties: smaller pid first), without junk.
 
     Args:
         embeddings: (N, D).
         pids, camids: (N,) integers.
         method: "tsne" (neighbourhoods, van der Maaten & Hinton 2008) or "pca" (directions of largest variance).
-        max_ids: at most as many as there are colours, 12.
-        seed: of t-SNE.
+        max_ids: at most 12, the number of colours.
+        seed: seed of t-SNE.
 
     Raises:
         ValueError: for an unknown method, `max_ids` out of range, or fewer than 4 images to show.
@@ -226,7 +225,7 @@ METHOD_TITLES = {"tsne": "t-SNE of the embeddings", "pca": "Principal components
 
 @contextmanager
 def saved_figure(path: str | Path, size: tuple[float, float]) -> Iterator:
-    """A matplotlib figure that is written to `path` when the block ends well; no global state of pyplot is touched."""
+    """A matplotlib figure that is saved to `path` if the block succeeds; does not use pyplot's global state."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -275,7 +274,7 @@ def _distances(query_embeddings, gallery_embeddings, metric: str) -> np.ndarray:
     query, gallery = comparable(query_embeddings, gallery_embeddings, metric)
     if metric == "cosine":
         return 1 - query.astype(np.float64) @ gallery.astype(np.float64).T
-    # `comparable` has checked them; its own shift and scale would change the distances that are printed.
+    # `comparable` has checked them; its shift and scale would change the distances shown.
     query, gallery = (to_numpy(values).astype(np.float64) for values in (query_embeddings, gallery_embeddings))
     return np.stack([np.linalg.norm(gallery - row, axis=1) for row in query])
 
@@ -290,7 +289,7 @@ def _camera(camid: int) -> str:
 
 
 def _marked(count: int, number: int) -> list[int]:
-    """Where a curve has markers: at rank 1, then every five, shifted so that curves which meet stay visible."""
+    """Ranks with a marker: rank 1, then every five, shifted per curve so that overlapping curves stay visible."""
     return [0, *range(4 + number % 5, count, 5)]
 
 

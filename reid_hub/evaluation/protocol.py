@@ -1,4 +1,4 @@
-"""A model and the splits of a data set to `RetrievalResults`."""
+"""Evaluate a model on the splits of a data set."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -23,15 +23,15 @@ def evaluate_model(
     per_query: bool = False,
     progress: bool = True,
 ) -> RetrievalResults:
-    """Embed query and gallery and measure the retrieval, by the rules of `evaluate_retrieval`.
+    """Embed query and gallery and evaluate the retrieval with `evaluate_retrieval`.
 
     Args:
-        splits: `load_reid_dataset(...)`, or any mapping with the splits (or `ImageDataset`s) "query" and "gallery".
-        flip: average the embeddings of each image and of its mirror image.
+        splits: from `load_reid_dataset`, or any mapping with the splits (or `ImageDataset`s) "query" and "gallery".
+        flip: average the embeddings of each image and its mirror image.
         metric, max_rank, rerank, per_query: as in `evaluate_retrieval`.
 
     Raises:
-        ValueError: if a split is missing, the model gives NaN or Inf, or no query has a true match.
+        ValueError: if a split is missing, the model returns NaN or Inf, or no query has a true match.
     """
     missing = {"query", "gallery"} - set(splits)
     if missing:
@@ -63,9 +63,9 @@ def evaluate_embedded(
     per_query: bool = False,
     progress: bool = False,
 ) -> RetrievalResults:
-    """`evaluate_retrieval` of two embedded splits, by its options.
+    """Apply `evaluate_retrieval` to two embedded splits; takes its options.
 
-    The protocol also says whether the embeddings are averaged with those of the mirror images ("flip"), and whether
+    The protocol also records whether embeddings are averaged with those of the mirror images ("flip"), and whether the
     cameras are known ("cameras"; if not, the same-camera rule cannot be applied).
     """
     results = evaluate_retrieval(

@@ -14,10 +14,10 @@ from scipy import sparse
 from reid_hub.errors import ReIDError
 from reid_hub.evaluation.similarity import block_rows, comparable, each_block, squared_norms
 
-_TILE = 1024  # images on either side of a product: a good shape, and its distances fit the cache
-_SAMPLE = 12  # every 12th image gives the first bound on an image's neighbourhood
+_TILE = 1024  # images per side of a product: an efficient shape whose distances fit into the cache
+_SAMPLE = 12  # every 12th image is used for the first bound on neighbourhoods
 _FOLD = 8
-_MAX_PAIRS, _MAX_PAIRS_PER_IMAGE = 2**27, 2000  # candidates kept in memory; about 300 for an image are usual
+_MAX_PAIRS, _MAX_PAIRS_PER_IMAGE = 2**27, 2000  # candidates kept in memory; about 300 per image are typical
 _PAIRS = 2**14  # pairs of embeddings whose distances are computed at a time
 
 
@@ -47,14 +47,14 @@ def rerank_distances(
 ) -> Iterator[np.ndarray]:
     """Yield the re-ranked distances in blocks of query rows, (q, G) float32 each, all queries in order.
 
-    The whole query and gallery sets shape every row: report both with the numbers.
+    Every row depends on the whole query and gallery sets: report both with the results.
 
     Args:
         query_embeddings, gallery_embeddings: (Q, D) and (G, D) arrays or tensors.
-        metric: "cosine" re-ranks squared distances of unit vectors, "euclidean" those of the vectors as they are.
+        metric: "cosine" re-ranks squared distances of unit vectors, "euclidean" those of the unnormalised vectors.
 
     Raises:
-        ValueError: as `evaluate_retrieval` on embeddings that cannot be compared, and if most of them coincide.
+        ValueError: for invalid embeddings, as in `evaluate_retrieval`, or if most embeddings coincide.
     """
     query, gallery = comparable(query_embeddings, gallery_embeddings, metric)
     reranker = Reranker(query, gallery, rerank or Rerank(), progress=progress)
@@ -63,7 +63,7 @@ def rerank_distances(
 
 
 class Reranker:
-    """Encodes every image by its k-reciprocal neighbours once; then gives distances of any rows of queries.
+    """Encodes every image by its k-reciprocal neighbours once, then computes distances for any rows of queries.
 
     Args:
         query, gallery: (Q, D) and (G, D) float32 as `comparable` returns them. Images are numbered jointly,
@@ -84,11 +84,11 @@ class Reranker:
         """Return (1 - lambda) * Jaccard + lambda * scaled distance of queries start..stop to the gallery."""
         stop = min(stop, self.num_queries)
         distances = self.left[start:stop] @ self.right[self.num_queries :].T
-        for row, farthest in zip(distances, self.farthest[start:stop], strict=True):  # a row fits the cache
+        for row, farthest in zip(distances, self.farthest[start:stop], strict=True):  # a row fits into the cache
             np.maximum(row, 0, out=row)
             row *= self.weight / farthest
             row += 1 - self.weight
-        # Rows of codes sum to one: the Jaccard distance is 1 - m / (2 - m) with m the sum of the minima.
+        # Codes sum to one: the Jaccard distance is 1 - m / (2 - m), where m is the sum of the minima.
         shared = self._sum_of_minima(start, stop)
         distances[shared.row, shared.col] -= (1 - self.weight) * (shared.data / (2 - shared.data))
         return distances
@@ -105,7 +105,7 @@ class Reranker:
 
 
 def _distance_factors(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return two matrices whose rows' products are the squared distances: [-2 a, |a|^2, 1] and [b, 1, |b|^2]."""
+    """Return two matrices whose row products are the squared distances: [-2 a, |a|^2, 1] and [b, 1, |b|^2]."""
     norms, ones = squared_norms(images), np.ones(len(images), np.float32)
     return np.column_stack([-2 * images, norms, ones]), np.column_stack([images, ones, norms])
 
@@ -113,9 +113,9 @@ def _distance_factors(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _neighbours(left: np.ndarray, right: np.ndarray, k: int, progress: bool) -> tuple[np.ndarray, np.ndarray]:
     """Return the k nearest images of every image (itself included) and its largest squared distance.
 
-    Equal distances order by index. To halve the products, a tile of rows meets only the columns from its own first
-    image on and serves the images of both. A pair is kept where it is within the k-th distance to a sample of the
-    images, which cannot be smaller than that to all.
+    Ties are ordered by index. To halve the number of products, a tile of rows is multiplied only with columns from its
+    own first image on, and used for the images of both sides. Pairs are kept up to the k-th smallest distance to a
+    sample of the images, an upper bound of that to all images.
 
     Returns:
         (N, min(k, N)) int32 and (N,) float32, 1 where all images coincide.
@@ -154,7 +154,7 @@ def _neighbours(left: np.ndarray, right: np.ndarray, k: int, progress: bool) -> 
 
 
 def _bound_by_sample(left: np.ndarray, right: np.ndarray, k: int, progress: bool) -> np.ndarray:
-    """Return a distance for each image, (N,) float32, that at least k images are within."""
+    """Return a distance for each image, (N,) float32, within which there are at least k images."""
     count = len(left)
     sample = right[:: max(1, min(_SAMPLE, count // (_FOLD * 4 * k)))]
     fold = max(1, min(_FOLD, len(sample) // (4 * k)))
@@ -162,12 +162,12 @@ def _bound_by_sample(left: np.ndarray, right: np.ndarray, k: int, progress: bool
     rows = block_rows(len(sample))
 
     norms = left[:, -2]
-    # Products of other shapes differ in their last bits: the margin is far above that.
+    # Products of other shapes differ in their last bits; the margin is far larger than that.
     margin = 1e-5 * (norms + norms.max())
 
     def bounds(start: int) -> tuple[np.ndarray, int]:
         distances = left[start : start + rows] @ sample.T
-        # The k-th smallest of the minima of groups is hardly larger than that of all, and far cheaper.
+        # The k-th smallest minimum of groups is hardly larger than that of all distances, and far cheaper.
         minima = distances.reshape(len(distances), fold, -1).min(axis=1)
         bound = np.partition(minima, k - 1, axis=1)[:, k - 1] + margin[start : start + rows]
         return bound, np.count_nonzero(distances <= bound[:, None])
@@ -178,14 +178,14 @@ def _bound_by_sample(left: np.ndarray, right: np.ndarray, k: int, progress: bool
     if pairs > max(_MAX_PAIRS, _MAX_PAIRS_PER_IMAGE * count):
         raise ReIDError(
             f"an image has about {pairs / count:.0f} others as near as its {k} nearest: most of the {count} embeddings "
-            "coincide, so re-ranking them means nothing; look at the model, or evaluate with rerank=False"
+            "coincide, so re-ranking them is meaningless; check the model, or evaluate with rerank=False"
         )
     return np.concatenate(bound)
 
 
 def _nearest(images: np.ndarray, others: np.ndarray, distances: np.ndarray, count: int, k: int) -> np.ndarray:
     """Keep the k smallest distances of each image, from unordered (image, other, distance) triplets."""
-    # With the columns in order, a stable sort breaks ties by index.
+    # With sorted columns, a stable sort breaks ties by index.
     table = sparse.csr_matrix((distances, (images, others)), shape=(count, count))
     table.sort_indices()
     nearest = np.empty((count, k), np.int32)
@@ -200,7 +200,7 @@ def _encode(images: np.ndarray, nearest: np.ndarray, farthest: np.ndarray, reran
     reciprocal = _reciprocal(nearest, rerank.k1)
     half = _reciprocal(nearest, round(rerank.k1 / 2))
     sizes = np.diff(half.indptr)
-    # Neighbours whose own half-size neighbourhood lies by more than two thirds in the image's are trusted to extend it.
+    # A neighbour extends the set if more than two thirds of its own half-size neighbourhood are in the image's.
     common = (reciprocal @ half.T).multiply(reciprocal).tocsr()
     common.data = (3 * common.data > 2 * sizes[common.indices]).astype(np.int32)
     common.eliminate_zeros()
@@ -212,7 +212,7 @@ def _encode(images: np.ndarray, nearest: np.ndarray, farthest: np.ndarray, reran
         pairs = slice(start, start + _PAIRS)
         gap = images[rows[pairs]] - images[members.indices[pairs]]
         weights[pairs] = np.exp(-np.einsum("nd,nd->n", gap, gap) / farthest[rows[pairs]])
-    # Among more than k1 exact copies an image may miss its own neighbourhood: its code is empty, and stays so.
+    # With more than k1 exact copies an image may be missing from its own neighbourhood; its code is then empty.
     weights /= np.bincount(rows, weights, minlength=len(images)).astype(np.float32)[rows]
     codes = sparse.csr_matrix((weights, members.indices, members.indptr), shape=members.shape)
     if rerank.k2 == 1:
@@ -222,7 +222,7 @@ def _encode(images: np.ndarray, nearest: np.ndarray, farthest: np.ndarray, reran
 
 
 def _reciprocal(nearest: np.ndarray, k: int) -> sparse.csr_matrix:
-    """Return the pairs of images that are each among the other's k nearest, self apart, as an (N, N) matrix of ones."""
+    """Return pairs of images that are among each other's k nearest, besides themselves, as an (N, N) matrix of ones."""
     window = _indicator(nearest[:, : k + 1])
     return window.multiply(window.T).tocsr()
 

@@ -1,7 +1,7 @@
-"""`results.json`: one evaluation with everything that is needed to read it and to run it again.
+"""`results.json`: one evaluation, with everything needed to interpret and to reproduce it.
 
-`Results` is what the file holds; its kinds are `RetrievalEvaluation`, `ClassificationEvaluation` and `Pretraining`.
-JSON exists at the file's edge only: `Results.read` and `Results.write`.
+`Results` is the content of the file; its kinds are `RetrievalEvaluation`, `ClassificationEvaluation` and `Pretraining`.
+Only `Results.read` and `Results.write` handle JSON.
 """
 
 import json
@@ -33,8 +33,8 @@ from reid_hub.registry import lookup
 
 LIBRARIES = ("torch", "transformers")
 
-# An absolute path ("/", "~/", "C:\", "file:///") at the start of an argument or behind a separator, as far as the next
-# separator; "https://..." is none.
+# An absolute path ("/", "~/", "C:\", "file:///") at the start of an argument or after a separator, up to the next
+# separator; "https://..." is not a path.
 _ABSOLUTE_PATH = re.compile(
     r"""(?:(?<=^)|(?<=[=,;:@\s"'(\[{]))(?:file://)?(?:~[^/\\\s]*|[A-Za-z]:)?(?!(?<=:)//)[/\\][^,;:"')\]}]*"""
 )
@@ -45,7 +45,7 @@ def _this_command() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that the numbers depend on."""
+    """Versions of Python and of the libraries that the results depend on."""
     from reid_hub.version import __version__
 
     return {
@@ -60,11 +60,11 @@ class Results(Section):
     """The content of results.json.
 
     Attributes:
-        model: name of the model, like "res50-s1.supervised".
-        command: what was run, see `public_command`; by default the command of this process.
+        model: name of the model, such as "res50-s1.supervised".
+        command: the command that was run, see `public_command` (default: that of this process).
 
     Raises:
-        ValueError: if a value is not what it must be.
+        ValueError: if a value is invalid.
     """
 
     task: ClassVar[str]
@@ -88,10 +88,10 @@ class Results(Section):
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], name: str = "results") -> Self:
-        """The results of the "task" that the content names, by default retrieval.
+        """Results of the kind given by the key "task" (default: retrieval).
 
         Raises:
-            ValueError: naming the key, what it must be and what it is.
+            ValueError: if a key is missing or invalid; says what it must be and what it is.
         """
         if not isinstance(content, Mapping):
             raise ReIDError(f"{name} must be a mapping, got {type(content).__name__}")
@@ -113,7 +113,7 @@ class Results(Section):
 
         Raises:
             FileNotFoundError: if there is none.
-            ValueError: if it is not JSON or not what results are; the message names the file.
+            ValueError: if it is not valid JSON or not valid results; names the file.
         """
         path = Path(path)
         if not path.is_file():
@@ -124,10 +124,10 @@ class Results(Section):
             raise ReIDError(f"{path}: {error}") from error
 
     def write(self, path: str | Path) -> Path:
-        """Write them as JSON, keys sorted, atomically; returns the path.
+        """Write the results atomically as JSON with sorted keys; returns the path.
 
         Raises:
-            ValueError: if they hold what JSON cannot.
+            ValueError: if they hold a value that JSON cannot represent.
         """
         try:
             text = json.dumps(self.to_dict(), indent=2, sort_keys=True, allow_nan=False)
@@ -140,7 +140,7 @@ class Results(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalEvaluation(Results):
-    """A model that was evaluated on query and gallery."""
+    """Evaluation of a model on query and gallery."""
 
     task: ClassVar[str] = "retrieval"
 
@@ -155,7 +155,7 @@ class RetrievalEvaluation(Results):
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationEvaluation(Results):
-    """A classifier that was evaluated on a test split."""
+    """Evaluation of a classifier on a test split."""
 
     task: ClassVar[str] = "classification"
 
@@ -165,7 +165,7 @@ class ClassificationEvaluation(Results):
 
 @dataclass(frozen=True, kw_only=True)
 class Pretraining(Results):
-    """A backbone that nothing was measured with."""
+    """A pre-trained backbone, not evaluated."""
 
     task: ClassVar[str] = "pretraining"
 
@@ -179,7 +179,7 @@ TASKS: dict[str, type[Results]] = {
 
 
 def public_command(words: Sequence[str]) -> str:
-    """One shell line of a command's words, with every absolute path reduced to its last part.
+    """Join the words of a command to a shell line, reducing every absolute path to its last part.
 
     `["/home/me/bin/reid-hub", "evaluate", "--data-dir=/data/market"]` -> `reid-hub evaluate --data-dir=market`.
     """

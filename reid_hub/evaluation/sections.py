@@ -1,4 +1,4 @@
-"""The parts of results.json as dataclasses: what was measured, how, on what, at which cost, and how it was trained."""
+"""The sections of results.json as dataclasses: data set, protocol, metrics, cost and training."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,19 +11,19 @@ from reid_hub.evaluation.metrics import RetrievalResults
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A mapping of results.json: known keys are attributes, all others are kept in `extra` as they are.
+    """A mapping in results.json: known keys are attributes, all others are kept unchanged in `extra`.
 
-    A key whose attribute is None by default may be absent, and is not written when it is None; others must be there.
+    Keys that default to None are optional, and not written if they are None; all other keys are required.
     """
 
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], name: str = "results") -> Self:
-        """Read a section from what JSON holds; `name` is that of its key, for messages.
+        """Read a section from JSON content; `name` is its key, for error messages.
 
         Raises:
-            ValueError: naming what is missing, or what is not what it must be.
+            ValueError: if a key is missing or invalid; names it.
         """
         if not isinstance(content, Mapping):
             raise ReIDError(f"{name!r} must be a non-empty mapping, got {content!r}")
@@ -43,7 +43,7 @@ class Section:
         return cls(**values, extra=extra)
 
     def to_dict(self) -> dict[str, Any]:
-        """What JSON holds of it, keys sorted."""
+        """Convert to JSON content with sorted keys."""
         values = {part.name: getattr(self, part.name) for part in fields(self) if part.name != "extra"}
         written = {part.name for part in fields(self) if not _optional(part)}
         known = {key: value for key, value in values.items() if value is not None or key in written}
@@ -57,11 +57,11 @@ def _optional(part: Field) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetInfo(Section):
-    """What was evaluated on.
+    """The data set of an evaluation.
 
     Attributes:
-        data_dir_counts: what was really found in the data folder, by split.
-        camera_note: what to know of the cameras, if there is something.
+        data_dir_counts: counts found in the data folder, by split.
+        camera_note: note on missing camera ids, if any; see `camera_note` in `reid_hub.data`.
     """
 
     name: str
@@ -72,10 +72,10 @@ class DatasetInfo(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Cost(Section):
-    """What a model costs, see `measure_cost`; `search_ms` is the time of one query in an index.
+    """Cost of a model, see `measure_cost`; `search_ms` is the time of one query in an index, in milliseconds.
 
     Raises:
-        ValueError: if a cost is not finite or negative.
+        ValueError: if a cost is negative or not finite.
     """
 
     parameters: int
@@ -102,15 +102,15 @@ class Cost(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingInfo(Section):
-    """How a model was trained; None where that is not known (converted weights). Methods add to `extra`.
+    """How a model was trained; None where unknown (converted weights). Methods add keys to `extra`.
 
     Attributes:
-        changes: values that replaced the recipe's.
-        init: what the weights started from.
-        dataset: on what it was trained.
-        base_model: the repository of the Hub that the training started from.
+        changes: settings that override the recipe.
+        init: source of the initial weights.
+        dataset: training data set, or several.
+        base_model: Hub repository that training started from.
         model, data_options, validation, keep_ids: settings of the run.
-        identities, classes: rows of the classifier.
+        identities, classes: number of rows of the classifier.
     """
 
     method: str | None
@@ -133,7 +133,7 @@ class TrainingInfo(Section):
     images: int | None = None
 
     def with_extra(self, more: Mapping[str, Any] | None) -> "TrainingInfo":
-        """The same, with more to say; it goes before what was said."""
+        """A copy with more keys, which override existing ones."""
         return TrainingInfo.from_dict({**self.to_dict(), **(more or {})}, "training")
 
 
@@ -142,12 +142,12 @@ UNKNOWN_TRAINING = TrainingInfo(method=None, recipe=None, epochs=None, seed=None
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol(Section):
-    """How it was measured; this one says nothing."""
+    """Evaluation protocol; the base class has no fields."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalProtocol(Protocol):
-    """The protocol of `evaluate_retrieval`, and how many queries and gallery images there were."""
+    """The protocol of `evaluate_retrieval`, with the numbers of queries and gallery images."""
 
     metric: str | None = None
     flip: bool | None = None
@@ -161,14 +161,14 @@ class RetrievalProtocol(Protocol):
 
     @classmethod
     def of(cls, results: RetrievalResults) -> Self:
-        """That of an evaluation."""
+        """The protocol of an evaluation."""
         counts = {name: getattr(results, name) for name in ("num_queries", "num_valid_queries", "num_gallery")}
         return cls.from_dict({**results.protocol, **counts}, "protocol")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationProtocol(Protocol):
-    """How a classifier was tested, and what its best evaluation was chosen on."""
+    """How a classifier was tested, and which split its best epoch was chosen on."""
 
     num_images: int
     image_size: Sequence[int]
@@ -179,16 +179,16 @@ class ClassificationProtocol(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics(Section):
-    """What was measured, fractions in [0, 1]; this one has none.
+    """Metrics as fractions in [0, 1]; the base class has none.
 
     Raises:
-        ValueError: if one is not a fraction.
+        ValueError: if a metric is not a fraction.
     """
 
-    counts: ClassVar[tuple[str, ...]] = ()  # those that are no fractions
+    counts: ClassVar[tuple[str, ...]] = ()  # names of metrics that are not fractions
 
     def fractions(self) -> dict[str, float]:
-        """All but counts and what others added, by name."""
+        """The metrics by name, without `counts` and `extra`."""
         names = (part.name for part in fields(self) if part.name not in (*self.counts, "extra"))
         return {name: getattr(self, name) for name in names}
 
@@ -202,7 +202,7 @@ class Metrics(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalMetrics(Metrics):
-    """Of `evaluate_retrieval`."""
+    """The metrics of `evaluate_retrieval`."""
 
     mAP: float
     rank1: float
@@ -212,13 +212,13 @@ class RetrievalMetrics(Metrics):
 
     @classmethod
     def of(cls, results: RetrievalResults) -> Self:
-        """Those of an evaluation."""
+        """The metrics of an evaluation."""
         return cls(**{part.name: getattr(results, part.name) for part in fields(cls) if part.name != "extra"})
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationMetrics(Metrics):
-    """Accuracies of the last epoch, and what the best was and when."""
+    """Accuracies of the last epoch, and the best accuracy with its epoch."""
 
     counts: ClassVar[tuple[str, ...]] = ("best_epoch",)
 

@@ -1,4 +1,4 @@
-"""Embeddings made comparable by one float32 matrix product, and the block-wise loop that such products run in."""
+"""Prepare embeddings for comparison by a float32 matrix product, and compute such products block by block."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,11 +19,11 @@ T = TypeVar("T")
 
 
 def comparable(query_embeddings, gallery_embeddings, metric: str) -> tuple[np.ndarray, np.ndarray]:
-    """Check two sets of embeddings and bring them to a well-conditioned float32 form with unchanged ranking.
+    """Check two sets of embeddings and convert them to well-conditioned float32 with unchanged ranking.
 
-    For cosine every row gets unit length. For euclidean all rows are shifted near the gallery mean and scaled near
-    unit spread, so that squared norms neither overflow nor swallow the differences. Shift and scale are multiples
-    of a power of two: embeddings of small integers stay exact, and so do the products and ties that follow.
+    For cosine, rows are scaled to unit length. For euclidean, rows are shifted by about the gallery mean and scaled to
+    about unit spread, so that squared norms neither overflow nor lose the differences. Shift and scale are multiples of
+    a power of two: embeddings of small integers stay exact, and so do their products and ties.
 
     Args:
         query_embeddings, gallery_embeddings: (Q, D) and (G, D) numbers, arrays or tensors, at least one row each.
@@ -32,7 +32,7 @@ def comparable(query_embeddings, gallery_embeddings, metric: str) -> tuple[np.nd
         Two new float32 arrays, (Q, D) and (G, D).
 
     Raises:
-        ValueError: on an unknown metric, wrong shapes, NaN or infinite rows, and for cosine rows of zero length.
+        ValueError: for an unknown metric, wrong shapes, NaN or infinite rows, and for cosine rows of zero length.
     """
     return _comparable(query_embeddings, gallery_embeddings, metric)[:2]
 
@@ -40,14 +40,14 @@ def comparable(query_embeddings, gallery_embeddings, metric: str) -> tuple[np.nd
 def block_distances(
     query_embeddings, gallery_embeddings, metric: str
 ) -> tuple[Callable[[int, int], np.ndarray], tuple[int, int]]:
-    """Distances of two sets of embeddings, computed for some queries at a time.
+    """Distances of two sets of embeddings, computed for a block of queries at a time.
 
     Args:
         query_embeddings, gallery_embeddings: as for `comparable`.
 
     Returns:
-        A function of (start, stop) that answers the distances of these queries to the whole gallery, float32
-        (stop - start, G), 1 - cos for cosine and |q - g| for euclidean; and the numbers of queries and of gallery
+        A function of (start, stop) that returns the distances of these queries to the whole gallery, float32
+        (stop - start, G), 1 - cos for cosine and |q - g| for euclidean; and the numbers of queries and gallery
         images, (Q, G).
 
     Raises:
@@ -75,15 +75,15 @@ def squared_norms(rows: np.ndarray) -> np.ndarray:
 
 
 def block_rows(columns: int) -> int:
-    """Return how many rows of `columns` float32 scores make a block: a product of good shape, about BLOCK_BYTES."""
+    """Return the number of rows of `columns` float32 scores in a block of an efficient shape, about BLOCK_BYTES."""
     return int(np.clip(BLOCK_BYTES // (4 * columns), 64, 1024))
 
 
 def each_block(work: Callable[[int], T], total: int, rows: int, *, progress: str | None) -> Iterator[T]:
     """Yield `work(start)` for start = 0, rows, 2 rows, ... below `total` in order, on as many threads as torch uses.
 
-    Every thread runs its matrix products alone: the sums, and with them the last bits of the scores, then do not
-    depend on the number of threads, and no BLAS thread spins while Python ranks.
+    BLAS runs single-threaded in each thread: sums, and so the last bits of scores, do not depend on the number of
+    threads, and no BLAS thread spins while Python ranks.
     """
     starts = range(0, total, rows)
     threads = min(MAX_THREADS, torch.get_num_threads(), len(starts))
@@ -92,7 +92,7 @@ def each_block(work: Callable[[int], T], total: int, rows: int, *, progress: str
 
 
 def _comparable(query_embeddings, gallery_embeddings, metric: str) -> tuple[np.ndarray, np.ndarray, float]:
-    """As `comparable`, and the length that one unit of the result stands for."""
+    """As `comparable`; also returns the original length of one unit of the result."""
     if metric not in METRICS:
         raise ReIDError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
     query, gallery = _matrix(query_embeddings, "query_embeddings"), _matrix(gallery_embeddings, "gallery_embeddings")

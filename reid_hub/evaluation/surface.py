@@ -13,14 +13,14 @@ from reid_hub.evaluation.plots import saved_figure
 
 
 def filter_normalised_direction(model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
-    """A random direction in the space of weights, by the parameters' names and in their shapes.
+    """A random direction in weight space, by parameter name and in the parameters' shapes.
 
-    Normal numbers, of which every filter (row of a weight) is made as long as the network's own: then directions of
-    networks whose layers differ in scale alone differ in the same way (arXiv:1712.09913, section 4). Vectors, which
-    are biases and the weights of norms, are left where they are, as in the authors' code.
+    Normal random numbers; every filter (row of a weight) is scaled to the norm of the network's own filter, so that
+    directions of networks that differ only in the scale of layers are comparable (arXiv:1712.09913, section 4).
+    One-dimensional parameters (biases and weights of norms) get zeros, as in the authors' code.
 
     Args:
-        generator: on the CPU.
+        generator: a CPU generator.
     """
     direction = {}
     for name, parameter in model.named_parameters():
@@ -44,14 +44,14 @@ def loss_surface(
     seed: int = 0,
     progress: bool = True,
 ) -> np.ndarray:
-    """Losses on a square of weights around those of a model: (points, points), [i, j] at w + t_i d_1 + t_j d_2.
+    """Losses on a grid of weights around a model: (points, points), with [i, j] at w + t_i d_1 + t_j d_2.
 
-    t runs evenly from -span to span, d_1 and d_2 are `filter_normalised_direction`s. The model is in evaluation mode,
-    with the running statistics of batch norm that it has, and is left as it was found, also when something fails.
+    t runs evenly from -span to span; d_1 and d_2 are from `filter_normalised_direction`. The model is in evaluation
+    mode, with its current running statistics of batch norm. Weights and mode are restored afterwards, even on errors.
 
     Args:
-        loss: of the model as it is when this is called.
-        points: odd to have the model itself in the middle.
+        loss: computes the loss of the model with its current weights.
+        points: an odd number puts the model itself in the middle.
 
     Raises:
         ValueError: if `points` or `span` is not positive.
@@ -78,19 +78,19 @@ def loss_surface(
 
 
 def plot_loss_surfaces(path: str | Path, surfaces: Mapping[str, np.ndarray], *, span: float = 1.0) -> Path:
-    """Draw loss surfaces side by side, as hills above and as contours below, all with the same levels and colours.
+    """Draw loss surfaces side by side, in 3D above and as contours below, with common levels and colours.
 
     Args:
-        surfaces: by title, (N, N) positive losses, N at least 2, of `loss_surface`; what is not finite is left white.
+        surfaces: by title, (N, N) positive losses of `loss_surface`, N at least 2; non-finite losses stay white.
 
     Raises:
-        ValueError: without a surface, or one without a finite loss or of a single point.
+        ValueError: if there is no surface, or one has no finite loss or a single point.
     """
     finite = [grid[np.isfinite(grid)] for grid in surfaces.values()]
     if not finite or any(not len(values) for values in finite):
-        raise ReIDError("there is no surface with a finite loss to draw: take a smaller span")
+        raise ReIDError("there is no surface with a finite loss to draw: use a smaller span")
     if min(min(grid.shape) for grid in surfaces.values()) < 2:
-        raise ReIDError("a surface has at least 2 points along each side, got one of 1: take more points")
+        raise ReIDError("a surface must have at least 2 points along each side, got 1: increase points")
     from matplotlib.colors import LogNorm
 
     together = np.concatenate(finite).clip(min=1e-6)

@@ -1,1 +1,1 @@
-"""Publishing: a checkpoint folder gets its card and goes to the Hub in one commit."""
+"""Model cards, publishing on the Hub, and conversion of checkpoints of other libraries."""

@@ -1,6 +1,6 @@
-"""The model card: README.md of a checkpoint, rendered from its config.json and results.json and from nothing else.
+"""The model card: README.md of a checkpoint, rendered from its config.json and results.json alone.
 
-Each kind of model has a `Card` and a template: `Card` knows what all cards say, a subclass what is its own.
+Each kind of model has a subclass of `Card` and a template; `Card` provides what all cards share.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,11 +21,11 @@ from reid_hub.models.width_scale import width_of
 
 
 def write_card(folder: str | Path, *, repo_id: str = REPO_ID, license: str | None = None) -> Path:
-    """Render `folder`/README.md from its config.json and results.json, if there is one; options as in `render_card`.
+    """Render `folder`/README.md from config.json and, if present, results.json; options as in `render_card`.
 
     Raises:
         FileNotFoundError: if there is no config.json.
-        ValueError: if either file cannot be read as what it should be.
+        ValueError: if one of the files is invalid.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
@@ -40,7 +40,7 @@ def write_card(folder: str | Path, *, repo_id: str = REPO_ID, license: str | Non
 
 
 def read_config(content: Mapping[str, Any]) -> ReIDConfig | WeightChainConfig:
-    """The configuration of a model or a weight chain, of what its config.json holds.
+    """The configuration of a model or a weight chain, from the content of its config.json.
 
     Raises:
         ValueError: if it is neither.
@@ -56,12 +56,12 @@ def render_card(
     repo_id: str = REPO_ID,
     license: str | None = None,
 ) -> str:
-    """A model card with valid Hub metadata, as text.
+    """Render a model card with valid Hub metadata.
 
     Args:
-        results: evaluations of the model, one for each data set, split and setting.
-        repo_id: where the model will be found, for the examples.
-        license: Hub identifier of the weights' licence; by default see `license_of`.
+        results: evaluations of the model, one per data set, split and setting.
+        repo_id: repository of the model, used in the examples.
+        license: Hub identifier of the weights' licence (default: see `license_of`).
 
     Raises:
         ValueError: if the results are of another kind of model.
@@ -70,7 +70,7 @@ def render_card(
 
 
 def kind_of(config: ReIDConfig | WeightChainConfig, results: Sequence[Results]) -> type["Card"]:
-    """The kind of card of a model with these results."""
+    """The class of card for a model with these results."""
     if isinstance(config, WeightChainConfig):
         return WeightChainCard
     if ReIDForImageClassification.__name__ in (config.architectures or ()):
@@ -114,13 +114,13 @@ class QuantizedCard(RetrievalCard):
 
     @property
     def scale(self) -> str:
-        """The argument of the index of such codes."""
+        """The scale argument of an index of such codes, as code."""
         by_dimension = self.config.codes["granularity"] == "dimension"
         return ", scale=model.int8_scale(None)" if by_dimension else ""
 
 
 class BackboneCard(Card):
-    """A backbone that nothing was measured with."""
+    """A pre-trained backbone without an evaluation."""
 
     template: ClassVar[str] = "backbone.md"
     accepted: ClassVar[tuple[type[Results], ...]] = (Pretraining,)
@@ -128,7 +128,7 @@ class BackboneCard(Card):
 
 
 class ClassifierCard(Card):
-    """A classifier of images."""
+    """An image classifier."""
 
     template: ClassVar[str] = "classifier.md"
     tags: ClassVar[tuple[str, ...]] = ("image-classification", "reid-hub")
@@ -168,7 +168,7 @@ class WeightChainCard(RetrievalCard):
 
     @cached_property
     def facts(self) -> dict[str, str]:
-        """What the configuration of a weight chain says."""
+        """Facts from the configuration of a weight chain."""
         config, teacher, student = self.config, self.config.teacher_config, self.config.student_config
         with torch.device("meta"):
             sizes = [sum(p.numel() for p in ReIDModel(model).parameters()) for model in (student, teacher)]

@@ -1,4 +1,4 @@
-"""What the cards of all kinds of models say."""
+"""The base class of all model cards."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,12 +23,12 @@ TEMPLATES = Environment(
     trim_blocks=True,
     undefined=StrictUndefined,
 )
-REPO_ID = "NAMESPACE/NAME"  # stands in the examples until the folder is pushed and has a name
+REPO_ID = "NAMESPACE/NAME"  # placeholder in the examples until the folder is pushed
 
 
 @dataclass(frozen=True)
 class EvaluationText:
-    """What a card prints of one evaluation; `wrong_first` is the percentage of first answers that were wrong."""
+    """One evaluation as printed on a card; `wrong_first` is the percentage of wrong first answers."""
 
     title: str
     split: str
@@ -43,16 +43,16 @@ class EvaluationText:
 
 @dataclass(frozen=True)
 class Card:
-    """What every card says; the names of attributes are those that the templates use.
+    """Base class of model cards; templates use its attributes by name.
 
     Attributes:
-        template: file that says the rest.
+        template: file name of the template.
         noun: what the card calls the model.
-        accepted: kinds of results that such a model has.
-        task: Hub identifier and name of what is evaluated.
-        labels: names of the metrics in print.
-        first: the metric that is the share of first answers that are right.
-        also_cited: names of what is cited on every card of this kind, see `cite`.
+        accepted: kinds of results that such a model can have.
+        task: Hub identifier and name of the evaluated task.
+        labels: printed names of the metrics.
+        first: the metric that is the share of correct first answers.
+        also_cited: names that every card of this kind cites, see `cite`.
     """
 
     config: Any
@@ -75,7 +75,7 @@ class Card:
             raise ReIDError("the results are of another kind of model than config.json: evaluate this one again")
 
     def render(self) -> str:
-        """The whole card."""
+        """Render the card."""
         return TEMPLATES.get_template(self.template).render(card=self, card_data=self.header().to_yaml())
 
     def header(self) -> ModelCardData:
@@ -94,7 +94,7 @@ class Card:
 
     @property
     def model(self) -> ReIDConfig:
-        """The configuration whose variant, lineage and backbone the card speaks of."""
+        """The configuration whose variant, lineage and backbone the card describes."""
         return self.config
 
     @property
@@ -103,7 +103,7 @@ class Card:
 
     @cached_property
     def facts(self) -> dict[str, str]:
-        """What the configuration says; sizes come from the model itself, built without memory."""
+        """Facts from the configuration; sizes come from the model, built on the meta device."""
         with torch.device("meta"):
             whole = self._new_model()
         model = whole.reid if isinstance(whole, ReIDForImageClassification) else whole
@@ -147,7 +147,7 @@ class Card:
 
     @property
     def steps(self) -> list[str]:
-        """The lineage, unless the table of the training says the same."""
+        """The lineage, unless the training table says the same."""
         steps = self.model.lineage or []
         return [step_text(step) for step in steps if len(steps) > 1 or "teachers" in step or not self.results]
 
@@ -201,7 +201,7 @@ class Card:
         return result.protocol.to_dict()
 
     def _setting(self, result: Results) -> str | None:
-        """What tells two evaluations on one data set apart."""
+        """What distinguishes evaluations on the same data set."""
         return None
 
     def _eval_results(self) -> Iterator[EvalResult]:
@@ -222,7 +222,7 @@ class Card:
 
 
 def _option_facts(config: ReIDConfig, model: ReIDModel) -> dict[str, str]:
-    """What only some models have."""
+    """Facts that apply to some models only."""
     facts = {}
     if (codes := config.codes) is not None:
         kind = {"low_rank": "by a learned linear map", "pruned": "by pruning"}.get(codes["name"], "by slicing")

@@ -1,7 +1,7 @@
-"""Who to cite, in BibTeX, by the name under which a configuration or a results.json mentions it.
+"""BibTeX entries, by the names that configurations and results.json use.
 
-The card picks those that its model used. A model `Family`, a `Method` class and a `DatasetSpec` bring their own; a
-recipe adds its entry here.
+A card cites what its model used. A model `Family`, a `Method` class and a `DatasetSpec` define their own citation; add
+that of a recipe here.
 """
 
 import re
@@ -27,9 +27,9 @@ CITATIONS: dict[str, str] = {
 
 
 def cite(names: Iterable[str | None], entries: Iterable[str] = ()) -> list[str]:
-    """BibTeX of everything that was used, each work once: what the names cite, then `entries`.
+    """BibTeX entries without duplicates: the citations of the names, then `entries`.
 
-    A name counts by its parts as well: "transreid-vit" cites "transreid", "oskt.refine" cites "oskt".
+    Parts of a name count as well: "transreid-vit" cites "transreid", "oskt.refine" cites "oskt".
     """
     parts = {part for name in names if name for part in (name, *re.split(r"[-./ ]", name.lower()))}
     named = [method.citation for name, method in METHODS.items() if name in parts]

@@ -1,7 +1,7 @@
-"""Foreign checkpoints into ours, by the names that each model family knows (`Foreign`).
+"""Convert checkpoints of other libraries, by the tensor names that each model family defines (`Foreign`).
 
-A foreign file is never unpickled beyond tensors and plain containers. Every tensor of it is either used or named as
-ignored, and every tensor of the backbone must be found.
+Only tensors and plain containers are ever unpickled. Every tensor of the file is either used or reported as ignored,
+and every tensor of the backbone must be found.
 """
 
 import re
@@ -20,20 +20,20 @@ from reid_hub.models import ReIDConfig, ReIDModel
 from reid_hub.models.families import FAMILIES, Foreign
 from reid_hub.registry import lookup
 
-# Wrappers that training code leaves around a network, outermost first: data parallel, MoCo (LUPerson), BoT, fast-reid.
+# Prefixes that training code adds to names, outermost first: data parallel, MoCo (LUPerson), BoT, fast-reid.
 PREFIXES = ("module.", "encoder_q.", "base.", "backbone.", "timm_model.")
 CONTAINERS = ("state_dict", "model", "model_state_dict", "teacher")
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What became of a foreign checkpoint.
+    """How the tensors of a foreign checkpoint were used.
 
     Attributes:
-        used: our tensors that were filled.
-        ignored: its tensors that were not needed.
-        fresh: ours left as initialised.
-        made: those of `used` that it does not hold, made from what it holds.
+        used: tensors of the model that were filled.
+        ignored: tensors of the checkpoint that were not needed.
+        fresh: tensors of the model that keep their initial values.
+        made: tensors in `used` that are not in the checkpoint, but were derived from others in it.
     """
 
     used: list[str]
@@ -49,11 +49,11 @@ class Conversion:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """Tensors of a .safetensors or PyTorch file by name, without the wrappers of training code.
+    """Read the tensors of a .safetensors or PyTorch file by name, without the prefixes of training code.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is damaged, holds more than tensors and plain containers, or no tensors at all.
+        ValueError: if the file is damaged, holds anything but tensors and plain containers, or holds no tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -62,7 +62,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             content = load_file(path)
         else:
-            # Self-supervised training (PASS) leaves its command line in the file: a Namespace holds values, no code.
+            # PASS stores its command line in the file; a Namespace holds only values, no code.
             with torch.serialization.safe_globals([Namespace]):
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
@@ -74,8 +74,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         ) from None
     except (SafetensorError, RuntimeError, EOFError, OSError, KeyError) as error:
         raise ReIDError(f"{path} is damaged or no checkpoint: {error}; fetch the file again") from None
-    # Of these only what is behind the prefix is the network: MoCo files also hold the momentum encoder and the queue,
-    # self-distillation's the projection behind the teacher.
+    # With these prefixes, all other tensors are not part of the network: MoCo files also hold the momentum encoder and
+    # the queue, those of self-distillation the projection head of the teacher.
     alone = {"encoder_q."}
     for name in CONTAINERS:
         if isinstance(content, dict) and isinstance(content.get(name), dict):
@@ -84,7 +84,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     content = content if isinstance(content, dict) else {}
     tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise ReIDError(f"{path} holds no named tensors; needed is a state dict, bare or in {', '.join(CONTAINERS)}")
+        raise ReIDError(
+            f"{path} holds no named tensors; it must be a state dict, or hold one under {', '.join(CONTAINERS)}"
+        )
     for prefix in PREFIXES:
         behind = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         if behind and prefix in alone:
@@ -94,25 +96,25 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     return tensors
 
 
-# What any foreign checkpoint may hold beside the network we build: classifiers, projections, batch norm's dead bias.
+# What a foreign checkpoint may hold besides the network: classifiers, projections, the unused bias of batch norm.
 IGNORABLE = r"fc|classifier|heads?|last_linear|projector|bottleneck(_\d)?\.bias"
 
 
 def foreign_of(config: ReIDConfig) -> Foreign:
-    """How the checkpoints of other libraries are read into models of this configuration.
+    """How checkpoints of other libraries map to models of this configuration.
 
     Raises:
-        ValueError: for a family that has none.
+        ValueError: if the family defines no foreign names.
     """
     known = {family.name: family.foreign for family in FAMILIES.values() if family.foreign is not None}
     return lookup(known, config.backbone_config.model_type, "backbone that foreign checkpoints exist for")
 
 
 def load_foreign(model: ReIDModel, tensors: dict[str, Tensor]) -> Conversion:
-    """Fill `model` from a foreign state dict; the model is changed only if everything fits.
+    """Load a foreign state dict into `model`; the model is changed only if everything fits.
 
     Raises:
-        ValueError: if a tensor of the backbone is missing, one is left over, or a shape differs; all are named.
+        ValueError: if a tensor of the backbone is missing, a tensor is unknown, or a shape differs; names all of them.
     """
     foreign = foreign_of(model.config)
     ours, held = model.state_dict(), set(tensors)
@@ -128,7 +130,7 @@ def load_foreign(model: ReIDModel, tensors: dict[str, Tensor]) -> Conversion:
         for name, tensor in used.items()
         if tensor.shape != ours[name].shape
     ]
-    # Checkpoints from before PyTorch 0.4 have no batch counters; an ImageNet backbone has no head or neck.
+    # Checkpoints from before PyTorch 0.4 have no batch counters; ImageNet backbones have no embedding layer or neck.
     absent = [name for name in ours if name not in used and not name.endswith("num_batches_tracked")]
     missing = [name for name in absent if name.startswith("backbone.")]
     if strange or misshaped or missing:
@@ -147,10 +149,10 @@ def _some(names: list[str]) -> str:
 
 
 def convert_checkpoint(path: str | Path, variant: str, out: str | Path, **overrides) -> tuple[ReIDModel, Conversion]:
-    """Write a foreign checkpoint as a Hub checkpoint folder; returns the model and what became of each tensor.
+    """Convert a foreign checkpoint to a checkpoint folder for the Hub; returns the model and the `Conversion`.
 
     Raises:
-        FileNotFoundError, ValueError: see `read_checkpoint` and `load_foreign`; nothing is written then.
+        FileNotFoundError, ValueError: see `read_checkpoint` and `load_foreign`; nothing is written in that case.
     """
     model = ReIDModel(ReIDConfig.from_variant(variant, **overrides))
     conversion = load_foreign(model, read_checkpoint(path))
@@ -160,10 +162,10 @@ def convert_checkpoint(path: str | Path, variant: str, out: str | Path, **overri
 
 
 def load_weights(model: ReIDModel, source: str) -> Conversion:
-    """Initialise `model` by name: a file, "torchvision/NAME", "timm/NAME", or one of our checkpoints (folder or repo).
+    """Initialise `model` from a file, "torchvision/NAME", "timm/NAME", or a reid_hub checkpoint (folder or repository).
 
-    From one of our checkpoints everything of the same name and shape is taken, with its lineage; the whole backbone
-    must be.
+    From a reid_hub checkpoint all tensors of the same name and shape are loaded, and the lineage is taken over; the
+    backbone must match completely.
 
     Raises:
         ValueError: if the weights do not fit.
@@ -179,7 +181,7 @@ def load_weights(model: ReIDModel, source: str) -> Conversion:
         import timm
 
         return load_foreign(model, timm.create_model(name, pretrained=True, num_classes=0).state_dict())
-    # A classifier of general images has a backbone like any other; what is on top of it stays behind.
+    # A checkpoint of an image classifier works as well: its backbone is taken, its classifier is not.
     start = ReIDModel.from_pretrained(source)
     other, ours = start.state_dict(), model.state_dict()
     used = {key: value for key, value in other.items() if key in ours and value.shape == ours[key].shape}

@@ -1,4 +1,4 @@
-"""What a checkpoint folder must and must not hold before it is published."""
+"""Check a checkpoint folder before it is published."""
 
 import json
 import re
@@ -17,7 +17,7 @@ REQUIRED = {
     "preprocessor_config.json": "save the model with model.save_pretrained, which writes its image processor too",
     "README.md": "write the card with `reid-hub card FOLDER`",
 }
-# Everything else stays at home, pickles first of all: they run code on the machine that loads them.
+# Nothing else is published, in particular no pickles: they run code on the machine that loads them.
 PUBLISHED = {".safetensors", ".json", ".py", ".md", ".txt", ".png", ".svg", ".onnx"}
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".pyc"}
 
@@ -26,20 +26,20 @@ def read_json(path: Path) -> Any:
     """Content of a JSON file.
 
     Raises:
-        ValueError: naming the file, if it is not JSON.
+        ValueError: if it is not valid JSON; names the file.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ReIDError(f"{path} is not valid JSON ({error}): write it again, it may have been cut off") from error
+        raise ReIDError(f"{path} is not valid JSON ({error}): write it again, it may be truncated") from error
 
 
 def checkpoint_files(folder: Path) -> dict[str, Path]:
-    """The files of a checkpoint by name, after a look at each; sub-folders and hidden files are no part of it.
+    """Check the files of a checkpoint and return them by name; sub-folders and hidden files are skipped.
 
     Raises:
-        FileNotFoundError: if the folder or a file that belongs to every checkpoint is missing.
-        ValueError: if there are pickles or other strangers, links out of the folder, or damaged files.
+        FileNotFoundError: if the folder or a required file is missing.
+        ValueError: if there are pickles or other unexpected files, links out of the folder, or damaged files.
     """
     if not folder.is_dir():
         raise MissingError(f"no folder {folder}: give the folder that model.save_pretrained wrote")
@@ -49,7 +49,7 @@ def checkpoint_files(folder: Path) -> dict[str, Path]:
         pickles = [name for name in strangers if Path(name).suffix in PICKLES]
         reason = f"; {', '.join(pickles)} can run code on the machine that loads them" if pickles else ""
         raise ReIDError(
-            f"{folder} holds files that are no part of a checkpoint: {', '.join(strangers)}{reason}. Remove them, or "
+            f"{folder} holds files that do not belong to a checkpoint: {', '.join(strangers)}{reason}. Remove them, or "
             "save the model alone into an empty folder with model.save_pretrained"
         )
     for name, remedy in REQUIRED.items():
@@ -64,7 +64,7 @@ def checkpoint_files(folder: Path) -> dict[str, Path]:
 
 
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:
-    """A checkpoint is flat: folders beside it (a run's own checkpoints and logs) and hidden files stay at home."""
+    """The files of a folder, without sub-folders (a run's checkpoints and logs) and hidden files."""
     for path in sorted(folder.iterdir()):
         if not path.name.startswith("."):
             inside(folder, path.name)
@@ -80,16 +80,18 @@ def _check(name: str, path: Path) -> None:
             with safe_open(path, framework="np"):
                 pass
         except (SafetensorError, OSError) as error:
-            raise ReIDError(f"{path} is not a whole safetensors file ({error}): save the model again") from error
+            raise ReIDError(f"{path} is not a complete safetensors file ({error}): save the model again") from error
     elif name == "README.md":
         try:
             ModelCard.load(path)
-        except Exception as error:  # the YAML parser has many
-            raise ReIDError(f"{path} has metadata that cannot be read ({error}): `reid-hub card FOLDER`") from error
+        except Exception as error:  # the YAML parser raises many types
+            raise ReIDError(
+                f"{path} has metadata that cannot be read ({error}): write it again with `reid-hub card FOLDER`"
+            ) from error
 
 
 def _check_code(folder: Path, files: dict[str, Path]) -> None:
-    """Every module that config.json or another module names must be there, or nobody could load the checkpoint."""
+    """Check that every module named by config.json or another module is there: loading needs them."""
     wanted = {reference.partition(".")[0] for reference in read_json(files["config.json"]).get("auto_map", {}).values()}
     for name, path in files.items():
         if name.endswith(".py"):

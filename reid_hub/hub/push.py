@@ -1,4 +1,4 @@
-"""Publishing a checkpoint folder on the Hub: looked at first, then uploaded in one commit."""
+"""Publish a checkpoint folder on the Hub: check it, then upload it in one commit."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +10,7 @@ from reid_hub.errors import RunError
 from reid_hub.hub.card import REPO_ID
 from reid_hub.hub.folder import checkpoint_files
 
-# Left over from an earlier commit these would be loaded, or run, with the new weights.
+# Files of an earlier commit with these suffixes would be loaded or run with the new weights.
 REPLACED = (".safetensors", ".safetensors.index.json", ".py", ".bin")
 
 
@@ -25,18 +25,18 @@ def push_folder(
 ) -> CommitInfo:
     """Upload weights, configuration, code, image processor, card and results in one commit; returns the commit.
 
-    The commit becomes visible as a whole or not at all. Weights and code of an earlier commit that the folder no longer
-    has are removed by it; other files of the repository stay. The server is that of HF_ENDPOINT.
+    The commit becomes visible as a whole or not at all. It removes weights and code of earlier commits that are not in
+    the folder; other files of the repository stay. HF_ENDPOINT selects the server.
 
     Args:
-        repo_id: "namespace/name", or "name" below the user that the token belongs to; made if it does not exist.
+        repo_id: "namespace/name", or "name" for the user of the token; created if it does not exist.
         private: whether a new repository is private; True also refuses to upload to a public one.
-        revision: branch to commit to; made if it does not exist.
-        token: by default HF_TOKEN or that of `hf auth login`.
+        revision: branch to commit to; created if it does not exist.
+        token: access token (default: HF_TOKEN or that of `hf auth login`).
 
     Raises:
-        FileNotFoundError, ValueError: if the folder is not fit to be published, see `checkpoint_files`.
-        RuntimeError: if the server cannot be reached or refuses, with what to do about it.
+        FileNotFoundError, ValueError: if the folder cannot be published, see `checkpoint_files`.
+        RuntimeError: if the server cannot be reached or refuses; says what to do.
     """
     folder = Path(folder)
     files = checkpoint_files(folder)
@@ -78,7 +78,7 @@ def _operations(
 
 
 def _reason(error: BaseException, token: str | bool | None) -> str | None:
-    """Why the upload failed and what to do, found in the error or in what caused it; None if it was something else."""
+    """Why an upload failed and what to do, from the error or its causes; None for other errors."""
     chain = [error]
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)
@@ -91,8 +91,8 @@ def _reason(error: BaseException, token: str | bool | None) -> str | None:
             return "its storage does not speak Xet. Set HF_HUB_DISABLE_XET=1 to upload through LFS"
         if isinstance(cause, (HTTPError, ConnectionError, TimeoutError)):
             return (
-                f"the connection failed ({cause}). Check the network and HF_ENDPOINT, then run the same again: what "
-                "has arrived is not sent twice, and an unfinished upload shows nowhere"
+                f"the connection failed ({cause}). Check the network and HF_ENDPOINT, then run the same again: "
+                "uploaded files are not sent twice, and an unfinished upload is not visible"
             )
     return None
 

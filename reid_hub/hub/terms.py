@@ -1,4 +1,4 @@
-"""Which data weights were learned from, and under which terms."""
+"""Training data of weights, and the terms of that data."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from reid_hub.data import DATASETS
 
 @dataclass(frozen=True)
 class DataTerms:
-    """The terms of a data set, as a card shows them: its name, linked where it has a page, and what it was used for."""
+    """The terms of a data set as shown on a card: its name, linked to its home page, and its use."""
 
     title: str
     use: str
@@ -18,25 +18,25 @@ class DataTerms:
 
 
 def datasets_of(steps: Sequence[Mapping[str, Any]] | None) -> list[str]:
-    """The data sets that weights of this lineage learned from, those of their teachers included, each once."""
+    """Names of the data sets that weights of this lineage were trained on, including those of their teachers."""
     names = (name for step in steps or () for name in (*names_of(step.get("dataset")), *step.get("teachers_saw", ())))
     return list(dict.fromkeys(names))
 
 
 def names_of(dataset: str | Sequence[str] | None) -> list[str]:
-    """The names of one data set, of several, or of none."""
+    """The names of one, several or no data sets, as a list."""
     return [dataset] if isinstance(dataset, str) else list(dataset or ())
 
 
 def title_of(name: str) -> str:
-    """What a data set is called in print."""
+    """The printed name of a data set."""
     return DATASETS[name].title if name in DATASETS else name
 
 
 def license_of(trained_on: Sequence[str]) -> str | None:
-    """The Hub's identifier of the licence of weights learned from these data sets; None if that is for the user to say.
+    """Hub identifier of the licence of weights trained on these data sets; None if the user has to choose it.
 
-    "apache-2.0" after training on drawn people, "other" after training on images that may not be passed on.
+    "apache-2.0" for generated images, "other" for images that must not be redistributed.
     """
     specs = [DATASETS.get(name) for name in trained_on]
     if not specs or None in specs:
@@ -47,7 +47,7 @@ def license_of(trained_on: Sequence[str]) -> str | None:
 
 
 def data_terms(trained_on: Sequence[str], evaluated_on: Sequence[str]) -> list[DataTerms]:
-    """The terms of each data set, those of the training first."""
+    """The terms of each data set, training data first."""
     rows = []
     for name in dict.fromkeys((*trained_on, *evaluated_on)):
         spec = DATASETS.get(name)

@@ -1,4 +1,4 @@
-"""Values as a model card prints them."""
+"""Format values for model cards."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,19 +11,19 @@ STEP = ("method", "recipe", "epochs", "dataset", "init", "teachers", "teachers_s
 
 
 def table(values: Mapping[str, Any]) -> dict[str, str]:
-    """Rows of a table, without what is not known (None) or empty."""
+    """Rows of a table, without unknown (None) and empty values."""
     known = {name: value for name, value in values.items() if value not in (None, {}, [])}
     return {LABELS.get(name, name.replace("_", " ").capitalize()): text(name, value) for name, value in known.items()}
 
 
 def step_text(step: Mapping[str, Any]) -> str:
-    """One step of a lineage, in a line."""
+    """One step of a lineage, on one line."""
     rows = table({name: step[name] for name in STEP if name in step})
     return ", ".join(f"{name.lower()} {value}" for name, value in rows.items())
 
 
 def text(name: str, value: Any) -> str:
-    """A value as text; `name` decides its unit."""
+    """Format a value; `name` determines the unit."""
     if isinstance(value, Mapping):
         nested = any(isinstance(item, Mapping) for item in value.values())
         rows = [(key.replace("_", " "), text(key, item)) for key, item in value.items() if item is not None]

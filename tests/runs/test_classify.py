@@ -156,7 +156,7 @@ def test_top_k_against_a_loop():
             hits += label in sorted(range(9), key=lambda c, row=row: (-row[c], c))[:k]
         assert measured[f"top{k}"] == hits / 200
     assert measured["top1"] == (logits.argmax(1) == labels).mean()
-    with pytest.raises(ValueError, match=r"labels must be of 0\.\.8"):
+    with pytest.raises(ValueError, match=r"labels must be in 0\.\.8"):
         topk_accuracy(logits, labels + 1)
 
 

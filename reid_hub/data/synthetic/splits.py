@@ -29,10 +29,10 @@ def synthetic_splits(
     """Generate the data set: train, query and gallery rows `{"image": {"bytes", "path"}, "pid", "camid", "path"}`.
 
     Images are JPEG bytes of `image_size` (height, width). Every identity is seen `images_per_id` times, evenly by
-    `cameras_per_id` of the cameras. Train pids are 0..num_train_ids - 1; test pids start at num_train_ids + 1. The query
-    holds the first image of every test identity and camera, the gallery all others and the distractors: other people
-    with pid 0 and one image each. An image depends only on the seed, its split, identity and number, so asking for
-    more identities or images does not change the others.
+    `cameras_per_id` of the cameras. Train pids are 0..num_train_ids - 1; test pids start at num_train_ids + 1. The
+    query holds the first image of every test identity and camera, the gallery all others and the distractors: other
+    people with pid 0 and one image each. An image depends only on the seed, its split, identity and number, so asking
+    for more identities or images does not change the others.
 
     Raises:
         ValueError: if a number is too small for the protocol.
