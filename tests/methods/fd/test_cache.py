@@ -269,12 +269,12 @@ import torch
 torch.set_num_threads(1)
 import test_cache
 datasets.config.HF_DATASETS_CACHE = Path(sys.argv[4])
-represent = test_cache.Teacher.represent
+represent = test_cache.ViewTeacher.represent
 def slow(self, rows):
     print(self.view.name, *rows, flush=True)
     time.sleep(0.06)
     return represent(self, rows)
-test_cache.Teacher.represent = slow
+test_cache.ViewTeacher.represent = slow
 test_cache.write(Path(sys.argv[1]), datasets.load_from_disk(sys.argv[2]))
 """
 
