@@ -57,7 +57,7 @@ def load_images(
         if number is not None and number < 1:
             raise ReIDError(f"{what} must be at least 1 image, got {number}")
     if streaming and limit is None:
-        raise ReIDError("the length of a stream is unknown: set limit, the number of images to keep")
+        raise ReIDError("the length of a stream is unknown: give a limit, the number of images to keep")
     if "/" in name:
         from datasets import load_dataset
 
@@ -93,7 +93,7 @@ def draw_rows(
         ValueError: if `per_class` is given without labels.
     """
     if per_class is not None and labels is None:
-        raise ReIDError("per_class needs classes, and these images have none: set share instead")
+        raise ReIDError("these images have no classes, which per_class needs: set share instead")
     rng, rows = np.random.default_rng([seed, count]), np.arange(count)
     groups = [rows] if labels is None else [np.flatnonzero(labels == label) for label in np.unique(labels)]
     drawn = [rng.permutation(group)[: per_class or max(1, round(share * len(group)))] for group in groups]

@@ -81,7 +81,7 @@ def test_sixteen_bit_grey_is_scaled_not_clipped():
 def test_integers_are_read_as_sixteen_bit_and_larger_ones_refused():
     good = Image.fromarray(np.array([[0, 65535]], dtype=np.int32))
     assert np.asarray(to_rgb(good))[0, :, 0].tolist() == [0, 255]
-    with pytest.raises(ValueError, match=r"outside of 0\.\.65535"):
+    with pytest.raises(ValueError, match=r"outside 0\.\.65535"):
         to_rgb(Image.fromarray(np.array([[0, 70000]], dtype=np.int32)))
 
 

@@ -153,7 +153,7 @@ def test_unknown_names_and_options_stop_with_the_choices(market):
         load_reid_dataset("cuhk03", market, boxes="labeled")
     with pytest.raises(ValueError, match="'market1501' needs data_dir, with this layout: bounding_box_train"):
         load_reid_dataset("market1501")
-    with pytest.raises(ValueError, match="A folder is given as data_dir"):
+    with pytest.raises(ValueError, match="Pass a folder as data_dir"):
         load_reid_dataset(str(market))
 
 

@@ -120,7 +120,7 @@ def test_the_folder_is_the_model_that_was_measured(made):
     card = Path(settings.output.out, "README.md").read_text()
     assert "pipeline_tag: image-classification" in card
     assert f"| colours | test | {100 * results['metrics']['top1']:.1f} | 100.0 |" in card
-    assert f"The best was after epoch {results['metrics']['best_epoch']:g}." in card
+    assert f"The best epoch was {results['metrics']['best_epoch']:g}." in card
     assert {"config.json", "model.safetensors", "classification_reid.py"} <= checkpoint_files(
         Path(settings.output.out)
     ).keys()  # fit to be published
