@@ -127,7 +127,7 @@ def test_every_model_file_is_reached_from_a_file_that_is_loaded():
 
 
 def test_only_the_command_line_prints():
-    """Everything else speaks through the library's logger."""
+    """Everything else uses the library's logger."""
     speaking = [
         f"{path.relative_to(PACKAGE)}:{node.lineno}"
         for path in PACKAGE.rglob("*.py")

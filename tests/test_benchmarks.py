@@ -1,4 +1,4 @@
-"""Benchmarks: what their pages say of kept results, what they plan to run, and how the runner runs it."""
+"""Benchmarks: pages from kept results, plans of what to run, and the runner."""
 
 import importlib
 import json
@@ -27,14 +27,14 @@ def load(monkeypatch):
 
 
 @pytest.mark.parametrize("name", [*PEOPLE, *CIFAR])
-def test_page_of_an_experiment_is_what_its_results_give(load, tmp_path, name):
+def test_page_of_an_experiment_is_rendered_from_its_results(load, tmp_path, name):
     load("runner").render(load(name).BENCHMARK, BENCHMARKS / name, out=tmp_path)
     assert (tmp_path / "README.md").read_text() == (BENCHMARKS / name / "README.md").read_text()
     assert (tmp_path / "accuracy.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("name", SPEEDS)
-def test_page_of_a_speed_is_what_its_results_give(load, name):
+def test_page_of_a_speed_is_rendered_from_its_results(load, name):
     page = load("render").page(load(name).BENCHMARK.page(load("speed").read(BENCHMARKS / name)))
     assert page == (BENCHMARKS / name / "README.md").read_text()
 
@@ -58,7 +58,7 @@ def test_cells_over_seeds(load):
     ]  # fmt: skip
 
 
-def test_old_command_is_said_as_it_is_called_now(load):
+def test_an_old_command_is_shown_as_called_now(load):
     said = load("words").command
     assert said({"command": "oskt.py --one res50-s1.oskt"}) == "benchmarks/run.py oskt --one res50-s1.oskt"
     assert said({"command": "benchmarks/fd_speed.py"}) == "benchmarks/run.py fd_speed"
@@ -94,7 +94,7 @@ def leave(folder: Path, *names: str) -> None:
 
 
 def assert_in_order(plan: dict[str, list[str]]) -> None:
-    """Everything can be run: what it needs is planned, and never waits for itself."""
+    """Every row can run: the rows that it needs are planned, without cycles."""
     done = set()
     while len(done) < len(plan):
         ready = {name for name, needs in plan.items() if done.issuperset(needs)} - done
@@ -102,7 +102,7 @@ def assert_in_order(plan: dict[str, list[str]]) -> None:
         done |= ready
 
 
-def test_kdep_runs_every_alignment_as_what_it_is(proof, plan, load):
+def test_kdep_runs_every_alignment_under_its_own_name(proof, plan, load):
     experiment, options = proof("kdep", cifar_dir="x", seeds=[0, 1])
     left, rows = plan(experiment, options), {row.name: row for row in experiment.rows(options)}
     assert_in_order(left)
@@ -136,7 +136,7 @@ def test_kdep_runs_every_alignment_as_what_it_is(proof, plan, load):
 
 
 def test_kdep_compares_starts_of_one_network(proof, monkeypatch):
-    """Whatever the recipes of the steps prescribe: strides, what is cut off, normalisation, neck."""
+    """Strides, cropped margins, normalisation and neck are equal, whatever the recipes of the steps prescribe."""
     from reid_hub.runs.models import model_to_train
 
     experiment, options = proof("kdep", cifar_dir="x")
@@ -158,7 +158,7 @@ def test_kdep_compares_starts_of_one_network(proof, monkeypatch):
         assert found[0] == found[1] == found[2]
 
 
-def test_kdep_trains_again_only_what_something_starts_from(proof, plan):
+def test_kdep_trains_again_only_what_a_row_needs(proof, plan):
     experiment, options = proof("kdep")
     whole = plan(experiment, options)
     leave(options.out, *(name for name in whole if name != "people.svd-10"))
@@ -171,7 +171,7 @@ def test_kdep_trains_again_only_what_something_starts_from(proof, plan):
     assert "people.teacher" not in plan(experiment, given)
 
 
-def test_ptl_distills_from_what_lies_in_the_work_folder(proof, plan):
+def test_ptl_distills_from_the_models_in_the_work_folder(proof, plan):
     experiment, options = proof("ptl", seeds=[1])
     beside = {f"res18-x0.25.{arm}" for arm in ("memory", "forgets", "plain", "memory-v2")}
     _, both = proof("ptl", seeds=[0, 1])
@@ -185,7 +185,7 @@ def test_ptl_distills_from_what_lies_in_the_work_folder(proof, plan):
     assert plan(experiment, both, "*.std-seed1") == {"res18-x0.25.std-seed1": []}
 
 
-def test_fd_trains_again_only_what_something_starts_from(proof, plan):
+def test_fd_trains_again_only_what_a_row_needs(proof, plan):
     experiment, options = proof("fd", seeds=[0, 1])
     arms = [f"*.{arm}{seed}" for arm in ("control", "hol", "hol-g1") for seed in ("", "-seed1")]
     left = plan(experiment, options, *arms)
@@ -198,7 +198,7 @@ def test_fd_trains_again_only_what_something_starts_from(proof, plan):
     assert plan(experiment, options, *arms) == {"squeezenet.hol-seed1": []}
 
 
-def test_oskt_starts_every_student_from_what_its_arm_says(proof, plan):
+def test_oskt_starts_every_student_from_the_source_of_its_arm(proof, plan):
     experiment, options = proof("oskt")
     left = plan(experiment, options)
     assert_in_order(left)
@@ -212,7 +212,7 @@ def test_oskt_starts_every_student_from_what_its_arm_says(proof, plan):
 
 
 def test_compression_makes_every_result_that_is_kept(proof, load, monkeypatch):
-    """Those beside the page are what the rows say that they make."""
+    """The results beside the page are those that the rows declare."""
     monkeypatch.setattr(load("stages"), "describe", lambda model: ("res50-s3", 512))
     experiment, options = proof("compression", model="m", epochs=3, heads=list(load("compression").HEADS))
     made = {name for row in experiment.rows(options) for name in row.results}
@@ -222,7 +222,7 @@ def test_compression_makes_every_result_that_is_kept(proof, load, monkeypatch):
 @pytest.mark.parametrize("scale", ["small", "full"])
 @pytest.mark.parametrize("name", [*PEOPLE[:2], *CIFAR])
 def test_settings_of_every_stage_are_known(proof, load, name, scale):
-    """Each is built, nothing is run; folders of other rows are those where these leave their models."""
+    """Settings are built, nothing is run; rows start from folders in which other rows leave their models."""
     experiment, options = proof(name, cifar_dir="x")
     rows = list(experiment.rows(replace(options, scale=scale)))
     folders = {str(folder) for row in rows for folder in (row.folder, row.folder / "start", row.folder / "backbone")}
@@ -247,7 +247,7 @@ from render import Panel, Plot, Series, Table
 from words import retrieval, score
 
 def train(out, seed, start=None, epochs=4, **_):
-    """Adds a drawn number an epoch; goes on from its checkpoint."""
+    """Adds a random number per epoch; resumes from its checkpoint."""
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / "checkpoint.json"
     begun = json.loads(checkpoint.read_text()) if checkpoint.is_file() else []
@@ -283,7 +283,7 @@ BENCHMARK = Experiment("tiny", "A tiny one.", "Tiny", rows, page, plot, {"small"
 
 
 def drawn(seed: int, first: int = 0, last: int = 4) -> float:
-    """What the tiny training adds."""
+    """The sum that the tiny training adds."""
     import random
 
     return sum(random.Random(f"{seed} {epoch}").random() / 10 for epoch in range(first, last))

@@ -1,4 +1,4 @@
-"""Private interfaces of libraries: each entry of reid_hub.compat does what it says, and nothing else uses one."""
+"""Private interfaces of libraries: each entry of reid_hub.compat works as described, and nothing else uses one."""
 
 import ast
 import importlib
@@ -169,7 +169,7 @@ def test_use_one_gpu(tmp_path, monkeypatch):
 
 
 class Recorded(TrainerHooks):
-    """Says which hooks the Trainer calls, with what."""
+    """Records the hooks that the Trainer calls, with their arguments."""
 
     def __init__(self, *args, **kwargs):
         self.called, self.metrics = [], iter([0.5, 0.25, 0.75, 0.5])

@@ -1,4 +1,4 @@
-"""What a program says when it stops, and what the library says while it works."""
+"""Error messages of the command line, and log messages of the library."""
 
 import errno
 import logging
@@ -33,7 +33,7 @@ def raising(error: Exception):
         lambda: ReIDConfig.from_variant("res50", embed_dim="many"),  # of the strict dataclass
     ],
 )
-def test_what_a_user_can_mend_is_one_line(main, monkeypatch, capsys):
+def test_errors_that_a_user_can_mend_are_one_line(main, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["program"])
     with pytest.raises(SystemExit) as stopped:
         run(main)

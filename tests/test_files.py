@@ -1,4 +1,4 @@
-"""What is written is written whole or not at all, and no path leaves its folder."""
+"""Files are written completely or not at all, and no path leaves its folder."""
 
 import os
 import subprocess
@@ -57,7 +57,7 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
-def test_killed_in_the_middle_the_old_one_still_stands(tmp_path, kind):
+def test_a_process_killed_while_writing_leaves_the_old_file(tmp_path, kind):
     target = tmp_path / "target"
     body = "target.write_text('old')" if kind == "file" else "target.mkdir(); (target / 'a').write_text('old')"
     written = "t.write_text('half')" if kind == "file" else "(t / 'a').write_text('half')"

@@ -25,7 +25,7 @@ class Parsed(Exception):
 
 
 def commands(command, path="reid-hub"):
-    """All commands by what is typed, also those of groups, and groups that do something themselves."""
+    """All commands by their words, including those of groups, and groups that are commands themselves."""
     if command.callback is not None:
         yield path, command
     for name, inner in getattr(command, "commands", {}).items():

@@ -1,4 +1,4 @@
-"""The type checker of `make quality` finds what it is there for."""
+"""The type checker of `make quality` finds wrong fields and arguments."""
 
 import re
 import subprocess

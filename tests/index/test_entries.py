@@ -1,4 +1,4 @@
-"""What belongs to an id: adding, updating, metadata, thresholds."""
+"""Entries of an index: adding, updating, metadata, thresholds."""
 
 import json
 
@@ -29,7 +29,7 @@ def test_many_small_additions_cost_linear_time():
     assert index.search(x[1234:1235], 1)[1][0, 0] == "1234"
 
 
-def test_updating_for_ever_does_not_grow_for_ever():
+def test_repeated_updates_do_not_grow_the_index():
     index, x = GalleryIndex(4), vectors(10, dim=4)
     index.add(x, names(10))
     for round in range(200):
@@ -98,7 +98,7 @@ def test_metadata_that_would_not_come_back_is_refused():
     assert len(index) == 0
 
 
-def test_what_is_farther_than_the_threshold_is_left_out():
+def test_results_beyond_the_threshold_are_left_out():
     gallery = np.array([[1.0, 0], [1, 1], [0, 1], [-1, 0]])
     index = GalleryIndex(2)
     index.add(gallery, list("abcd"))

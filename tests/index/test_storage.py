@@ -80,7 +80,7 @@ def test_many_small_saves_leave_few_segments(tmp_path):
     assert GalleryIndex.load(tmp_path / "index").ids == [str(number) for number in range(60)]
 
 
-def test_an_index_that_somebody_else_changed_is_not_overwritten(folder):
+def test_an_index_changed_by_another_process_is_not_overwritten(folder):
     mine, other = GalleryIndex.load(folder), GalleryIndex.load(folder)
     other.remove(["p1"])
     other.save(folder)

@@ -1,4 +1,4 @@
-"""A data set of coloured people, a model trained on it, and what the command line says of wrong input."""
+"""A data set of coloured people, a model trained on it, and the command line's complaints about wrong input."""
 
 import sys
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Classifiers as a job and as a command: what is measured, best and last, few shots, resumed, refused."""
+"""Classifiers as a run and as a command: what is measured, best and last, few shots, resumed, refused."""
 
 import json
 import math
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
+def images(tmp_path_factory) -> Path:
     """Three classes of noise around a colour, 8 to train on and 4 to test."""
     root, rng = tmp_path_factory.mktemp("classes"), np.random.default_rng(0)
     for name in ("ant", "bee", "cat"):
@@ -47,24 +47,24 @@ def start(tmp_path_factory) -> str:
     """A tiny model by its folder."""
     folder = tmp_path_factory.mktemp("start")
     torch.manual_seed(0)
-    trunk = {"model_type": "resnet", "embedding_size": 4, "hidden_sizes": [4, 8], "depths": [1, 1]}
+    backbone = {"model_type": "resnet", "embedding_size": 4, "hidden_sizes": [4, 8], "depths": [1, 1]}
     ReIDModel(
-        ReIDConfig(backbone_config={**trunk, "layer_type": "basic"}, image_size=(16, 16), neck="none")
+        ReIDConfig(backbone_config={**backbone, "layer_type": "basic"}, image_size=(16, 16), neck="none")
     ).save_pretrained(folder)
     return str(folder)
 
 
 @pytest.fixture(scope="module")
-def settings(pictures, start) -> ClassifySettings:
+def settings(images, start) -> ClassifySettings:
     return ClassifySettings.of(
-        data="cifar10", data_dir=str(pictures), dataset_name="colours", model=start, epochs=3,
+        data="cifar10", data_dir=str(images), dataset_name="colours", model=start, epochs=3,
         set={"batch_size": 8, "learning_rate": 0.02}, arg={"use_cpu": True, "disable_tqdm": True},
     )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def made(settings, tmp_path_factory) -> tuple[ClassifySettings, dict, list[float]]:
-    """One run, with what was measured after each epoch by a loop over the pictures."""
+    """One run, with the metrics of a loop over the images after each epoch."""
     settings, measured = settings.but(out=tmp_path_factory.mktemp("run")), []
 
     class Watch(TrainerCallback):
@@ -82,7 +82,7 @@ def made(settings, tmp_path_factory) -> tuple[ClassifySettings, dict, list[float
 
 
 def accuracy_by_hand(model: ReIDForImageClassification, root: str) -> float:
-    """One picture after another through torchvision's transforms."""
+    """One image at a time through torchvision's transforms."""
     config, right, training = model.config, [], model.training
     steps = [transforms.Resize(config.resize_shortest or config.image_size), transforms.CenterCrop(config.image_size)]
     steps.append(transforms.ToTensor())
@@ -168,13 +168,13 @@ def test_few_shots_of_every_class(settings, tmp_path):
     assert results["metrics"]["top1_best"] == results["metrics"]["top1"]
 
 
-def test_the_trunk_starts_from_a_classifier_of_other_classes(made, settings, tmp_path, pictures):
+def test_the_backbone_starts_from_a_classifier_of_other_classes(made, settings, tmp_path, images):
     before = load_file(Path(made[0].output.out, "model.safetensors"))
     (tmp_path / "two").mkdir()
     for part in ("train", "test"):
         (tmp_path / "two" / part).mkdir()
         for name in ("ant", "cat"):
-            (tmp_path / "two" / part / name).symlink_to(pictures / part / name)
+            (tmp_path / "two" / part / name).symlink_to(images / part / name)
     tiny = settings.but(
  data_dir=str(tmp_path / "two"), out=tmp_path / "run", init=str(made[0].output.out), epochs=1,
         set={**settings.recipe.set, "learning_rate": 1e-12},
@@ -190,7 +190,7 @@ def test_the_trunk_starts_from_a_classifier_of_other_classes(made, settings, tmp
 
 
 def test_transfer_by_crops_of_the_originals(settings, tmp_path):
-    """The recipe as it is but for its size: another picture size in training, the paper's transform in the test."""
+    """The recipe at another image size in training, with the paper's transform in the test."""
     changes = {"batch_size": 8, "config.image_size": [28, 28], "config.resize_shortest": 32}
     transfer = settings.but(out=tmp_path, model="res18-x0.25", recipe="transfer", set=changes, epochs=1)
     results = classify(transfer).to_dict()
@@ -201,18 +201,18 @@ def test_transfer_by_crops_of_the_originals(settings, tmp_path):
     assert json.loads((tmp_path / "preprocessor_config.json").read_text())["size"] == {"shortest_edge": 32}
 
 
-def test_a_trunk_gets_the_edges_of_the_recipe_and_is_the_variant_but_for_its_weights(settings, tmp_path):
+def test_a_backbone_gets_the_recipe_s_crop_and_the_variant_s_structure(settings, tmp_path):
     """A re-identification model has a neck and its own normalisation, and a variant the stride of re-identification."""
     torch.manual_seed(1)
-    trunk = ReIDModel(ReIDConfig.from_variant("res18-x0.25", image_size=(32, 32), last_stride=None)).eval()
-    trunk.save_pretrained(tmp_path / "trunk")
+    backbone = ReIDModel(ReIDConfig.from_variant("res18-x0.25", image_size=(32, 32), last_stride=None)).eval()
+    backbone.save_pretrained(tmp_path / "backbone")
     changes = {"config.image_size": [28, 28], "config.resize_shortest": 36, "config.image_std": [0.5, 0.5, 0.5]}
     tuned = settings.but(out=tmp_path / "out")
 
     def begin(model: str, recipe: str = "transfer", **more):
         return new_classifier(tuned.but(model=model, set={**changes, **more}, recipe=recipe), ["a", "b"])
 
-    plain, begun = begin("res18-x0.25"), begin(str(tmp_path / "trunk"))
+    plain, begun = begin("res18-x0.25"), begin(str(tmp_path / "backbone"))
     of_a_file = ("_name_or_path", "auto_map", "dtype", "lineage")
     ours, theirs = (
         {name: value for name, value in made.config.to_dict().items() if name not in of_a_file}
@@ -222,18 +222,18 @@ def test_a_trunk_gets_the_edges_of_the_recipe_and_is_the_variant_but_for_its_wei
     assert (ours["neck"], ours["last_stride"], ours["resize_shortest"]) == ({"name": "none"}, None, 36)
     assert (ours["image_mean"], ours["image_std"]) == ([0.0] * 3, [0.5] * 3)
     for name, tensor in begun.reid.backbone.state_dict().items():
-        assert torch.equal(tensor, trunk.backbone.state_dict()[name]), name
+        assert torch.equal(tensor, backbone.backbone.state_dict()[name]), name
     assert begun.state_dict().keys() == plain.state_dict().keys()
     with pytest.raises(ValueError, match=r"config\.last_stride=1 comes too late"):
-        begin(str(tmp_path / "trunk"), **{"config.last_stride": 1})
-    assert begin(str(tmp_path / "trunk"), recipe="kdep-supervised").config.neck == {
+        begin(str(tmp_path / "backbone"), **{"config.last_stride": 1})
+    assert begin(str(tmp_path / "backbone"), recipe="kdep-supervised").config.neck == {
         "name": "none"
     }  # which names no neck
-    kept = begin(str(tmp_path / "trunk"), **{"config.neck": "bnneck"})
-    assert torch.equal(kept.reid.neck.weight, trunk.neck.weight)
+    kept = begin(str(tmp_path / "backbone"), **{"config.neck": "bnneck"})
+    assert torch.equal(kept.reid.neck.weight, backbone.neck.weight)
 
 
-def test_so_many_pictures_of_each_class_and_the_decay_of_the_budget(settings, tmp_path, monkeypatch):
+def test_a_number_of_images_per_class_and_the_weight_decay_of_the_budget(settings, tmp_path, monkeypatch):
     monkeypatch.setattr("reid_hub.training.recipe.BUDGET_DECAYS", {6: 0.125, 600: 0.25})
     small = {"batch_size": 4, "config.image_size": [16, 16], "config.resize_shortest": 18}
     short = settings.but(recipe="kdep-supervised", set=small, model="res18-x0.25", per_class=2, epochs=1)
@@ -268,10 +268,10 @@ def test_what_cannot_be_trained_is_refused(settings, tmp_path, people):
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_gives_the_same_bits_and_the_same_best(made, pictures, tmp_path):
+def test_killed_and_resumed_gives_the_same_bits_and_the_same_best(made, images, tmp_path):
     settings, results, _ = made
     words = [
-        "classify", "--data", "cifar10", "--data-dir", pictures, "--dataset-name", "colours", "--model", settings.model,
+        "classify", "--data", "cifar10", "--data-dir", images, "--dataset-name", "colours", "--model", settings.model,
         "--epochs", 3, "--set", "batch_size=8", "--set", "learning_rate=0.02", "--arg", "use_cpu=true",
         "--out", tmp_path, "--resume",
     ]  # fmt: skip
@@ -298,7 +298,7 @@ def test_shapes_are_drawn_the_same_and_differ():
     more = load_reid_dataset("shapes", train_per_class=3, test_per_class=1)
     assert first["train"].features["label"].names == ["circle", "cross", "half", "square", "star", "triangle"]
     drawn = [np.asarray(row["image"]) for split in first.values() for row in split]
-    assert len({picture.tobytes() for picture in drawn}) == 18
+    assert len({image.tobytes() for image in drawn}) == 18
     assert np.array_equal(np.asarray(more["train"][4]["image"]), np.asarray(first["train"][3]["image"]))
     with pytest.raises(ValueError, match="'shapes' is generated and takes no data_dir"):
         load_reid_dataset("shapes", "folder")

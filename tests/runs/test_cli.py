@@ -1,4 +1,4 @@
-"""The command line on real files: a user's own folder of pictures, from training to an answer."""
+"""The command line on real files: a user's own folder of images, from training to an answer."""
 
 import json
 import subprocess
@@ -33,9 +33,9 @@ def run(*words, stream: str = "stdout") -> str:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """ROOT/<identity>/<picture>: colours tell twelve people apart, who were seen by nobody knows which camera."""
-    root, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+def images(tmp_path_factory):
+    """ROOT/<identity>/<image>: twelve people that differ by colour, without cameras."""
+    root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     for person in range(12):
         colour = rng.integers(40, 216, 3)
         (root / f"person{person:02}").mkdir()
@@ -59,9 +59,9 @@ def test_every_command_has_help_with_an_example(command):
     assert f"Example: reid-hub {' '.join(command)}" in text
 
 
-def test_train_evaluate_and_search_a_folder_of_pictures(pictures, model, tmp_path):
+def test_train_evaluate_and_search_a_folder_of_images(images, model, tmp_path):
     out = tmp_path / "trained"
-    common = ["--data", "image_folder", "--data-dir", pictures, "--dataset-name", "mine"]
+    common = ["--data", "image_folder", "--data-dir", images, "--dataset-name", "mine"]
     settings = ["--set", "batch_size=8", "--set", "num_instances=2", "--validation", "0", "--epochs", "2"]
     said = CliRunner().invoke(app, list(map(str, ["train", *common, "--model", model, "--out", out, *settings])))
     assert said.exit_code == 0, said.output
@@ -78,14 +78,14 @@ def test_train_evaluate_and_search_a_folder_of_pictures(pictures, model, tmp_pat
     assert evaluated["protocol"]["flip"]
     assert {path.name for path in (tmp_path / "shown").iterdir()} == {"rank_lists.png", "cmc.png", "embedding_map.png"}
 
-    (pictures / "broken.jpg").write_bytes(b"not a picture")
-    said = run("index", "build", pictures, "--model", out, "--out", tmp_path / "index", stream="output")
-    (pictures / "broken.jpg").unlink()
+    (images / "broken.jpg").write_bytes(b"not an image")
+    said = run("index", "build", images, "--model", out, "--out", tmp_path / "index", stream="output")
+    (images / "broken.jpg").unlink()
     assert "72 images, 72 of them new, 1 skipped" in said
     assert "broken.jpg" in said
-    query = pictures / "person03" / "2.png"
-    picture = ["--gallery", pictures, "--plot", tmp_path / "answer.png"]
-    said = run("search", tmp_path / "index", query, "--model", out, "--top", "3", *picture)
+    query = images / "person03" / "2.png"
+    plot = ["--gallery", images, "--plot", tmp_path / "answer.png"]
+    said = run("search", tmp_path / "index", query, "--model", out, "--top", "3", *plot)
     assert said.splitlines()[1].split() == ["1", "0.0000", "person03/2.png"]
     with Image.open(tmp_path / "answer.png") as image:
         assert image.width > image.height
@@ -93,8 +93,8 @@ def test_train_evaluate_and_search_a_folder_of_pictures(pictures, model, tmp_pat
         run("search", tmp_path / "index", query, "--model", model)
 
 
-def test_an_interrupted_training_goes_on_where_it_was(pictures, model, tmp_path):
-    common = ["train", "--data", "image_folder", "--data-dir", pictures, "--model", model, "--validation", "0"]
+def test_an_interrupted_training_resumes_where_it_stopped(images, model, tmp_path):
+    common = ["train", "--data", "image_folder", "--data-dir", images, "--model", model, "--validation", "0"]
     common += ["--set", "batch_size=8", "--set", "num_instances=2", "--epochs", "4"]
     run(*common, "--out", tmp_path / "whole")
     run(*common, "--out", tmp_path / "parts", "--arg", "save_total_limit=9")
@@ -107,9 +107,9 @@ def test_an_interrupted_training_goes_on_where_it_was(pictures, model, tmp_path)
     assert whole.read_bytes() == parts.read_bytes()
 
 
-def test_a_training_publishes_what_it_made(pictures, model, tmp_path, hub):
+def test_a_training_publishes_what_it_made(images, model, tmp_path, hub):
     environment = hub.environment(tmp_path / "home")
-    words = ["train", "--data", "image_folder", "--data-dir", pictures, "--model", model, "--validation", "0"]
+    words = ["train", "--data", "image_folder", "--data-dir", images, "--model", model, "--validation", "0"]
     words += ["--set", "batch_size=8", "--set", "num_instances=2", "--epochs", "1", "--out", tmp_path / "out"]
     command = [sys.executable, "-m", "reid_hub.cli", *map(str, words), "--push", "alice/trained", "--private"]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -122,7 +122,7 @@ def test_a_training_publishes_what_it_made(pictures, model, tmp_path, hub):
     assert len(api.list_repo_commits("alice/trained")) <= 2  # the empty repository, and one commit with everything
 
 
-def test_convert_says_what_became_of_the_tensors(tmp_path):
+def test_convert_reports_what_happened_to_the_tensors(tmp_path):
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet18.pth")
     said = run("convert", tmp_path / "resnet18.pth", "--variant", "res18", "--out", tmp_path / "out")
     assert "120 tensors used; ignored: fc.bias, fc.weight" in said
@@ -148,7 +148,7 @@ def test_card_is_written_anew(model):
         (["push", "nowhere", "me/model"], "no folder nowhere"),
     ],
 )
-def test_wrong_input_is_said_in_one_line(words, message, complaint):
+def test_wrong_input_is_reported_in_one_line(words, message, complaint):
     assert message in complaint(words)
 
 
@@ -160,8 +160,8 @@ def test_the_installed_command_stops_without_a_traceback():
     assert "Traceback" not in ran.stderr
 
 
-def test_a_trained_model_s_configuration_is_not_changed(complaint, model, pictures, tmp_path):
-    words = ["train", "--model", model, "--data", "image_folder", "--data-dir", pictures, "--out", tmp_path / "out"]
+def test_a_trained_model_s_configuration_is_not_changed(complaint, model, images, tmp_path):
+    words = ["train", "--model", model, "--data", "image_folder", "--data-dir", images, "--out", tmp_path / "out"]
     said = complaint([*words, "--set", "config.pooling=max"])
     assert "config.pooling='max' comes too late for a trained model, whose pooling is 'avg'" in said
     assert not (tmp_path / "out").exists()

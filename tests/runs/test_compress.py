@@ -1,4 +1,4 @@
-"""Compressed models as jobs and as commands: every head, resumed, evaluated, pushed nowhere half-made."""
+"""Compressed models as runs and as commands: every reduction, resumed, evaluated, pushed nowhere half-made."""
 
 import json
 import pickle
@@ -22,7 +22,7 @@ from reid_hub.runs.models import open_model
 
 @pytest.fixture(scope="module")
 def compress(people, short, teacher):
-    """Run `reid-hub compress` on the teacher and return what it says."""
+    """Run `reid-hub compress` on the teacher and return its output."""
 
     def run(*words) -> str:
         result = CliRunner().invoke(app, list(map(str, ["compress", "--model", teacher, *people, *short, *words])))
@@ -82,7 +82,7 @@ def test_no_head_is_the_model_itself_quantised_after_training(compress, teacher,
     np.testing.assert_allclose(embed(model, splits["gallery"]).embeddings, np.rint(exact / scale) * scale, atol=1e-5)
 
 
-def test_principal_directions_are_of_the_training_pictures(compress, teacher, splits, tmp_path):
+def test_principal_directions_are_those_of_the_training_images(compress, teacher, splits, tmp_path):
     compress("--head", "pca", "--dim", 2, "--out", tmp_path)
     seen = embed(open_model(teacher), splits["train"]).embeddings.astype(np.float64)
     directions = np.linalg.svd(seen, full_matrices=False)[2][:2]
@@ -102,7 +102,7 @@ def test_a_finished_size_is_not_trained_again(compress, tmp_path):
         compress(*words, "--resume", "--seed", 1)
 
 
-def test_what_lies_there_must_be_what_is_asked_for(compress, tmp_path):
+def test_results_of_other_settings_in_the_folder_are_refused(compress, tmp_path):
     words = ("--head", "matryoshka", "--dim", 8, "--dim", 3, "--int8", "--out", tmp_path)
     compress(*words)
     with pytest.raises(ValueError, match=r"prefixes was \[8, 3\] and is \[4\]"):
@@ -112,13 +112,13 @@ def test_what_lies_there_must_be_what_is_asked_for(compress, tmp_path):
     assert not (tmp_path / "matryoshka-4-int8").exists()
 
 
-def test_training_goes_on_from_norm_and_classifier_of_the_model(compress, teacher, tmp_path):
+def test_training_starts_from_norm_and_classifier_of_the_model(compress, teacher, tmp_path):
     compress("--head", "slice", "--dim", 5, "--out", tmp_path, "--set", "learning_rate=1e-12")
     heads, old = read_state(tmp_path / "slice-5"), read_state(teacher)
     torch.testing.assert_close(heads["classifier.weight"], old["classifier.weight"][:, :5], rtol=1e-3, atol=1e-5)
 
 
-def test_wrong_input_is_said_in_one_line(complaint, people, teacher, tmp_path):
+def test_wrong_input_is_reported_in_one_line(complaint, people, teacher, tmp_path):
     cases = {
         ("--dim", 17): "different sizes from 1 to 16",
         ("--dim", 4, "--dim", 4): "different sizes",

@@ -1,4 +1,4 @@
-"""The main job with fewer epochs: what `make demo` promises is made, and training beats the mean colour by far."""
+"""The main run with fewer epochs: `make demo` makes what it promises, and training beats the mean colour by far."""
 
 import json
 
@@ -30,8 +30,8 @@ def test_demo_makes_everything_and_learns_more_than_colour(tmp_path, capsys):
     for name in ("model/model.safetensors", "model/README.md", "model/results.json", "plots/rank_lists.png",
                  "plots/cmc.png", "plots/embedding_map.png", "plots/search.png"):  # fmt: skip
         assert (tmp_path / name).stat().st_size > 0
-    for picture in (tmp_path / "plots").iterdir():
-        with Image.open(picture) as image:
+    for path in (tmp_path / "plots").iterdir():
+        with Image.open(path) as image:
             assert min(image.size) > 200
     results = json.loads((tmp_path / "model/results.json").read_text())
     splits = load_reid_dataset("synthetic")

@@ -1,4 +1,4 @@
-"""Factorized Distillation as jobs and as a command: the three steps, resumed, and what does not belong together."""
+"""Factorized Distillation as runs and as a command: the three steps, resuming, and stages that do not fit together."""
 
 import json
 import os
@@ -31,12 +31,12 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory):
-    """A network of total stride 4 behind small pictures, by its folder."""
+    """Folder of a network with total stride 4, for small images."""
     folder = tmp_path_factory.mktemp("backbone")
     torch.manual_seed(0)
-    trunk = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}
+    network = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}
     config = {"pooling": "stabilised_max", "head": "linear", "embedding_dim": 6, "neck": "none", "image_size": (64, 32)}
-    ReIDModel(ReIDConfig(backbone_config={**trunk, "layer_type": "basic"}, **config)).save_pretrained(folder)
+    ReIDModel(ReIDConfig(backbone_config={**network, "layer_type": "basic"}, **config)).save_pretrained(folder)
     return str(folder)
 
 
@@ -119,7 +119,7 @@ def test_resuming_repeats_nothing(made, capsys):
         distill(made.but(resume=True, seed=1))
 
 
-def test_what_is_done_is_of_the_same_views_teachers_and_start(made, tmp_path):
+def test_finished_stages_must_have_the_same_views_teachers_and_start(made, tmp_path):
     out = Path(made.output.out)
     again = made.but(resume=True, initial=str(out / "initial"))
     ready = {view.name: str(out / "teachers" / view.name) for view in made.chosen}
@@ -177,7 +177,7 @@ def test_it_starts_from_the_initial_student_with_its_classifier(made, tmp_path):
 
 
 def test_an_annotated_region_is_a_view_like_any_other(made, tmp_path):
-    """Also where the training pictures alone are annotated; its teacher is then not evaluated."""
+    """Also if only the training images are annotated; its teacher is then not evaluated."""
     out, splits = Path(made.output.out), load_reid_dataset("market_layout", made.data.data_dir)
     boxes = dict.fromkeys(splits["train"]["path"], (0.25, 0.5, 0.75, 1.0))
     views = (made.chosen[0], View("bag", region=boxes.__getitem__, image_size=(48, 48), dim=4))
@@ -214,7 +214,7 @@ def test_an_annotated_region_is_a_view_like_any_other(made, tmp_path):
         ),
     ],
 )  # fmt: skip
-def test_what_cannot_be_taught_is_refused_before_anything_is_trained(settings, tmp_path, changes, reason):
+def test_impossible_distillations_are_refused_before_any_training(settings, tmp_path, changes, reason):
     with pytest.raises(ValueError, match=reason):
         distill(settings.but(out=tmp_path / "new", **changes))
     assert not (tmp_path / "new").exists()
@@ -235,7 +235,7 @@ def test_a_teacher_has_the_head_that_is_asked_for_and_that_fits(settings, tmp_pa
     assert (config.pooling["name"], config.embedding["name"], config.embedding.get("dim")) == expected
 
 
-def test_what_does_not_belong_together_is_refused(made, settings, tmp_path):
+def test_stages_that_do_not_fit_together_are_refused(made, settings, tmp_path):
     out = Path(made.output.out)
     ready = {view.name: str(out / "teachers" / view.name) for view in made.chosen}
     base = made.but(out=tmp_path, initial=str(out / "initial"), cache=str(made.cache_dir))
@@ -329,7 +329,7 @@ def test_attention_is_where_features_are_long(made, tmp_path):
     out = tmp_path / "attention.png"
     result = CliRunner().invoke(app, [*map(str, words), "--out", str(out)])
     assert result.exit_code == 0, result.output
-    with Image.open(out) as picture:
-        assert len(picture.convert("RGB").getcolors(2**20)) > 100
+    with Image.open(out) as image:
+        assert len(image.convert("RGB").getcolors(2**20)) > 100
     with pytest.raises(ValueError, match="no branches on the feature map"):
         attention_maps(model, {"classifier.weight": torch.zeros(2, 2)}, pixels)

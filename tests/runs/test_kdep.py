@@ -1,4 +1,4 @@
-"""KDEP as jobs and as a command: basis, pre-training and fine-tuning, resumed, and what does not belong together."""
+"""KDEP as runs and as a command: basis, pre-training and fine-tuning, resuming, and settings that do not fit."""
 
 import json
 import shutil
@@ -64,7 +64,7 @@ def words(people, teacher, student):
 
 
 def elsewhere(folder, copy):
-    """As many other pictures."""
+    """The same number of other images."""
     shutil.copytree(folder, copy)
     for path in (copy / "bounding_box_train").iterdir():
         path.rename(path.with_name(path.name.replace("s1_", "s2_")))
@@ -118,7 +118,7 @@ def test_a_new_pair_has_targets_of_size_1_and_the_loss_of_a_classification(made)
     assert (load_file(behind)["representations"] >= 0).all()
 
 
-def test_resuming_repeats_nothing_and_takes_nothing_else_for_its_own(made, teacher, student, tmp_path):
+def test_resuming_repeats_nothing_and_refuses_other_settings(made, teacher, student, tmp_path):
     out = Path(made.output.out)
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
     assert pretrain(made.but(resume=True)).to_dict() == results_of(out)
@@ -148,7 +148,7 @@ def cut(folder, checkpoint):
             shutil.rmtree(path)
 
 
-def test_a_run_that_was_cut_goes_on_with_the_same_basis_alone(made, tmp_path):
+def test_an_interrupted_run_resumes_only_with_the_same_basis(made, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(made.output.out, out)
     own = Basis.load(out / "training" / "basis.safetensors")
@@ -179,7 +179,7 @@ def test_a_basis_made_alone_serves_several_students(settings, tmp_path):
     assert not (tmp_path / "interp" / "training" / "basis.safetensors").exists()
 
 
-def test_what_cannot_be_is_said_before_any_picture_is_opened(settings, tmp_path):
+def test_impossible_settings_are_refused_before_any_image_is_opened(settings, tmp_path):
     here = settings.but(out=tmp_path / "out", data_dir=str(tmp_path / "no such folder"))
     other = network(tmp_path / "other", 8, 16)
     made = settings.but(teacher=other, out=tmp_path / "any", basis=str(tmp_path / "other.safetensors"))
@@ -218,7 +218,7 @@ def test_a_start_that_fails_leaves_the_folder_to_another(settings, tmp_path):
     assert pretrain(here.but(align="svd")).training.extra["align"] == "svd"
 
 
-def test_weight_decay_follows_the_pictures_shown_unless_it_is_given(settings, monkeypatch, tmp_path):
+def test_weight_decay_follows_the_images_shown_unless_it_is_given(settings, monkeypatch, tmp_path):
     monkeypatch.setattr("reid_hub.training.recipe.BUDGET_DECAYS", {32: 0.125, 320: 0.25})
     short = settings.but(align="interp", resume=True)
     for epochs, changes, expected in ((1, {}, 0.125), (20, {}, 0.25), (1, {"weight_decay": 0.5}, 0.5)):
@@ -305,10 +305,10 @@ def test_classes_pretrain_and_then_train_a_classifier(settings, tmp_path):
                 pixels = (colour + rng.integers(-30, 31, (32, 16, 3))).astype(np.uint8)
                 Image.fromarray(pixels).save(tmp_path / "classes" / split / label / f"{number}.png")
     data = {"data": "class_folder", "data_dir": str(tmp_path / "classes"), "dataset_name": None}
-    results = pretrain(settings.but(out=tmp_path / "trunk", per_class=12, **data)).to_dict()
+    results = pretrain(settings.but(out=tmp_path / "first", per_class=12, **data)).to_dict()
     assert (results["training"]["images"], results["task"]) == (24, "pretraining")
     tuned = ClassifySettings.of(
-        out=tmp_path / "tuned", model=str(tmp_path / "trunk"), epochs=4, set={"batch_size": 4, "augmentation.pad": 0},
+        out=tmp_path / "tuned", model=str(tmp_path / "first"), epochs=4, set={"batch_size": 4, "augmentation.pad": 0},
         arg={"use_cpu": True, "disable_tqdm": True}, **data,
     )  # fmt: skip
     assert classify(tuned).metrics.top1 > 0.9
@@ -316,21 +316,21 @@ def test_classes_pretrain_and_then_train_a_classifier(settings, tmp_path):
     for path in (tmp_path / "classes" / "train" / "dark").iterdir():
         Image.new("RGB", (16, 32), (10, 10, 10)).save(path)
     with pytest.raises(ValueError, match=r"pictures was .* and is"):
-        pretrain(settings.but(out=tmp_path / "trunk", per_class=12, resume=True, **data))
-    trunk, classifier = (load_file(tmp_path / name / "model.safetensors") for name in ("trunk", "tuned"))
+        pretrain(settings.but(out=tmp_path / "first", per_class=12, resume=True, **data))
+    pretrained, classifier = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "tuned"))
     behind = {"classifier.weight", "classifier.bias"}  # a new layer, and no neck
-    assert {f"reid.{name}" for name in trunk if not name.startswith("neck.")} == classifier.keys() - behind
+    assert {f"reid.{name}" for name in pretrained if not name.startswith("neck.")} == classifier.keys() - behind
 
 
-def test_pictures_without_a_training_split_are_measured_all_the_same(settings, people, tmp_path):
+def test_a_data_set_without_a_training_split_is_evaluated(settings, people, tmp_path):
     shutil.copytree(people[3], tmp_path / "market", ignore=shutil.ignore_patterns("bounding_box_train"))
     test = {"data_dir": str(tmp_path / "market"), "split": "gallery", "epochs": 1, "align": "pre-relu"}
     results = pretrain(settings.but(out=tmp_path / "out", **test)).to_dict()
     assert 0 < results["metrics"]["mAP"] <= 1
 
 
-def test_any_folder_with_broken_pictures_is_trained_on(settings, tmp_path):
-    """Without query and gallery there is nothing to measure: what ran is recorded all the same."""
+def test_a_folder_with_broken_images_is_trained_on(settings, tmp_path):
+    """Without query and gallery there is no evaluation; the run is recorded all the same."""
     folder, rng = tmp_path / "pictures", np.random.default_rng(0)
     folder.mkdir()
     for number in range(30):
@@ -362,7 +362,7 @@ def test_the_command_does_the_same(words, made, tmp_path):
     assert torch.equal(alone["V"], beside["V"])
 
 
-def test_wrong_input_is_said_in_a_line(words, complaint, tmp_path, teacher):
+def test_wrong_input_is_reported_in_one_line(words, complaint, tmp_path, teacher):
     out = ["--out", tmp_path / "out"]
     wide = network(tmp_path / "wide", 8, 20)
     for options, said in (

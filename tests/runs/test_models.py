@@ -1,4 +1,4 @@
-"""Models in another picture size than that of their recipe or checkpoint."""
+"""Models at another image size than their recipe or checkpoint."""
 
 import numpy as np
 import pytest
@@ -13,22 +13,22 @@ from reid_hub.runs.train import Train
 
 
 @pytest.fixture(scope="module")
-def trunk(tmp_path_factory):
-    """A trunk that was trained on 256 pixels, of which the middle 224 were cut out."""
-    folder = tmp_path_factory.mktemp("trunk")
+def start(tmp_path_factory):
+    """A backbone that was trained on the middle 224 of 256 pixels."""
+    folder = tmp_path_factory.mktemp("backbone")
     backbone = {"embedding_size": 4, "hidden_sizes": [4], "depths": [1], "layer_type": "basic", "model_type": "resnet"}
     ReIDModel(ReIDConfig(backbone_config=backbone, image_size=(224, 224), resize_shortest=256)).save_pretrained(folder)
     return str(folder)
 
 
-def test_what_is_cut_off_shrinks_with_the_picture():
+def test_the_cropped_margin_shrinks_with_the_image():
     assert shortest_in((112, 112), (224, 224), 256) == 128
     assert shortest_in((224, 224), (224, 224), 256) == 256
     assert shortest_in((256, 128), (224, 224), 256) is None
     assert shortest_in((112, 112), (224, 224), None) is None
 
 
-def test_a_recipe_cuts_off_as_much_of_pictures_of_another_size():
+def test_a_recipe_crops_images_of_another_size_in_proportion():
     kdep = TrainSettings.of(recipe="kdep")
     assert recipe_config(kdep)["resize_shortest"] == 256
     assert recipe_config(kdep.but(image_size=(64, 64)))["resize_shortest"] == 73
@@ -38,20 +38,20 @@ def test_a_recipe_cuts_off_as_much_of_pictures_of_another_size():
 
 
 @pytest.mark.parametrize(("size", "shortest"), [((64, 64), 73), ((64, 32), None)])
-def test_a_checkpoint_in_another_size_cuts_off_as_much(trunk, size, shortest):
-    classifier = new_classifier(ClassifySettings.of(model=trunk, image_size=size), ["a", "b"])
-    for config in (new_model(trunk, size).config, classifier.config):
+def test_a_checkpoint_in_another_size_crops_in_proportion(start, size, shortest):
+    classifier = new_classifier(ClassifySettings.of(model=start, image_size=size), ["a", "b"])
+    for config in (new_model(start, size).config, classifier.config):
         assert config.resize_shortest == shortest
         assert tuple(config.image_size) == size
 
 
-def test_without_a_size_a_classifier_on_a_trunk_has_the_recipe_s(trunk):
+def test_without_a_size_a_classifier_on_a_backbone_has_the_recipe_s(start):
     for recipe, size, shortest in (("classify-demo", [64, 64], 73), ("transfer", [224, 224], 256)):
-        config = new_classifier(ClassifySettings.of(model=trunk, recipe=recipe), ["a", "b"]).config
+        config = new_classifier(ClassifySettings.of(model=start, recipe=recipe), ["a", "b"]).config
         assert (config.image_size, config.resize_shortest) == (size, shortest)
 
 
-def test_a_trunk_with_a_position_for_each_patch_keeps_its_size(tmp_path):
+def test_a_backbone_with_a_position_per_patch_keeps_its_size(tmp_path):
     vit = ReIDConfig.from_variant("vit-s-s1", image_size=(32, 32))
     vit.backbone_config.depth = 1
     ReIDModel(ReIDConfig.from_dict(vit.to_dict())).save_pretrained(tmp_path)
@@ -60,8 +60,8 @@ def test_a_trunk_with_a_position_for_each_patch_keeps_its_size(tmp_path):
 
 
 @pytest.mark.parametrize("size", [(64, 64), (64, 32)])
-def test_people_are_trained_on_as_they_are_evaluated(trunk, tmp_path, size):
-    """Without anything drawn at random, a training picture is what the model sees of it in a test."""
+def test_people_are_trained_on_as_they_are_evaluated(start, tmp_path, size):
+    """Without random augmentation, training and test images are the same."""
     (tmp_path / "bounding_box_train").mkdir()
     pixels = np.linspace(0, 255, 128 * 64 * 3).reshape(128, 64, 3).astype(np.uint8)
     for pid in (1, 2):
@@ -74,7 +74,7 @@ def test_people_are_trained_on_as_they_are_evaluated(trunk, tmp_path, size):
         Image.fromarray(pixels).save(tmp_path / name / f"0003_c{1 + (name == 'query')}s1_000001_00.jpg", "PNG")
     split = load_reid_dataset("market_layout", tmp_path)["train"]
     settings = TrainSettings.of(
-        out=tmp_path / "out", model=trunk, image_size=size, validation=0, set={"batch_size": 4, "num_instances": 2},
+        out=tmp_path / "out", model=start, image_size=size, validation=0, set={"batch_size": 4, "num_instances": 2},
         arg={"use_cpu": True, "disable_tqdm": True},
     )  # fmt: skip
     trainer = Train(settings).trainer(split)

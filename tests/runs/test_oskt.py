@@ -1,4 +1,4 @@
-"""From a teacher to students of any width, as jobs and as commands, on a data set of coloured people."""
+"""From a teacher to students of any width, as runs and as commands, on a data set of coloured people."""
 
 import json
 import shutil
@@ -55,7 +55,7 @@ def test_refining_leaves_chain_teacher_classifiers_results_and_card(chain, teach
     assert "li2025oskt" in card
 
 
-def test_an_interrupted_refinement_goes_on_where_it_was(people, teacher, chain, tmp_path):
+def test_an_interrupted_refinement_resumes_where_it_stopped(people, teacher, chain, tmp_path):
     words = ["refine", *people, *SHORT, "--model", teacher, "--width", "3", "--out", tmp_path]
     run(*words, "--arg", "save_total_limit=9")
     last = max(tmp_path.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
@@ -247,7 +247,7 @@ def test_baselines_from_the_same_teacher(people, teacher, tmp_path):
         (["distill", "kdpp", "--teacher", "{teacher}", "{people}", "--keep-ids", "0.5"], "here are 4"),
     ],
 )  # fmt: skip
-def test_wrong_input_is_said_in_one_line(words, message, people, teacher, chain, tmp_path, monkeypatch, complaint):
+def test_wrong_input_is_reported_in_one_line(words, message, people, teacher, chain, tmp_path, monkeypatch, complaint):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(chain, tmp_path / "damaged", ignore=shutil.ignore_patterns("checkpoint-*"))
     with (tmp_path / "damaged" / "model.safetensors").open("r+b") as file:

@@ -1,4 +1,4 @@
-"""PTL as jobs and as commands: its arms, the distillation over several weights, and the way over several data sets."""
+"""PTL as runs and as commands: its arms, distillation with several weights, and transfer over several data sets."""
 
 import json
 import re
@@ -32,16 +32,22 @@ from reid_hub.runs.surface import draw_surfaces, training_loss
 from reid_hub.runs.train import train
 from reid_hub.training import RECIPES, override
 
-TRUNK = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+BACKBONE = {
+    "model_type": "resnet",
+    "embedding_size": 8,
+    "hidden_sizes": [8, 16],
+    "depths": [1, 1],
+    "layer_type": "basic",
+}
 HEAD = {"head": "linear", "head_bias": True, "head_norm": False, "embedding_dim": 6, "neck": "none"}
 CHANGES = {"batch_size": 8, "options.hidden": [8]}
 
 
 def saved(folder, side=None, seed=0, **changes) -> str:
     torch.manual_seed(seed)
-    ReIDModel(ReIDConfig(backbone_config=TRUNK, image_size=(32, 16), side=side, **{**HEAD, **changes})).save_pretrained(
-        folder
-    )
+    ReIDModel(
+        ReIDConfig(backbone_config=BACKBONE, image_size=(32, 16), side=side, **{**HEAD, **changes})
+    ).save_pretrained(folder)
     return str(folder)
 
 
@@ -103,7 +109,7 @@ def test_the_documented_numbers_of_parameters_are_those_of_the_arms():
 
 
 @pytest.mark.parametrize("backbone", ["res50", "densenet161", "mgn", "res18-x0.25"])
-def test_the_arms_differ_in_what_they_are_to_tell(backbone):
+def test_the_arms_differ_only_in_what_they_compare(backbone):
     """Memory on and forgotten: the same weights; plain: as many; none: no side network, and features as long."""
     arms = {name: built(side_network(backbone, *how)) for name, how in {
         "memory": ("v1",), "forgets": ("v1", False), "v2": ("v2",), "plain": ("plain",), "none": ("none",),
@@ -116,7 +122,7 @@ def test_the_arms_differ_in_what_they_are_to_tell(backbone):
     assert arms["v2"].config.side["cell"] == "v2"
 
 
-def test_the_arms_for_general_pictures():
+def test_the_arms_for_general_images():
     """The paper's 0.8 million without cells; two linear layers with them; dropout where nothing is augmented."""
     none = built(classification_arm("densenet-bc-100", "none", augment=True), classes=10)
     assert count(none) == 769_162
@@ -181,13 +187,13 @@ def test_weight_0_is_the_baseline_to_the_last_bit(made, settings, tmp_path):
 def test_distilling_brings_the_features_nearer_to_the_teachers(made, teacher):
     settings, results = made
     split = load_reid_dataset("market_layout", settings.data.data_dir)["train"]
-    pictures = [row["image"] for row in split]
-    taught = open_model(teacher).encode(pictures, flip=False)
-    gaps = [abs(open_model(folder).encode(pictures, flip=False) - taught).mean() for folder in results]
+    images = [row["image"] for row in split]
+    taught = open_model(teacher).encode(images, flip=False)
+    gaps = [abs(open_model(folder).encode(images, flip=False) - taught).mean() for folder in results]
     assert gaps[1] < 0.95 * gaps[0]  # after eight steps
 
 
-def test_resuming_repeats_nothing_and_refuses_what_is_something_else(made, plain, tmp_path):
+def test_resuming_repeats_nothing_and_refuses_other_settings(made, plain, tmp_path):
     settings, results = made
     before = times(Path(settings.output.out))
     assert distill(settings.but(resume=True)) == results
@@ -207,7 +213,7 @@ def test_resuming_repeats_nothing_and_refuses_what_is_something_else(made, plain
             distill(settings.but(resume=True, **change))
 
 
-def test_a_run_that_was_cut_goes_on_with_the_same_teacher_and_student_alone(made, plain, tmp_path):
+def test_an_interrupted_run_resumes_only_with_the_same_teacher_and_student(made, plain, tmp_path):
     settings, _ = made
     out = tmp_path / "std"
     shutil.copytree(Path(settings.output.out), out)
@@ -228,7 +234,7 @@ def test_a_run_that_was_cut_goes_on_with_the_same_teacher_and_student_alone(made
     assert resumed[out / "lam-0.8"].metrics == made[1][Path(made[0].output.out) / "lam-0.8"].metrics
 
 
-def test_what_cannot_be_distilled_is_said_before_anything_is_trained(settings, teacher, tmp_path):
+def test_impossible_distillations_are_refused_before_any_training(settings, teacher, tmp_path):
     other = saved(tmp_path / "other", embedding_dim=7)
     grey = saved(tmp_path / "grey", image_mean=(0.5, 0.5, 0.5))
     base = settings.but(out=tmp_path / "out", teacher=teacher)
@@ -249,7 +255,7 @@ def test_what_cannot_be_distilled_is_said_before_anything_is_trained(settings, t
     assert not (tmp_path / "out").exists()
 
 
-def test_the_commands_say_what_is_wrong(complaint, teacher, people, short, plain):
+def test_the_commands_report_wrong_input(complaint, teacher, people, short, plain):
     assert "`teacher` is required when lam > 0" in complaint(
         ["train", *people, "--recipe", "std-demo", "--model", plain, "--validation", 0]
     )
@@ -296,7 +302,7 @@ def journey(settings, people, others, tmp_path_factory):
     return settings, transfer(settings)
 
 
-def test_every_step_goes_on_with_the_last_under_a_new_classifier(journey):
+def test_every_step_continues_the_last_model_under_a_new_classifier(journey):
     settings, results = journey
     out = Path(settings.output.out)
     assert list(results) == [out / "1-market_layout", out / "2-market"]
@@ -327,7 +333,7 @@ def test_a_step_without_any_learning_keeps_the_model_of_the_one_before(journey, 
             torch.testing.assert_close(first[name], second[name])
 
 
-def test_a_journey_that_was_cut_goes_on_where_it_was(journey, tmp_path):
+def test_an_interrupted_transfer_resumes_where_it_stopped(journey, tmp_path):
     settings, results = journey
     shutil.copytree(Path(settings.output.out) / "1-market_layout", tmp_path / "1-market_layout")
     before = times(tmp_path)
@@ -366,8 +372,8 @@ def test_drawn_people_are_others_in_every_step():
     assert (data.data, data.data_dir, data.dataset_name) == ("market_duke", "root", "market-duke")
 
 
-def test_surfaces_are_of_the_classification_of_training_pictures(made, teacher, people, tmp_path):
-    """The loss in the middle, by hand: evaluation mode, pictures as they are, the classifier of the training."""
+def test_surfaces_are_of_the_classification_of_training_images(made, teacher, people, tmp_path):
+    """The loss in the middle, by hand: evaluation mode, images without augmentation, the classifier of the training."""
     settings, results = made
     split = load_reid_dataset("market_layout", settings.data.data_dir)["train"]
     student = next(iter(results))
@@ -388,7 +394,7 @@ def test_surfaces_are_of_the_classification_of_training_pictures(made, teacher, 
     words += ["--count", 8, "--out", tmp_path / "surface.png"]
     result = CliRunner().invoke(app, list(map(str, words)), catch_exceptions=False)
     assert str(tmp_path / "surface.png") in result.stdout
-    with Image.open(tmp_path / "surface.png") as picture:
-        assert len(picture.convert("RGB").getcolors(1 << 20)) > 100
+    with Image.open(tmp_path / "surface.png") as image:
+        assert len(image.convert("RGB").getcolors(1 << 20)) > 100
     with pytest.raises(ValueError, match="each training is drawn once"):
         draw_surfaces([teacher, student, teacher], split, tmp_path / "twice.png")

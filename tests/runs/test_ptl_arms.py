@@ -5,7 +5,7 @@ import pytest
 from reid_hub.runs.ptl import side_network, with_changes
 
 
-def test_changes_of_the_side_network_leave_the_arm_what_it_is():
+def test_changes_of_the_side_network_keep_the_arm():
     """`--cell v2 --no-memory --set 'config.side={"bias": true}'` trained version 1 with a memory."""
     arm = side_network("res18-x0.25", "v2", memory=False)
     changes = {"batch_size": 8, "config.side": {"bias": True}}

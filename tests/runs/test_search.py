@@ -60,8 +60,8 @@ def test_a_gallery_of_codes_is_searched_and_decided(model, people, codec, tmp_pa
     index = GalleryIndex.load(tmp_path / "index")
     assert index.codec.name == (codec or "int8").partition("+")[0]
     query = sorted(gallery.glob("*.jpg"))[0]
-    picture = ("--gallery", gallery, "--plot", tmp_path / "answer.png")
-    said = run("search", tmp_path / "index", query, "--model", folder, "--top", "50", *picture)
+    plot = ("--gallery", gallery, "--plot", tmp_path / "answer.png")
+    said = run("search", tmp_path / "index", query, "--model", folder, "--top", "50", *plot)
     rows = re.findall(r"^ +\d+  ([\d.]+)  (\S+)(?:  (match|no match))?$", said, re.MULTILINE)
     assert len(rows) == len(index)
     assert rows[0][1] == query.name
@@ -117,7 +117,7 @@ def test_stored_codes_are_evaluated(model, people, codec, tmp_path):
     assert results["cost"]["search_ms"] > 0
 
 
-def test_wrong_input_is_said_in_one_line(complaint, model, people, tmp_path):
+def test_wrong_input_is_reported_in_one_line(complaint, model, people, tmp_path):
     folder, _ = model
     assert "did you mean 'int8'" in complaint(
         ["index", "build", people[3] / "query", "--model", folder, "--out", tmp_path / "i", "--codec", "int9"]

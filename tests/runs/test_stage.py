@@ -1,4 +1,4 @@
-"""What counts as the same run: each kind of stage, after each way of saying the same thing and something else."""
+"""Which settings count as the same run: each kind of stage, with equal and with different settings."""
 
 import json
 from dataclasses import dataclass, replace
@@ -77,7 +77,7 @@ def finish(stage: Stage) -> None:
 
 
 def spellings(recipe) -> list[tuple[dict, dict]]:
-    """Pairs of options that say the same thing."""
+    """Pairs of options with the same meaning."""
     rate, flip = recipe.learning_rate, recipe.augmentation.flip
     return [
         ({"epochs": 3}, {"arg": {"num_train_epochs": 3}}),
@@ -130,7 +130,7 @@ def test_another_run_is_refused_by_what_differs(kind, change, named, stages, tmp
         stages[kind](out=tmp_path, resume=True, **change).run()
 
 
-def test_what_only_one_kind_of_stage_has_is_compared_too(stages, tmp_path):
+def test_settings_of_a_single_kind_of_stage_are_compared_too(stages, tmp_path):
     for kind, change, named in (
         ("train", {"keep_ids": 0.5}, "keep_ids was 1.0 and is 0.5"),
         ("refine", {"width": 3}, "chain.width was 2 and is 3"),

@@ -35,7 +35,7 @@ class NoisyMethod(SupervisedMethod):
 
 
 def people(num_ids: int = 12, images_per_id: int = 4):
-    """Pictures whose colour tells the identity, a little noisy."""
+    """Images of one colour per identity, with a little noise."""
     import datasets
 
     rng = np.random.default_rng(0)
@@ -65,7 +65,7 @@ def small_trainer(output_dir, dataset, *, recipe=RECIPE, method=NoisyMethod, **o
 
 
 class Recorder(TrainerCallback):
-    """Writes down which images every process saw, and kills the process where it is told to."""
+    """Records the images that every process saw, and kills the process at a given step."""
 
     def __init__(self, path: Path, kill_at: int | None = None):
         self.path, self.kill_at, self.seen = path, kill_at, []

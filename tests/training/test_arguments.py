@@ -62,7 +62,9 @@ def test_with_data_of_its_own_an_example_is_the_published_experiment(monkeypatch
         ("ptl_transfer", ["--order", "duke", "market"], {"backbone": "densenet161", "recipe": "ptl"}),
     ],
 )
-def test_so_with_general_pictures_and_with_several_data_sets(monkeypatch, tmp_path, example, words, expected):
+def test_general_images_and_several_data_sets_are_the_published_experiment(
+    monkeypatch, tmp_path, example, words, expected
+):
     monkeypatch.chdir(tmp_path)
     found = options(monkeypatch, example, "--data-dir", "nowhere", *words)
     assert {name: found[name] for name in expected} == expected
@@ -76,7 +78,7 @@ def test_so_with_general_pictures_and_with_several_data_sets(monkeypatch, tmp_pa
         (["--task", "classification"], {"data": "shapes", "recipe": "classify-demo", "keep_ids": 1.0}),
     ],
 )
-def test_on_drawn_data_it_is_the_demo(monkeypatch, words, expected):
+def test_on_drawn_data_an_example_is_the_demo(monkeypatch, words, expected):
     monkeypatch.setattr(sys, "argv", ["kdep_transfer", *words])
     example = runpy.run_path(str(EXAMPLES / "kdep_transfer.py"))
     demo = {"model": None, "image_size": examples.SMALL}

@@ -111,7 +111,7 @@ def test_heads_are_compressed_from_a_model_of_its_own(tmp_path, processes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_networks_with_a_memory_are_trained_distilled_and_taken_along(tmp_path, processes):
+def test_networks_with_a_memory_are_trained_distilled_and_transferred(tmp_path, processes):
     launcher = TWO_PROCESSES if processes == 2 else ()
     shared = ["--epochs", "1", *ON_CPU]
     sized = [*shared, "--validation", "0", "--image-size", "64", "32"]
@@ -140,7 +140,7 @@ def test_networks_with_a_memory_are_trained_distilled_and_taken_along(tmp_path, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_teachers_their_word_and_a_student_in_three_launches(tmp_path, processes):
+def test_teachers_cached_representations_and_a_student_in_three_launches(tmp_path, processes):
     launcher = TWO_PROCESSES if processes == 2 else ()
     common = [
         "--epochs", "1", "--teacher-epochs", "1", "--validation", "0", "--image-size", "128", "64",
@@ -153,7 +153,7 @@ def test_teachers_their_word_and_a_student_in_three_launches(tmp_path, processes
         "examples/fd_cache.py", "--out", tmp_path, "--teachers", tmp_path / "teachers",
         "--shard-size", "20", *common, launcher=launcher,
     )  # fmt: skip
-    assert len(list((tmp_path / "cache").glob("*/*.safetensors"))) == 2 * 5  # of 96 pictures
+    assert len(list((tmp_path / "cache").glob("*/*.safetensors"))) == 2 * 5  # of 96 images
     printed = launch(
         "examples/fd_distill.py", "--out", tmp_path, "--cache", tmp_path / "cache", "--initial", teachers["Hol"],
         *common, launcher=launcher,
@@ -181,7 +181,7 @@ def test_a_classifier_in_one_launch(tmp_path, processes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_basis_a_pretrained_trunk_and_its_fine_tuning_in_three_launches(tmp_path, processes):
+def test_a_basis_pretraining_and_fine_tuning_in_three_launches(tmp_path, processes):
     launcher, out = TWO_PROCESSES if processes == 2 else (), tmp_path / "kdep"
     common = [
         "--image-size", "64", "32", *data_options({**SMALL, "num_train_ids": 40}),

@@ -5,7 +5,7 @@ import torch
 from reid_hub.data.images import ImageDataset
 from reid_hub.training.holdout import TrainingSubset, split_identities
 
-from .small_run import people as people_pictures
+from .small_run import people as people_images
 
 
 def people(num_ids=40, seed=0, cameras=4):
@@ -46,7 +46,7 @@ def test_an_identity_with_several_images_per_camera_gives_one_query_per_camera()
     assert len(split.gallery) == 6
 
 
-def test_who_was_seen_once_or_by_one_camera_stays_in_training_and_is_counted():
+def test_identities_with_one_image_or_camera_stay_in_training_and_are_counted():
     pids, camids = np.array([0, 1, 1, 2, 2, 3, 3]), np.array([0, 1, 1, 0, 1, 2, 2])
     split = split_identities(pids, camids, 0.9, seed=0)
     assert set(pids[split.query]) == {2}
@@ -70,7 +70,7 @@ def test_the_draw_follows_the_seed():
     assert not np.array_equal(first.train, other.train)
 
 
-def test_what_cannot_be_split_is_refused():
+def test_too_few_identities_to_split_are_refused():
     with pytest.raises(ValueError, match="between 0 and 1"):
         split_identities([0, 0, 1, 1], [0, 1, 0, 1], 1.0, seed=0)
     with pytest.raises(ValueError, match="no identity can be held out"):
@@ -80,7 +80,7 @@ def test_what_cannot_be_split_is_refused():
 
 
 def test_a_subset_numbers_its_identities_again(tmp_path):
-    whole = ImageDataset(people_pictures(), (32, 16), cache_dir=tmp_path, progress=False)
+    whole = ImageDataset(people_images(), (32, 16), cache_dir=tmp_path, progress=False)
     rows = np.flatnonzero(np.isin(whole.pids, [2, 5, 11]))
     subset = TrainingSubset(whole, rows)
     assert len(subset) == 12

@@ -1,4 +1,4 @@
-"""What only whole processes show: a kill in mid-epoch, and two processes that share an epoch."""
+"""Tests with whole processes: a kill in mid-epoch, and two processes that share an epoch."""
 
 import json
 import os
@@ -72,7 +72,7 @@ def test_every_process_has_its_own_memory_and_gets_it_back(tmp_path):
     assert carried[0].keys() == carried[1].keys() != set()
     for name in carried[0]:
         assert carried[0][name].shape == carried[1][name].shape
-        assert not torch.equal(carried[0][name], carried[1][name])  # of the pictures that each of them saw
+        assert not torch.equal(carried[0][name], carried[1][name])  # of the images that each process saw
     assert_ran(run(tmp_path / "cut", *side, "--resume", launcher=TWO))
     for rank in range(2):
         assert_same_bits(*(tmp_path / name / f"final-{rank}.safetensors" for name in ("whole", "cut")))

@@ -232,6 +232,6 @@ def test_the_scheduler_gives_every_group_its_published_rate():
         scheduler.step()
 
 
-def test_nothing_to_train_is_said():
+def test_a_model_without_trainable_parameters_is_refused():
     with pytest.raises(ValueError, match="nothing to train"):
         build_optimizer(nn.Linear(2, 2).requires_grad_(False), "adam", lr=0.1, weight_decay=0.0)

@@ -1,4 +1,4 @@
-"""What a training leaves beside the exported model, and what it tells its method of the time."""
+"""Files that a training leaves beside the exported model, and the epochs and steps that its method gets."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def test_classifier_and_centers_lie_beside_the_exported_model(small_dataset, tmp
     assert epochs == pytest.approx([step / STEPS_PER_EPOCH for step in range(steps)])
 
 
-def test_missing_and_damaged_heads_are_said(tmp_path):
+def test_missing_and_damaged_classifiers_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="folder of a training run"):
         read_state(tmp_path)
     write_state(tmp_path, {"classifier.weight": torch.ones(3, 2)})

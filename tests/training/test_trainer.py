@@ -179,7 +179,7 @@ def test_interrupted_by_the_user_the_last_checkpoint_resumes(small_dataset, tmp_
     assert_equal_weights(weights_of(whole.model), weights_of(resumed.model), rtol=0, atol=0)
 
 
-def test_only_the_run_that_made_a_checkpoint_goes_on_from_it(small_dataset, tmp_path):
+def test_only_the_run_that_made_a_checkpoint_resumes_from_it(small_dataset, tmp_path):
     small_trainer(tmp_path, small_dataset, num_train_epochs=1, save_strategy="epoch").train()
     other = override(RECIPE, {"options.center_weight": 0.0})
     with pytest.raises(ValueError, match=r"another run: options.center_weight was"):
@@ -194,8 +194,8 @@ def test_only_the_run_that_made_a_checkpoint_goes_on_from_it(small_dataset, tmp_
         trainer.train(resume_from_checkpoint=True)
 
 
-def test_a_run_from_before_an_augmentation_was_known_goes_on(tmp_path):
-    """What the recipe does not do is no difference; what it does is one."""
+def test_a_run_from_before_an_augmentation_existed_resumes(tmp_path):
+    """Only augmentations that the recipe uses count as differences."""
     args = training_arguments(RECIPE, tmp_path, use_cpu=True)
     run = describe_run(RECIPE, args, 48)
     old = {name: value for name, value in run["augmentation"].items() if name not in ("lighting", "resized_area")}
@@ -291,7 +291,7 @@ def test_the_publisher_gets_the_exported_model_once(small_dataset, tmp_path):
     assert not (tmp_path / "README.md").exists()
 
 
-def test_what_nobody_can_do_is_refused(small_dataset, tmp_path):
+def test_impossible_trainings_are_refused(small_dataset, tmp_path):
     for options, message in [
         ({"eval_strategy": "epoch"}, "needs an evaluator"),
         ({"load_best_model_at_end": True}, "exported to output_dir/best"),
@@ -370,7 +370,7 @@ class Watcher(SupervisedMethod):
         return super().forward(batch)
 
 
-def test_a_method_gets_the_boxes_in_front_of_the_flip(small_dataset, tmp_path):
+def test_a_method_gets_the_erased_boxes_before_the_flip(small_dataset, tmp_path):
     recipe = replace(RECIPE, augmentation=RECIPES["fd-student"].augmentation)
     trainer = small_trainer(tmp_path, small_dataset, recipe=recipe, method=Watcher, max_steps=4)
     trainer.train()
@@ -407,7 +407,7 @@ class Remembering(SupervisedMethod):
 
 
 @pytest.mark.parametrize(("save_steps", "accumulated"), [(4, 1), (6, 1), (1, 4)])
-def test_what_batches_carry_goes_on_in_mid_epoch_and_begins_anew_with_each(
+def test_state_between_batches_resumes_in_mid_epoch_and_restarts_with_each_epoch(
     small_dataset, tmp_path, save_steps, accumulated
 ):
     """Step 4 is within an epoch of six, step 6 at its end; with four batches to a step, step 1 is within one of two."""
@@ -433,7 +433,7 @@ def test_what_batches_carry_goes_on_in_mid_epoch_and_begins_anew_with_each(
     assert_equal_weights(weights_of(whole.model), weights_of(resumed.model), rtol=0, atol=0)
 
 
-def test_a_checkpoint_of_fewer_processes_is_refused_by_the_one_that_it_knows_nothing_of(tmp_path):
+def test_a_process_without_state_in_the_checkpoint_refuses_it(tmp_path):
     assert read_carried(tmp_path, 1) == {}
     write_carried(tmp_path, 0, {"last": torch.arange(3)})
     assert read_carried(tmp_path, 0)["last"].tolist() == [0, 1, 2]
