@@ -107,7 +107,7 @@ def test_member_outside_of_the_folder_is_refused(folder, escape, key):
     entry = manifest[key][0] if key == "segments" else manifest[key]
     entry["name"] = escape
     edit_manifest(folder, **{key: manifest[key]})
-    with pytest.raises(ValueError, match="would lie outside"):
+    with pytest.raises(ValueError, match="is outside"):
         GalleryIndex.load(folder)
 
 
@@ -116,7 +116,7 @@ def test_link_that_leaves_the_folder_is_refused(folder, member):
     outside = folder.parent / "outside"
     (folder / member).rename(outside)
     (folder / member).symlink_to(outside)
-    with pytest.raises(ValueError, match="would lie outside"):
+    with pytest.raises(ValueError, match="is outside"):
         GalleryIndex.load(folder)
 
 
