@@ -1,4 +1,3 @@
-import json
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from reid_hub.data.augmentation import BatchTransform
 from reid_hub.data.samplers import IdentitySampler, ShuffleSampler
 from reid_hub.methods import SupervisedMethod
 from reid_hub.training import RECIPES, ReIDTrainer, build_sampler, override, training_arguments
-from reid_hub.training.resume import check_same_run, describe_run, read_carried, write_carried
+from reid_hub.training.resume import RUN_FILE, check_same_run, describe_run, read_carried, write_carried
 
 from .small_run import RECIPE, SEED, STEPS_PER_EPOCH, Recorder, small_model, small_trainer
 
@@ -198,10 +197,11 @@ def test_a_run_from_before_an_augmentation_existed_resumes(tmp_path):
     """Only augmentations that the recipe uses count as differences."""
     args = training_arguments(RECIPE, tmp_path, use_cpu=True)
     run = describe_run(RECIPE, args, 48)
-    old = {name: value for name, value in run["augmentation"].items() if name not in ("lighting", "resized_area")}
-    (tmp_path / "run.json").write_text(json.dumps({**run, "augmentation": old}))
+    known = run.key["augmentation"].items()
+    old = {name: value for name, value in known if name not in ("lighting", "resized_area")}
+    replace(run, key={**run.key, "augmentation": old}).write(tmp_path, RUN_FILE)
     with pytest.raises(ValueError, match="num_processes was 1 and is 2"):
-        check_same_run(tmp_path, {**run, "num_processes": 2})
+        check_same_run(tmp_path, replace(run, key={**run.key, "num_processes": 2}))
     check_same_run(tmp_path, run)
     lit = override(RECIPE, {"augmentation.lighting": 0.1})
     with pytest.raises(ValueError, match="augmentation was"):
