@@ -204,7 +204,7 @@ def test_a_run_from_before_an_augmentation_existed_resumes(tmp_path):
         check_same_run(tmp_path, replace(run, key={**run.key, "num_processes": 2}))
     check_same_run(tmp_path, run)
     lit = override(RECIPE, {"augmentation.lighting": 0.1})
-    with pytest.raises(ValueError, match="augmentation was"):
+    with pytest.raises(ValueError, match=r"augmentation\.lighting was 0\.0 and is 0\.1"):
         check_same_run(tmp_path, describe_run(lit, args, 48))
 
 
