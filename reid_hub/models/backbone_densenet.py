@@ -1,4 +1,4 @@
-"""DenseNet (arXiv:1608.06993), also for images of 32x32, with the tensor names of torchvision's `densenet161`."""
+"""DenseNet (arXiv:1608.06993), also for 32x32 images, with the tensor names of torchvision's `densenet161`."""
 
 from typing import Any
 
@@ -17,14 +17,15 @@ class DenseNetConfig(PreTrainedConfig):
     """DenseNet-BC (arXiv:1608.06993) backbone; the default is DenseNet-161.
 
     Args:
-        growth: channels that a layer adds; its 1x1 convolution makes `bottleneck` times as many first.
-        blocks: layers of each block; a transition between two halves the channels.
-        stem: channels of the first convolution.
-        small_input: for images of 32x32: a first convolution of 3x3 that keeps their size, without norm and pool.
-        dropout: probability behind every convolution but the first, in training.
+        growth: channels added by each layer (growth rate).
+        blocks: number of layers in each block; a transition between blocks halves the channels.
+        stem: output channels of the first convolution.
+        bottleneck: output channels of a layer's 1x1 convolution, as a multiple of `growth`.
+        small_input: use a 3x3 first convolution with stride 1 and no norm or pooling, for 32x32 images.
+        dropout: dropout probability after every convolution except the first.
 
     Raises:
-        ValueError: if `dropout` is no probability below 1.
+        ValueError: if `dropout` is not in [0, 1).
     """
 
     model_type = "reid_densenet"
@@ -43,7 +44,7 @@ class DenseNetConfig(PreTrainedConfig):
 
 
 class DenseLayer(nn.Module):
-    """Norm, ReLU, 1x1 and norm, ReLU, 3x3, put beside the input: (B, c, h, w) -> (B, c + growth, h, w)."""
+    """Norm-ReLU-1x1 and norm-ReLU-3x3, concatenated to the input: (B, c, h, w) -> (B, c + growth, h, w)."""
 
     def __init__(self, c_in: int, growth: int, bottleneck: int, dropout: float):
         super().__init__()
@@ -60,7 +61,7 @@ class DenseLayer(nn.Module):
 
 
 class Transition(nn.Module):
-    """Norm, ReLU, 1x1 convolution and the mean of 2x2: (B, c, h, w) -> (B, c_out, h // 2, w // 2)."""
+    """Norm, ReLU, 1x1 convolution and 2x2 average pooling: (B, c, h, w) -> (B, c_out, h // 2, w // 2)."""
 
     def __init__(self, c_in: int, c_out: int, dropout: float):
         super().__init__()
@@ -73,10 +74,10 @@ class Transition(nn.Module):
 
 
 class DenseNet(nn.Module):
-    """DenseNet up to its last norm and ReLU, (B, 3, H, W) -> (B, C, h, w).
+    """DenseNet up to and including the last norm and ReLU, (B, 3, H, W) -> (B, C, h, w).
 
     Attributes:
-        stage_channels, stage_reductions: of the maps that `stages` returns.
+        stage_channels, stage_reductions: channels and strides of the feature maps returned by `stages`.
     """
 
     gives = ("map", "stages")
@@ -107,7 +108,7 @@ class DenseNet(nn.Module):
         self.features = nn.Sequential()
         for name, layer in layers.items():
             self.features.add_module(name, layer)
-        self.relu = nn.ReLU()  # a module, so that what looks for the final ReLU finds it
+        self.relu = nn.ReLU()  # a module, so that code that searches for the final ReLU finds it
         self.out_channels = width
         self.stage_channels, self.stage_reductions = tuple(channels), tuple(reductions)
 
@@ -115,7 +116,7 @@ class DenseNet(nn.Module):
         return self.relu(self.features(pixel_values))
 
     def stages(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        """The stem's map and those of the blocks, in front of the transitions; the last behind its norm and ReLU."""
+        """Feature maps of the stem and of each block before its transition; the last one after norm and ReLU."""
         x, maps = pixel_values, []
         for name, layer in self.features.named_children():
             if name == "denseblock1" or name.startswith("transition"):
@@ -124,13 +125,13 @@ class DenseNet(nn.Module):
         return *maps, self.relu(x)
 
 
-# With the published widths and three pairs ResNet-50 has the size that the paper states, with four it would not;
-# DenseNet-161 has it with the published widths themselves, its stem is wider.
+# ResNet-50 matches the size stated in the paper with the published widths and three pairs, but not with four.
+# DenseNet-161 matches it with the published widths unscaled, although its stem is wider.
 D161_SIDE = {"stem": [16, 32], "pairs": [[64, 64], [128, 256], [256, 512], [512, 128]]}
 
 
 def _cifar(fields: dict[str, Any] | None = None) -> Variant:
-    """DenseNet-BC-100-12 for images of 32x32."""
+    """DenseNet-BC-100-12 for 32x32 images."""
     backbone = {"growth": 12, "blocks": [16, 16, 16], "stem": 24, "small_input": True}
     image = {
         "image_size": (32, 32),
@@ -146,14 +147,14 @@ DENSENET = register(
         title="DenseNet",
         config=DenseNetConfig,
         network=DenseNet,
-        # Progressive Transfer Learning: baselines, and networks with a side network.
+        # Progressive Transfer Learning: baselines and models with a side network.
         variants={
             "densenet161": Variant({}, progressive(2208), backbone_parameters=26_472_000),
             "densenet161-ptl": Variant({}, progressive(2208, D161_SIDE), backbone_parameters=26_472_000),
             "densenet-bc-100": _cifar(),
             "densenet-bc-100-ptl": _cifar(progressive(342, {"stem": [16], "pairs": [[32, 32], [64, 64], [128, 128]]})),
         },
-        # torchvision, whose published files call a layer's `norm1` `norm.1`.
+        # torchvision; its published files name a layer's `norm1` `norm.1`.
         foreign=Foreign(
             names=(
                 (r"(features\..+)\.(norm|conv)\.([12])\.(\w+)", r"backbone.\1.\2\3.\4"),

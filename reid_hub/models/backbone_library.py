@@ -1,4 +1,4 @@
-"""Backbones that transformers already has: any of its image models."""
+"""Image models of transformers as backbones."""
 
 import inspect
 
@@ -10,16 +10,17 @@ from .families import Family, register
 
 
 class LibraryBackbone(nn.Module):
-    """A library's model as a map from images to features, (B, 3, H, W) -> (B, C, h, w) or tokens (B, N, C).
+    """Wrap a library's model as a backbone, (B, 3, H, W) -> feature map (B, C, h, w) or tokens (B, N, C).
 
     Args:
         last_stride, stride1_stage: see `ReIDConfig`.
 
     Attributes:
-        stage_channels, stage_reductions: of the maps that `stages` returns; empty for a model without them.
+        stage_channels, stage_reductions: channels and strides of the feature maps returned by `stages`; empty for a
+            model without stages.
 
     Raises:
-        ValueError: if a stride is given for a model that has no such strided stage, or for a model of no images.
+        ValueError: if a stride is given for a model without such a strided stage, or if the model does not take images.
     """
 
     stage_channels: tuple[int, ...] = ()
@@ -38,25 +39,25 @@ class LibraryBackbone(nn.Module):
 
     @property
     def gives(self) -> tuple[str, ...]:
-        """A map or tokens, which of them shows with the first image; and stages if there are any."""
+        """Feature map or tokens (known only after the first forward pass), and stages if the model has any."""
         return ("map", "tokens", "stages") if self.stage_channels else ("map", "tokens")
 
     def build(self, config: PreTrainedConfig) -> tuple[nn.Module, int]:
-        """The library's model, and the channels C of its output."""
+        """Return the library's model and its number of output channels C."""
         channels = _out_channels(config)
         return without_pooler(config), channels
 
     def describe_stages(self, config: PreTrainedConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Channels of the maps of the stages, and how much smaller than the image they are."""
+        """Channels and strides (image size / map size) of the feature maps of all stages."""
         return (), ()
 
     def late_stage(self, number: int) -> nn.Module | None:
-        """The last stage (4) or the one before (3), if the model has stages."""
+        """The last stage (4) or the second to last (3); None if the model has no stages."""
         stages = getattr(getattr(self.model, "encoder", None), "stages", ())
         return dict(zip((4, 3), reversed(stages), strict=False)).get(number)
 
     def _set_stride(self, number: int, stride: int, asked: str) -> None:
-        """Give a late stage the stride `stride`, on the 3x3 convolution and on the shortcut."""
+        """Set the stride of a late stage, on its 3x3 convolution and its shortcut."""
         stage = self.late_stage(number)
         if stage is None or not set_stride(stage, stride):
             which = "last stage" if number == 4 else "last stage but one"
@@ -69,18 +70,18 @@ class LibraryBackbone(nn.Module):
         return self.model(pixel_values).last_hidden_state
 
     def stages(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        """The stem's map and those of the stages, if it has `stage_channels`; the last one is `forward`'s.
+        """Feature maps of the stem and of each stage, for a model with `stage_channels`; the last equals `forward`.
 
         Raises:
-            ValueError: for a model without them, such as a ViT.
+            ValueError: if the model has no stages, such as a ViT.
         """
         raise ValueError(f"a {self.model.config.model_type!r} backbone has no stages of maps: take a ResNet")
 
 
 def without_pooler(config: PreTrainedConfig) -> nn.Module:
-    """The model of a configuration, with weights as it initialises them.
+    """Build a model from its configuration, without a pooler and with its own weight initialisation.
 
-    A ViT's pooler is a dense layer behind the tokens we take: untrained, and an unused parameter under DDP.
+    A ViT's pooler is a dense layer after the tokens that we use: it is untrained, and an unused parameter under DDP.
     """
     model_class = MODEL_MAPPING[type(config)]
     model_class = model_class[0] if isinstance(model_class, (list, tuple)) else model_class
@@ -89,10 +90,10 @@ def without_pooler(config: PreTrainedConfig) -> nn.Module:
 
 
 def _out_channels(config: PreTrainedConfig) -> int:
-    """Channels of the output, found without any arithmetic: configurations name them in a dozen ways.
+    """Number of output channels, found with a forward pass on the meta device: configurations name it inconsistently.
 
     Raises:
-        ValueError: for a model that makes no map and no tokens of an image alone.
+        ValueError: if the model cannot compute a feature map or tokens from an image alone.
     """
     size = getattr(config, "image_size", None) or 224
     size = [size, size] if isinstance(size, int) else size
@@ -105,18 +106,18 @@ def _out_channels(config: PreTrainedConfig) -> int:
 
 
 def set_stride(stage: nn.Module, stride: int) -> bool:
-    """Give all layers of stride 2 in a ResNet's stage another; returns whether there are any."""
+    """Change the stride of all stride-2 layers in a ResNet stage; return whether there are any."""
     strided = [module for module in stage.modules() if getattr(module, "stride", None) in (2, (2, 2))]
     for module in strided:
         module.stride = (stride, stride) if isinstance(module, nn.Conv2d) else stride
-        if isinstance(module, nn.AvgPool2d):  # ResNet-D halves its shortcut by averaging
+        if isinstance(module, nn.AvgPool2d):  # ResNet-D downsamples its shortcut by average pooling
             module.kernel_size = stride
     return bool(strided)
 
 
 _VECTOR_FIELDS = ("heads", "layer_norm_eps", "num_attention_heads", "stride")
 
-# What stands in for every model of transformers that has no file here.
+# The fallback for every transformers model without a family of its own.
 LIBRARY = register(
     Family(
         name="transformers",

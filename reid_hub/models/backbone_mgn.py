@@ -1,4 +1,4 @@
-"""MGN, Multiple Granularity Network (arXiv:1804.01438): a ResNet whose end exists three times."""
+"""MGN, Multiple Granularity Network (arXiv:1804.01438): a ResNet that splits into three branches."""
 
 import copy
 import re
@@ -18,11 +18,11 @@ class MGNConfig(PreTrainedConfig):
     """MGN (arXiv:1804.01438): shared stages and branches, built from a bottleneck ResNet.
 
     Args:
-        width: channels of the stem; the four stages put out 4, 8, 16 and 32 times as many.
-        depths: blocks of the stages.
+        width: channels of the stem; the four stages output 4, 8, 16 and 32 times as many.
+        depths: number of blocks in each stage.
 
     Raises:
-        ValueError: unless there are four stages, the third with one block to share and one for the branches.
+        ValueError: unless there are four stages and the third has at least two blocks, one shared and one per branch.
     """
 
     model_type = "reid_mgn"
@@ -39,12 +39,12 @@ class MGNConfig(PreTrainedConfig):
 class MGN(nn.Module):
     """MGN's shared stages and branches, (B, 3, H, W) -> three maps, the first half as high and wide as the others.
 
-    The shared part is a ResNet up to the first block of its third stage; each branch goes on with a third and fourth
-    stage of its own, the second and third branch without the last stride.
+    The shared part is a ResNet up to the first block of its third stage. Each branch continues with its own copy of the
+    rest of the third stage and the fourth stage; the second and third branch drop the last stride.
 
     Attributes:
-        branches: how many of the maps that `stages` returns, the last ones, stand side by side.
-        stage_channels, stage_reductions: of those maps.
+        branches: number of parallel branches; their maps are the last ones returned by `stages`.
+        stage_channels, stage_reductions: channels and strides of the feature maps returned by `stages`.
     """
 
     gives = ("branches",)
@@ -67,19 +67,19 @@ class MGN(nn.Module):
         self.stage_reductions = (4, 4, 8, 16, 32, 16, 16)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """The third branch's map, (B, C, H/16, W/16)."""
+        """Feature map of the third branch, (B, C, H/16, W/16)."""
         return self.stages(pixel_values)[-1]
 
     def stages(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        """The four maps of the shared stages, then those of the branches."""
+        """The four feature maps of the shared part, followed by those of the branches."""
         shared = self.trunk.stages(pixel_values)
         return *shared, *(tail(shared[-1]) for tail in self.tails)
 
 
-# How the public reproduction of MGN calls the parts of a ResNet.
+# The names of a ResNet's parts in the public reproduction of MGN.
 _SHARED = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3.0"}
 
-# The blocks of torchvision's ResNet that each branch has for itself.
+# The blocks of torchvision's ResNet that each branch has its own copy of.
 _TAIL = re.compile(rf"layer(?:(3)\.([1-9]\d*)|(4)\.(\d+))\.({BLOCK})\.(\w+)")
 
 
@@ -88,13 +88,13 @@ def _in_shared(name: str) -> str:
 
 
 def _in_branch(branch: int, block: re.Match[str]) -> str:
-    """The reproduction's name of a tensor of such a block."""
+    """Name of a tensor of such a block in the reproduction."""
     _, third, _, fourth, layer, tensor = block.groups()
     return f"p{branch}.0.{int(third) - 1}.{layer}.{tensor}" if third else f"p{branch}.1.{fourth}.{layer}.{tensor}"
 
 
 def _to_branches(tensors: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
-    """A state dict with everything that MGN's branches have: those of a ResNet's end are its copies."""
+    """Complete a state dict for MGN's branches by copying a ResNet's last blocks to the second and third branch."""
     tensors = dict(tensors)
     for name, tensor in list(tensors.items()):
         if match := _TAIL.fullmatch(name):
@@ -113,7 +113,7 @@ _BRANCH = rf"p([123])\.([01])\.(\d+)\.({BLOCK})\.(\w+)"
 
 
 def _mgn(side: dict[str, Any] | None = None) -> Variant:
-    """MGN as Progressive Transfer Learning's authors reproduced it: eight vectors of 256 numbers."""
+    """MGN as reproduced by the authors of Progressive Transfer Learning: eight 256-d vectors."""
     fields = {
         "pooling": "branch_stripes",
         "embedding": {"name": "shared_linear", "dim": 256, "bias": side is not None, "relu": True},
@@ -132,8 +132,8 @@ MGN_FAMILY = register(
         config=MGNConfig,
         network=MGN,
         variants={"mgn": _mgn(), "mgn-ptl": _mgn({"cell": "v1"})},
-        # The public reproduction's, with a classifier for each vector; and torchvision's ResNet, whose end is the first
-        # branch's and is copied for the others.
+        # The public reproduction, which has a classifier for each vector; and torchvision's ResNet, whose last blocks
+        # initialise the first branch and are copied to the others.
         foreign=Foreign(
             names=(
                 (r"reduction\.0\.(\w+)", r"head.fc.\1"),

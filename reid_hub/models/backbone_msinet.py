@@ -1,4 +1,4 @@
-"""MSINet, two branches that interact (arXiv:2303.07065), with the tensor names of the published checkpoint."""
+"""MSINet, a network of two interacting branches (arXiv:2303.07065), with the tensor names of its checkpoint."""
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -10,8 +10,8 @@ from .backbone_osnet import CHANNELS, WIDTH, ChannelGate, ConvLayer, declare_sta
 from .families import Family, Foreign, Variant, register
 from .width_groups import WidthGroups
 
-# What an interaction does to the channels of its two branches: `ties` says that both must be numbered alike, and
-# `width_groups` takes the groups of the branches' last layers and returns those of the branches behind it.
+# Effect of an interaction on the channels of its two branches: `ties` means that both must use the same channel order;
+# `width_groups` takes the groups of the branches' last layers and returns those of the branches after the interaction.
 
 
 class Unchanged(nn.Module):
@@ -30,7 +30,7 @@ class Unchanged(nn.Module):
 
 
 class Exchange(Unchanged):
-    """The branches change places: (a, b) -> (b, a)."""
+    """Swap the branches: (a, b) -> (b, a)."""
 
     def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         return b, a
@@ -40,7 +40,7 @@ class Exchange(Unchanged):
 
 
 class SharedGate(ChannelGate):
-    """OSNet's channel gate on each branch by itself, with the same weights for both."""
+    """OSNet's channel gate, applied to each branch separately with shared weights."""
 
     ties = True
 
@@ -53,11 +53,11 @@ class SharedGate(ChannelGate):
 
 
 class CrossAttention(nn.Module):
-    """Attention over channels, weighted by how little they correlate with the other branch (paper, section 3.3).
+    """Channel attention that favours channels with low correlation to the other branch (paper, section 3.3).
 
-    With a and b as (C, h * w) matrices: a + gamma * softmax(-a b') a and b + gamma * softmax(-b a') b, the softmax over
-    rows; the published code's max(E) - E in place of -E only shifts a row. Weights numbered by b's channels multiply
-    a's: both branches must number theirs alike.
+    With a and b as (C, h * w) matrices: a + gamma * softmax(-a b') a and b + gamma * softmax(-b a') b, with the softmax
+    over each row. The published code uses max(E) - E instead of -E, which only shifts each row. Attention weights
+    indexed by b's channels multiply a's channels, so both branches must use the same channel order.
     """
 
     ties = True
@@ -94,12 +94,12 @@ class MSINetConfig(PreTrainedConfig):
     """MSINet (arXiv:2303.07065) backbone.
 
     Args:
-        channels: of the stem and the three stages.
-        genotype: of each of the six cells, the interactions of its two branches in its middle and at its tail: "none",
-            "exchange", "gate" or "cross_attention". The default is the released one, found on MSMT17.
+        channels: channels of the stem and the three stages.
+        genotype: for each of the six cells, the interactions of its two branches in the middle and at the tail: "none",
+            "exchange", "gate" or "cross_attention". The default is the released genotype, searched on MSMT17.
 
     Raises:
-        ValueError: for another number of cells, or an unknown interaction.
+        ValueError: if the number of cells is not six, or an interaction is unknown.
     """
 
     model_type = "reid_msinet"
@@ -121,7 +121,7 @@ class MSINetConfig(PreTrainedConfig):
 
 
 class Cell(nn.Module):
-    """Branches of 2 and 6 Lite layers that interact in the middle and at the tail, in a residual block.
+    """Residual block of two branches, of 2 and 6 Lite layers, that interact in the middle and at the tail.
 
     (B, c_in, h, w) -> (B, c_out, h, w); paper, figure 3.
     """
@@ -145,7 +145,7 @@ class Cell(nn.Module):
         return self.relu(self.conv4a(a) + self.conv4b(b) + self.downsample(x))
 
     def width_groups(self, groups: WidthGroups, writes: str, reads: str) -> None:
-        """Declare the cell: where an interaction ties the branches, their last layers write one group."""
+        """Declare the cell's channels; the last layers of branches tied by an interaction write the same group."""
         name = groups.prefix
         streams = (f"{name}.conv1a", f"{name}.conv1b")
         for branch, stream in zip("ab", streams, strict=True):
@@ -167,7 +167,7 @@ class MSINet(nn.Module):
     """MSINet, (B, 3, H, W) -> (B, C, H/16, W/16): OSNet's stem, then three stages of two cells.
 
     Attributes:
-        stage_channels, stage_reductions: of the maps that `stages` returns.
+        stage_channels, stage_reductions: channels and strides of the feature maps returned by `stages`.
     """
 
     gives = ("map", "stages")
@@ -193,7 +193,7 @@ class MSINet(nn.Module):
         return self.stages(pixel_values)[-1]
 
     def stages(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        """The stem's map, those of the first two stages behind their transitions, and the last."""
+        """Feature maps of the stem, of the first two stages after their transitions, and of the last stage."""
         x = self.maxpool(self.conv1(pixel_values))
         maps = [x]
         for cell in self.cells:
@@ -203,14 +203,14 @@ class MSINet(nn.Module):
         return *maps, x
 
     def width_groups(self, groups: WidthGroups) -> tuple[str, str]:
-        """Declare the channels; returns the groups of the last two maps that `stages` returns."""
+        """Declare the channels; return the groups of the last two feature maps returned by `stages`."""
         self.conv1.width_groups(groups.inside("conv1"), "stem")
         outputs = declare_stages(groups, [f"cells.{number}" for number in range(len(self.cells))], "stem")
         return outputs[-3], outputs[-1]
 
 
 def _msinet(channels: list[int], backbone_parameters: int) -> Variant:
-    """The global and the striped vector are compared, and classified behind their necks."""
+    """A variant that retrieves with the global and striped vectors, and classifies them after their necks."""
     vector = {"pooling": "global_stripes", "neck": "linear_bnneck", "retrieve": "features"}
     return Variant({"channels": channels}, vector, backbone_parameters)
 
@@ -229,8 +229,8 @@ MSINET = register(
             "msinet-x0.25": _msinet(CHANNELS["x0.25"], 136_026),
         },
         width=WIDTH,
-        # The authors' names; their BNNecks, head and f_head, stand behind the linear layers fc and f_fc. What a
-        # checkpoint holds beyond: the second vector, where ours has none, and spatial alignment.
+        # The authors' names; their BNNecks, head and f_head, follow the linear layers fc and f_fc. Ignored: the second
+        # vector, if our model has none, and the spatial alignment module.
         foreign=Foreign(
             names=(
                 (r"f_conv\.(\w+)", r"pooling.f_conv.\1"),

@@ -12,7 +12,13 @@ GATE_REDUCTION = 16
 
 @strict
 class OSNetConfig(PreTrainedConfig):
-    """OSNet (arXiv:1905.00953) backbone: `channels` of the stem and the three stages; `ibn` adds instance norms."""
+    """OSNet (arXiv:1905.00953) backbone.
+
+    Args:
+        channels: channels of the stem and the three stages.
+        blocks: residual blocks per stage.
+        ibn: add instance norms (the IBN variant).
+    """
 
     model_type = "reid_osnet"
     channels: list[int] | tuple[int, ...] = (64, 256, 384, 512)
@@ -25,7 +31,7 @@ class OSNetConfig(PreTrainedConfig):
 
 
 class ConvLayer(nn.Module):
-    """Convolution, norm (batch norm, or instance norm in the IBN stem) and, unless it closes a block, ReLU."""
+    """Convolution, norm (batch norm, or instance norm in the IBN stem) and ReLU (except at the end of a block)."""
 
     def __init__(self, c_in: int, c_out: int, kernel: int = 1, stride: int = 1, relu: bool = True, instance_norm=False):
         super().__init__()
@@ -37,7 +43,7 @@ class ConvLayer(nn.Module):
         return self.relu(self.bn(self.conv(x)))
 
     def width_groups(self, groups: WidthGroups, writes: str, reads: str | tuple[str, ...] = ()) -> None:
-        """Declare the channels of the convolution and of the norm, whichever it is."""
+        """Declare the channels of the convolution and the norm."""
         groups.layer("conv", reads=reads, writes=writes)
         groups.layer("bn", writes=writes)
 
@@ -56,19 +62,19 @@ class LiteLayer(nn.Module):
         return self.relu(self.bn(self.conv2(self.conv1(x))))
 
     def width_groups(self, groups: WidthGroups, writes: str, reads: str) -> None:
-        """Declare the channels: the depthwise kernels are numbered by the 1x1 convolution in front of them."""
+        """Declare the channels; the depthwise kernels follow the output channels of the 1x1 convolution before them."""
         groups.layer("conv1", reads=reads, writes=writes)
         groups.layer("conv2", writes=writes)
         groups.layer("bn", writes=writes)
 
 
 def lite_stream(channels: int, depth: int) -> nn.Module:
-    """Lite layers in a row; a single one is not numbered, as in the published names."""
+    """A sequence of Lite layers; a single layer has no index in its name, as in the published checkpoints."""
     return LiteLayer(channels) if depth == 1 else nn.Sequential(*(LiteLayer(channels) for _ in range(depth)))
 
 
 def declare_stream(groups: WidthGroups, path: str, writes: str, reads: str) -> None:
-    """Declare the Lite layers of a `lite_stream`: all but the last write groups of their own, under their names."""
+    """Declare the Lite layers of a `lite_stream`; each but the last writes its own group, named after the layer."""
     stream = groups.module.get_submodule(path)
     layers = [path] if isinstance(stream, LiteLayer) else [f"{path}.{number}" for number in range(len(stream))]
     for layer in layers:
@@ -78,7 +84,7 @@ def declare_stream(groups: WidthGroups, path: str, writes: str, reads: str) -> N
 
 
 class ChannelGate(nn.Module):
-    """Gates of a stream from its own global average, (B, C, h, w) -> (B, C, h, w) (paper, eq. 3)."""
+    """Channel gate computed from the stream's global average, (B, C, h, w) -> (B, C, h, w) (paper, eq. 3)."""
 
     def __init__(self, channels: int, reduction: int = GATE_REDUCTION):
         super().__init__()
@@ -90,7 +96,7 @@ class ChannelGate(nn.Module):
         return x * self.fc2(self.relu(self.fc1(x.mean((2, 3), keepdim=True)))).sigmoid()
 
     def width_groups(self, groups: WidthGroups, gated: str) -> None:
-        """Declare the gate of the channels `gated`, whose own group its hidden layer is."""
+        """Declare a gate on the channels `gated`; its hidden layer has a group of its own."""
         hidden = f"{groups.prefix}.hidden"
         groups.layer("fc1", reads=gated, writes=hidden)
         groups.layer("fc2", reads=hidden, writes=gated)
@@ -100,7 +106,7 @@ STREAMS = ("conv2a", "conv2b", "conv2c", "conv2d")
 
 
 class OSBlock(nn.Module):
-    """Four streams of 1 to 4 Lite layers, joined by one shared gate, in a residual block (paper, figure 4)."""
+    """Residual block of four streams with 1 to 4 Lite layers, fused by one shared gate (paper, figure 4)."""
 
     def __init__(self, c_in: int, c_out: int, instance_norm: bool = False):
         super().__init__()
@@ -122,7 +128,7 @@ class OSBlock(nn.Module):
         return self.relu(self.IN(out) if hasattr(self, "IN") else out)
 
     def width_groups(self, groups: WidthGroups, writes: str, reads: str) -> None:
-        """Declare the block: the four streams end in one group, because they are summed and share the gate."""
+        """Declare the block's channels; the streams end in one group because they are summed and share the gate."""
         entry, joined = f"{groups.prefix}.entry", f"{groups.prefix}.sum"
         self.conv1.width_groups(groups.inside("conv1"), entry, reads)
         for name in STREAMS:
@@ -136,9 +142,9 @@ class OSBlock(nn.Module):
 
 
 def declare_stages(groups: WidthGroups, paths: list[str], stream: str) -> list[str]:
-    """Declare residual blocks and transitions in a row, behind a layer that wrote `stream`; the group of each output.
+    """Declare consecutive residual blocks and transitions after a layer that writes `stream`; return the output groups.
 
-    A residual stream is one group, named after the block that begins it: where a shortcut convolution maps it.
+    A residual stream is one group, named after its first block, the one with a shortcut convolution.
     """
     outputs = []
     for path in paths:
@@ -153,10 +159,10 @@ def declare_stages(groups: WidthGroups, paths: list[str], stream: str) -> list[s
 
 
 class OSNet(nn.Module):
-    """OSNet up to conv5, (B, 3, H, W) -> (B, C, H/16, W/16); the 512-d FC behind it is the model's embedding layer.
+    """OSNet up to conv5, (B, 3, H, W) -> (B, C, H/16, W/16); the 512-d FC after it is the model's embedding layer.
 
     Attributes:
-        stage_channels, stage_reductions: of the maps that `stages` returns.
+        stage_channels, stage_reductions: channels and strides of the feature maps returned by `stages`.
     """
 
     gives = ("map", "stages")
@@ -171,7 +177,7 @@ class OSNet(nn.Module):
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         width = stem
         for number, channels in enumerate(stages, start=2):
-            # In the IBN variant only the blocks of conv2 carry the extra instance norm.
+            # In the IBN variant, only the blocks of conv2 have the extra instance norm.
             sizes = [width] + [channels] * (config.blocks - 1)
             layers = [OSBlock(size, channels, instance_norm=config.ibn and number == 2) for size in sizes]
             if number < len(stages) + 1:
@@ -184,14 +190,14 @@ class OSNet(nn.Module):
         return self.stages(pixel_values)[-1]
 
     def stages(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        """The stem's map, those of the first two stages behind their transitions, and the last."""
+        """Feature maps of the stem, of the first two stages after their transitions, and of conv5."""
         stem = self.maxpool(self.conv1(pixel_values))
         second = self.conv2(stem)
         third = self.conv3(second)
         return stem, second, third, self.conv5(self.conv4(third))
 
     def width_groups(self, groups: WidthGroups) -> tuple[str, ...]:
-        """Declare the channels; returns the group of the last map."""
+        """Declare the channels; return the group of the last feature map."""
         self.conv1.width_groups(groups.inside("conv1"), "stem")
         paths = [f"conv{stage}.{number}" for stage in (2, 3, 4) for number in range(len(getattr(self, f"conv{stage}")))]
         *_, stream = declare_stages(groups, paths, "stem")
@@ -200,10 +206,10 @@ class OSNet(nn.Module):
 
 
 def set_width(backbone: PreTrainedConfig, width: int) -> None:
-    """Scale all channels of an OSNet's or MSINet's configuration to a stem of `width`.
+    """Scale all channels of an OSNet or MSINet configuration to a stem of `width` channels.
 
     Raises:
-        ValueError: for a stem that is too narrow for the gates, or broken channel numbers.
+        ValueError: if the stem is too narrow for the gates, or a number of channels would not be an integer.
     """
     if width < GATE_REDUCTION:
         raise ValueError(
@@ -226,7 +232,7 @@ CHANNELS = {
 
 
 def _osnet(channels: list[int], backbone_parameters: int, parameters: int) -> Variant:
-    """The 512-d vector behind FC, BN and ReLU is classified, compared and retrieved."""
+    """A variant that uses the 512-d vector after FC, BN and ReLU for classification, metric losses and retrieval."""
     embedding = {"name": "linear", "dim": 512, "bias": True, "relu": True, "init_std": 0.01}
     return Variant({"channels": channels}, {"embedding": embedding, "neck": "none"}, backbone_parameters, parameters)
 

@@ -18,24 +18,24 @@ from .width_groups import WidthGroups
 
 TOKENS = ("cls_token", "part_token1", "part_token2", "part_token3")
 TOKEN_POSITIONS = ("cls_pos", "part1_pos", "part2_pos", "part3_pos")
-INIT_STD = 0.02  # timm and PASS truncate this normal at +-2, a hundred deviations out: it is a plain normal
+INIT_STD = 0.02  # timm and PASS truncate at +-2, which is 100 standard deviations: effectively a plain normal
 
 
 @strict
 class PartViTConfig(PreTrainedConfig):
-    """ViT with part tokens (PASS, arXiv:2203.03931) and a free width (OSKT, arXiv:2511.06016).
+    """ViT with part tokens (PASS, arXiv:2203.03931) and adjustable width (OSKT, arXiv:2511.06016).
 
     Args:
-        embed_dim: width E of the patch embedding, the tokens and the positions.
-        width: width D of the blocks and of the output.
-        depth, heads, mlp_ratio: of the blocks.
-        patch_size, stride: of the square patches, in pixels.
-        drop_path: probability that the last block's branches are skipped in training, rising from 0 linearly.
-        image_size: (height, width); a `ReIDConfig` sets its own here.
+        embed_dim: width E of the patch embedding, tokens and position embeddings.
+        width: width D of the blocks and the output.
+        depth, heads, mlp_ratio: number of blocks, attention heads per block, and MLP width as a multiple of `width`.
+        patch_size, stride: size and stride of the square patches, in pixels.
+        drop_path: stochastic depth rate of the last block; rates increase linearly from 0.
+        image_size: (height, width) in pixels; overwritten by the `ReIDConfig`.
 
     Raises:
-        ValueError: if the heads do not divide the width, `drop_path` is no probability below 1, or the image is
-            smaller than a patch.
+        ValueError: if `width` is not divisible by `heads`, `drop_path` is not in [0, 1), or the image is smaller than a
+            patch.
     """
 
     model_type = "reid_part_vit"
@@ -58,12 +58,12 @@ class PartViTConfig(PreTrainedConfig):
 
     @property
     def mlp_width(self) -> int:
-        """Channels between the two layers of an MLP."""
+        """Hidden width of the MLPs."""
         return int(self.width * self.mlp_ratio)
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Patches along (height, width)."""
+        """Number of patches along (height, width)."""
         rows, columns = ((size - self.patch_size) // self.stride + 1 for size in self.image_size)
         return rows, columns
 
@@ -83,7 +83,7 @@ class PartViTConfig(PreTrainedConfig):
 
 
 class PatchEmbedding(nn.Module):
-    """Cut into patches and embed each, (B, 3, H, W) -> (B, n, E), row by row."""
+    """Patch embedding, (B, 3, H, W) -> (B, n, E), with patches in row-major order."""
 
     def __init__(self, config: PartViTConfig):
         super().__init__()
@@ -94,7 +94,7 @@ class PatchEmbedding(nn.Module):
 
 
 class PatchConvolution(nn.Conv2d):
-    """Starts uniform within 1 / sqrt(fan-in), weight and bias, as timm leaves it."""
+    """Patch projection; weight and bias start uniform within +-1 / sqrt(fan-in), as in timm."""
 
     def initialise(self) -> None:
         bound = self.weight[0].numel() ** -0.5
@@ -103,7 +103,7 @@ class PatchConvolution(nn.Conv2d):
 
 
 class WidthLayer(nn.Linear):
-    """From the width of the embedding to that of the blocks; the identity at the start where they are equal."""
+    """Projection from the embedding width to the block width; initialised to the identity if they are equal."""
 
     def initialise(self) -> None:
         if self.in_features == self.out_features:
@@ -113,7 +113,7 @@ class WidthLayer(nn.Linear):
 
 
 class Attention(nn.Module):
-    """Self-attention, (B, N, D) -> (B, N, D); rows of `qkv` are queries, keys, values, each head after head."""
+    """Self-attention, (B, N, D) -> (B, N, D); the rows of `qkv` are queries, keys and values, each ordered by head."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -124,13 +124,13 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         batch, length, width = x.shape
         queries, keys, values = self.qkv(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        # The scale is that of this network's own heads, also in a student that was cut out of wider ones.
+        # Scale by this network's own head width, also in a student with narrower heads than its teacher.
         mixed = F.scaled_dot_product_attention(queries, keys, values, scale=(width // self.heads) ** -0.5)
         return self.proj(mixed.transpose(1, 2).reshape(batch, length, width))
 
 
 class MLP(nn.Module):
-    """Two linear layers with the exact GELU between them, (B, N, D) -> (B, N, D)."""
+    """Two linear layers with an exact GELU in between, (B, N, D) -> (B, N, D)."""
 
     def __init__(self, width: int, hidden: int):
         super().__init__()
@@ -142,7 +142,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block; in training each image skips a branch with probability `drop_path`."""
+    """Pre-norm transformer block; in training, each image skips a branch with probability `drop_path`."""
 
     def __init__(self, config: PartViTConfig, drop_path: float):
         super().__init__()
@@ -166,16 +166,16 @@ class Block(nn.Module):
 class PartViT(nn.Module):
     """ViT with a class token and three part tokens, (B, 3, H, W) -> (B, 4 + n, D): the four tokens, then the patches.
 
-    Tokens and positions have the width E of the patch embedding. `dw`, which OSKT adds, takes their sum to the width D
-    of the blocks, so that a student of any width keeps its teacher's embedding.
+    Tokens and position embeddings have the width E of the patch embedding. `dw`, added by OSKT, projects their sum to
+    the block width D, so a student of any width can keep its teacher's patch embedding.
 
     Raises:
-        ValueError: for a image of another size than the positions are made for.
+        ValueError: if the image size differs from the one that the position embeddings are for.
     """
 
     gives = ("tokens", "part_tokens")
 
-    # OSKT clusters the rows of a ViT by angle, those of a CNN by Euclidean distance.
+    # OSKT clusters rows by cosine distance for a ViT and by Euclidean distance for a CNN.
     row_distance = "cosine"
 
     def __init__(self, config: PartViTConfig):
@@ -194,7 +194,7 @@ class PartViT(nn.Module):
         self.gradient_checkpointing, self.checkpointing_options = False, {}
 
     def initialise(self) -> None:
-        """Draw the tokens and positions; the layers below are initialised on their own."""
+        """Initialise the tokens and position embeddings; the submodules initialise themselves."""
         for tensor in self.parameters(recurse=False):
             init.normal_(tensor, std=INIT_STD)
 
@@ -218,11 +218,11 @@ class PartViT(nn.Module):
         return self.norm(x)
 
     def width_groups(self, groups: WidthGroups) -> tuple[str, ...]:
-        """Declare the channels of the blocks; patch embedding, tokens and positions keep the teacher's width E."""
+        """Declare the blocks' channels; patch embedding, tokens and position embeddings keep the teacher's width E."""
         groups.layer("dw", writes="residual")
         for i in range(len(self.blocks)):
             block, heads, hidden = f"blocks.{i}", f"blocks.{i}.attn", f"blocks.{i}.mlp"
-            # A query channel meets the key of the same number, and the attention mixes values within a head.
+            # Query and key channels are paired by index, and attention mixes values only within a head.
             groups.layer(
                 f"{block}.attn.qkv", reads="residual", writes=(heads, heads, heads), blocks=self.heads, queries=True
             )
@@ -237,10 +237,10 @@ class PartViT(nn.Module):
     def activation_checkpointing_enable(
         self, options: dict | None = None, every_n_layers: int = 1, offload: bool = False
     ) -> None:
-        """Keep only each block's input for the backward, and run the block again there; `options` go to torch.
+        """Store only each block's input and recompute the block in the backward pass; `options` are passed to torch.
 
         Raises:
-            ValueError: for the refinements that transformers' own models have.
+            ValueError: if `every_n_layers` or `offload`, which only transformers' own models support, is set.
         """
         if every_n_layers != 1 or offload:
             raise ValueError(
@@ -260,26 +260,26 @@ def _linear(in_features: int, out_features: int) -> NormalLinear:
 
 NOISE_STD, NOISE_SEED = 0.02, 0
 
-# What files of DeiT hold besides a ViT, and of ImageNet's and self-supervised training.
+# Extra tensors in checkpoints of DeiT, of ImageNet training and of self-supervised training.
 VIT_HEADS = "head_dist|dist_token|pre_logits"
 
 
 def _to_part_tokens(tensors: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
-    """The state dict of a ViT with everything that our part-token ViT has; nothing is replaced.
+    """Complete the state dict of a ViT for the part-token ViT without overwriting any of its tensors.
 
-    A network with one class token (`pos_embed` (1, 1 + n, E)) gives its position to the class token, and the part
-    tokens begin as copies of the class token with a little noise, always the same. Positions of another grid are
-    resized bilinearly. `dw`, which only OSKT has, is the identity where the widths agree.
+    If the ViT has one class token (`pos_embed` (1, 1 + n, E)), its first position embedding becomes that of the class
+    token, and the part tokens start as copies of the class token plus a little noise from a fixed seed. Position
+    embeddings of another grid are resized bilinearly. `dw`, which only OSKT has, is the identity if the widths agree.
 
     Raises:
-        ValueError: if the grid of the positions cannot be told.
+        ValueError: if the grid of the position embeddings cannot be inferred.
     """
     tensors, config = dict(tensors), model.config.backbone_config
     positions, token = tensors.get("pos_embed"), tensors.get("cls_token")
     if positions is not None and positions.ndim != 3:
-        positions = None  # stays as it is, to be named as misshaped
+        positions = None  # left unchanged, so that loading reports the shape mismatch
     if positions is not None and token is not None and "cls_pos" not in tensors:
-        # Rows of a distilled DeiT: class, distillation, patches.
+        # Rows of a distilled DeiT: class token, distillation token, patches.
         patches_from = 2 if "dist_token" in tensors else 1
         tensors["cls_pos"], positions = positions[:, :1], positions[:, patches_from:]
         generator = torch.Generator().manual_seed(NOISE_SEED)
@@ -295,15 +295,16 @@ def _to_part_tokens(tensors: dict[str, Tensor], model: Any) -> dict[str, Tensor]
 
 
 def resize_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Positions (1, n, E) on another grid, (1, rows * columns, E).
+    """Resize position embeddings (1, n, E) bilinearly to another grid, (1, rows * columns, E).
 
-    ImageNet's grids are square, PASS's and TransReID's twice as high as wide; no number is both a square and twice one.
+    ImageNet grids are square; those of PASS and TransReID are twice as high as wide. No number is both a square and
+    twice a square, so n determines the old grid.
     """
     count = positions.shape[1]
     side, half = math.isqrt(count), math.isqrt(count // 2)
     old = (side, side) if side * side == count else (2 * half, half)
     if old[0] * old[1] != count:
-        if count == grid[0] * grid[1]:  # overlapping patches, 21 x 10: right as they are
+        if count == grid[0] * grid[1]:  # overlapping patches, 21 x 10: already the right size
             return positions
         raise ValueError(
             f"cannot tell the grid of {count} positions, which is neither n x n nor 2n x n, to resize it to "
@@ -331,7 +332,7 @@ def _set_size(backbone: PreTrainedConfig, image_size: Sequence[int]) -> None:
 
 
 def _part_vit(embed_dim: int, heads: int, width: int, backbone_parameters: int) -> Variant:
-    """PASS as OSKT uses it: a student keeps its teacher's patch embedding."""
+    """PASS as used by OSKT, where a student keeps its teacher's patch embedding."""
     fields = {
         "pooling": "part_tokens",
         "neck": "part_bnneck",
@@ -348,8 +349,8 @@ PART_VIT = register(
         title="the part-token ViT",
         config=PartViTConfig,
         network=PartViT,
-        # OSKT (arXiv:2511.06016), table A3: teachers, and students with the teacher's heads in narrower blocks. The
-        # paper prints millions, without tokens and positions and with a patch embedding as narrow as the blocks.
+        # OSKT (arXiv:2511.06016), table A3: teachers, and students with as many heads in narrower blocks. The paper
+        # reports millions, excluding tokens and positions and with a patch embedding as narrow as the blocks.
         variants={
             "vit-s": _part_vit(384, 6, 384, 21_789_312),
             "vit-b": _part_vit(768, 12, 768, 86_340_864),
@@ -359,8 +360,8 @@ PART_VIT = register(
             "vit-b-s2": _part_vit(768, 12, 336, 17_263_200),
         },
         width=Width(get=lambda backbone: backbone.width, set=_set_width, fields=("embed_dim", "width", "heads")),
-        # PASS's names, whose BNNecks of the parts are called bottleneck and bottleneck_1..3; also TransReID, DeiT and
-        # timm, whose one class token is completed to four.
+        # PASS, which names its part BNNecks bottleneck and bottleneck_1..3; also TransReID, DeiT and timm, with the
+        # single class token extended to four tokens.
         foreign=Foreign(
             names=(
                 (rf"bottleneck\.({BNNECK})", r"neck.parts.0.\1"),
@@ -370,7 +371,7 @@ PART_VIT = register(
             complete=_to_part_tokens,
             ignored=VIT_HEADS,
         ),
-        fixes_size=lambda backbone: True,  # it has a position for each patch
+        fixes_size=lambda backbone: True,  # one position embedding per patch
         set_size=_set_size,
         vector_fields=("heads", "layer_norm_eps", "stride"),
         citation="""@inproceedings{zhu2022pass,

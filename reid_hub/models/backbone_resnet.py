@@ -1,4 +1,4 @@
-"""ResNet (arXiv:1512.03385) as transformers has it, with the variants of the methods that build on it."""
+"""transformers' ResNet (arXiv:1512.03385), with the variants used by several methods."""
 
 import re
 from collections.abc import Sequence
@@ -28,20 +28,20 @@ class ResNet(LibraryBackbone):
         return (config.embedding_size, *config.hidden_sizes), reductions
 
     def stages(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        """The stem's map and those of the stages."""
+        """Feature maps of the stem and of each stage."""
         maps = [self.model.embedder(pixel_values)]
         for stage in self.model.encoder.stages:
             maps.append(stage(maps[-1]))
         return tuple(maps)
 
     def width_groups(self, groups: WidthGroups) -> tuple[str, ...]:
-        """Declare the channels; returns the group of the last map."""
+        """Declare the channels; return the group of the last feature map."""
         _conv_norm(groups, "model.embedder.embedder", writes="stem")
         stream = "stem"
         for s, stage in enumerate(self.model.encoder.stages):
             for b, block in enumerate(stage.layers):
                 path, entering = f"model.encoder.stages.{s}.layers.{b}", stream
-                # Every block of a stage adds to one residual stream; it begins where a shortcut convolution maps it.
+                # All blocks of a stage share one residual stream; a shortcut convolution starts a new one.
                 if not isinstance(block.shortcut, nn.Identity):
                     stream = f"stage{s + 1}"
                     _conv_norm(groups, f"{path}.shortcut", reads=entering, writes=stream)
@@ -52,12 +52,12 @@ class ResNet(LibraryBackbone):
 
 
 def _conv_norm(groups: WidthGroups, path: str, *, writes: str, reads: str | tuple[str, ...] = ()) -> None:
-    """Declare one of transformers' convolutions with the norm behind it."""
+    """Declare a convolution layer of transformers together with its norm."""
     groups.layer(f"{path}.convolution", reads=reads, writes=writes)
     groups.layer(f"{path}.normalization", writes=writes)
 
 
-# torchvision's names of what is in a block, and transformers'.
+# Names of the layers in a block: torchvision -> transformers.
 IN_BLOCK = {
     "conv1": "layer.0.convolution", "bn1": "layer.0.normalization",
     "conv2": "layer.1.convolution", "bn2": "layer.1.normalization",
@@ -86,9 +86,9 @@ FULL, QUARTER = [64, 128, 256, 512], [16, 32, 64, 128]
 
 
 def _resnet(blocks: dict[str, Any], planes: Sequence[int], fields: dict[str, Any] | None = None, **published: int):
-    """A variant with these widths of the stages; a stage of bottlenecks puts out four times its width.
+    """A variant with these stage widths; a bottleneck stage outputs four times its width.
 
-    The last stage keeps the size of the map, as is ReID's habit, unless `fields` say otherwise.
+    As usual in ReID, the last stage has stride 1 unless `fields` override it.
     """
     expansion = 1 if blocks["layer_type"] == "basic" else 4
     backbone = {"embedding_size": planes[0], "hidden_sizes": [expansion * width for width in planes], **blocks}
@@ -108,13 +108,13 @@ RESNET = register(
         variants={
             "res18": _resnet(R18, FULL, backbone_parameters=11_176_512),
             "res34": _resnet(R34, FULL, backbone_parameters=21_284_672),
-            # A quarter of the width in basic blocks: trains from nothing in minutes where the narrow bottlenecks below
-            # do not.
+            # Basic blocks at a quarter of the width: trains from scratch in minutes, unlike the narrow bottlenecks
+            # below.
             "res18-x0.25": _resnet(R18, QUARTER),
             "res50": _resnet(R50, FULL, backbone_parameters=23_508_032),
             "res101": _resnet(R101, FULL, backbone_parameters=42_500_160),
             "res152": _resnet(R152, FULL, backbone_parameters=58_143_808),
-            # OSKT (arXiv:2511.06016), table A1: stem width and the three multipliers of the stages behind the first.
+            # OSKT (arXiv:2511.06016), table A1: stem width, and width multipliers of the second to fourth stage.
             "res50-s1": _resnet(R50, _planes(8, 2, 4, 8), backbone_parameters=374_152),
             "res50-s2": _resnet(R50, _planes(16, 2, 3, 4), backbone_parameters=611_088),
             "res50-s3": _resnet(R50, _planes(16, 2, 4, 8), backbone_parameters=1_480_976),
@@ -128,7 +128,7 @@ RESNET = register(
             "res101a": _resnet(R101, FULL, factorized(512), parameters=43_549_760),
             "res152a": _resnet(R152, FULL, factorized(512), parameters=59_193_408),
             "res152b": _resnet(R152, FULL, factorized(2048), parameters=62_342_208),
-            # Progressive Transfer Learning: baselines, and networks with a side network.
+            # Progressive Transfer Learning: baselines and models with a side network.
             "res18-x0.25-conv": _resnet(R18, QUARTER, progressive(128)),
             "res18-x0.25-ptl": _resnet(R18, QUARTER, progressive(128, {"pairs": 3})),
             "res50-conv": _resnet(R50, FULL, progressive(2048)),
@@ -140,7 +140,7 @@ RESNET = register(
             fields=("embedding_size", "hidden_sizes", "layer_type", "depths"),
             out=lambda backbone: backbone.hidden_sizes[-1],
         ),
-        # torchvision, timm, LUPerson; BoT's BNNeck is called bottleneck.
+        # torchvision, timm, LUPerson; BoT names its BNNeck bottleneck.
         foreign=Foreign(
             names=(
                 (r"conv1\.(\w+)", r"backbone.model.embedder.embedder.convolution.\1"),

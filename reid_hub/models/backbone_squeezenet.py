@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig
 from .families import Family, Foreign, Variant, register
 from .variant_fields import factorized
 
-# Fire modules between the three max pools: (squeeze, expand) channels; a module puts out twice `expand`.
+# Fire modules between the three max pools: (squeeze, expand) channels; a module outputs 2 * expand.
 STAGES = [[(16, 64), (16, 64), (32, 128)], [(32, 128), (48, 192), (48, 192), (64, 256)], [(64, 256)]]
 
 
@@ -20,7 +20,7 @@ class SqueezeNetConfig(PreTrainedConfig):
 
 
 class Fire(nn.Module):
-    """1x1 squeeze, then 1x1 and 3x3 expansions side by side, (B, c, h, w) -> (B, 2 * expand, h, w)."""
+    """1x1 squeeze, then concatenated 1x1 and 3x3 expansions, (B, c, h, w) -> (B, 2 * expand, h, w)."""
 
     def __init__(self, c_in: int, squeeze: int, expand: int):
         super().__init__()
@@ -35,10 +35,10 @@ class Fire(nn.Module):
 
 
 class SqueezeNet(nn.Module):
-    """SqueezeNet 1.0, (B, 3, H, W) -> (B, 512, h, w) with stride 16; 256x128 gives 15x7.
+    """SqueezeNet 1.0, (B, 3, H, W) -> (B, 512, h, w) with stride 16; a 256x128 image gives a 15x7 map.
 
     Attributes:
-        stage_channels, stage_reductions: of the maps that `stages` returns.
+        stage_channels, stage_reductions: channels and strides of the feature maps returned by `stages`.
     """
 
     gives = ("map", "stages")
@@ -60,7 +60,7 @@ class SqueezeNet(nn.Module):
         return self.features(pixel_values)
 
     def stages(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        """The map behind the first pool, then that in front of each further pool, and the last."""
+        """Feature maps after the first pooling layer, before each further pooling layer, and at the end."""
         x, maps = pixel_values, []
         for layer in self.features:
             pooled = isinstance(layer, nn.MaxPool2d)
@@ -78,7 +78,7 @@ SQUEEZENET = register(
         title="SqueezeNet",
         config=SqueezeNetConfig,
         network=SqueezeNet,
-        # A student of Factorized Distillation, table 1.
+        # Student in Factorized Distillation, table 1.
         variants={"squeezenet": Variant({}, factorized(512), backbone_parameters=735_424, parameters=998_592)},
         # torchvision
         foreign=Foreign(names=((r"(features\..+)", r"backbone.\1"),)),

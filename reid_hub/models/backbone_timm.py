@@ -1,4 +1,4 @@
-"""Any model of the timm library, through transformers' wrapper; timm is optional."""
+"""Models of the timm library as backbones, through transformers' wrapper; timm is an optional dependency."""
 
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -15,10 +15,10 @@ from .families import BNNECK, Family, Foreign, Variant, register
 
 
 def require_timm() -> ModuleType:
-    """The timm library.
+    """Import and return timm.
 
     Raises:
-        ImportError: naming the extra, unless timm is installed.
+        ImportError: if timm is not installed; the message names the extra to install.
     """
     try:
         import timm
@@ -30,10 +30,10 @@ def require_timm() -> ModuleType:
 
 
 class TimmBackbone(LibraryBackbone):
-    """A model of timm, (B, 3, H, W) -> (B, C, h, w) or tokens (B, N, C).
+    """A timm model, (B, 3, H, W) -> feature map (B, C, h, w) or tokens (B, N, C).
 
     Attributes:
-        prefix_tokens: how many tokens, class and registers, stand in front of those of the patches.
+        prefix_tokens: number of class and register tokens before the patch tokens.
     """
 
     @property
@@ -53,7 +53,7 @@ class TimmBackbone(LibraryBackbone):
         model = self.model.timm_model
         taps = list(getattr(model, "feature_info", ())) if hasattr(model, "forward_intermediates") else []
         reductions = tuple(tap["reduction"] for tap in taps)
-        if len(set(reductions)) < 2:  # a transformer's blocks all have the size of its patches
+        if len(set(reductions)) < 2:  # all blocks of a plain transformer have the same resolution
             return (), ()
         return (*(tap["num_chs"] for tap in taps[:-1]), model.num_features), reductions
 
@@ -74,9 +74,10 @@ class TimmBackbone(LibraryBackbone):
 
 
 def own_pooling(model: nn.Module) -> str:
-    """The `pooling` of a `ReIDConfig` that is that of a timm model's own classifier.
+    """The `pooling` of a `ReIDConfig` that matches the pooling of a timm model's own classifier.
 
-    For attention pooling there is none: the class token stands for it, or where there is none the mean of the patches.
+    Attention pooling has no equivalent: it is replaced by the class token, or by the mean of the patch tokens if the
+    model has no class token.
     """
     prefix_tokens = getattr(model, "num_prefix_tokens", 0)
     averages = prefix_tokens and getattr(model, "global_pool", None) == "avg"
@@ -86,14 +87,14 @@ def own_pooling(model: nn.Module) -> str:
 
 
 def timm_variant(name: str, image_size: tuple[int, int]) -> dict[str, Any]:
-    """Configuration fields for timm's model `name` at `image_size` (height, width).
+    """Configuration fields for the timm model `name` at `image_size` (height, width).
 
-    The model is probed on the meta device: a ViT takes the image size, a ResNet gets `last_stride` 1, and tokens are
-    pooled as the model's own classifier pools them.
+    The model is built on the meta device to inspect it: a ViT is given the image size, a ResNet gets `last_stride` 1,
+    and tokens are pooled as in the model's own classifier.
 
     Raises:
-        ImportError: without timm.
-        ValueError: for a name that timm does not know; the nearest is offered.
+        ImportError: if timm is not installed.
+        ValueError: if timm has no model of this name; the message lists the closest names.
     """
     timm = require_timm()
     if not timm.is_model(name):
@@ -103,7 +104,7 @@ def timm_variant(name: str, image_size: tuple[int, int]) -> dict[str, Any]:
     with torch.device("meta"):
         try:
             model = timm.create_model(name, num_classes=0, **arguments)
-        except TypeError:  # a convolutional model takes no image size
+        except TypeError:  # convolutional models do not accept an image size
             arguments = {}
             model = timm.create_model(name, num_classes=0)
     data = model.pretrained_cfg
@@ -117,12 +118,12 @@ def timm_variant(name: str, image_size: tuple[int, int]) -> dict[str, Any]:
 
 
 def _complete(tensors: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
-    """The state dict of a ViT with a class token, its positions resized bilinearly to the grid of our model.
+    """Resize the position embeddings in the state dict of a ViT with a class token bilinearly to our model's grid.
 
-    The class token keeps its pretrained position (as TransReID, unlike UniCat); nothing is replaced.
+    The class token keeps its pretrained position embedding (as in TransReID, unlike UniCat); no other tensor changes.
 
     Raises:
-        ValueError: if the grid of the positions cannot be told.
+        ValueError: if the grid of the position embeddings cannot be inferred.
     """
     vit = model.backbone.model.timm_model
     grid, positions = getattr(getattr(vit, "patch_embed", None), "grid_size", None), tensors.get("pos_embed")
@@ -142,9 +143,9 @@ TIMM = register(
         network=TimmBackbone,
         strided=True,
         variants={
-            # TransReID's baseline (arXiv:2102.04378), which Embedding Compression (arXiv:2405.14730) starts from:
-            # ViT-B/16 by its class token, stochastic depth 0.1, ranked by what enters the BNNeck. The paper's 85.8 M
-            # have 197 positions, those of 224x224.
+            # TransReID's baseline (arXiv:2102.04378), the starting point of Embedding Compression (arXiv:2405.14730):
+            # ViT-B/16, class token, stochastic depth 0.1, retrieval by the features before the BNNeck. The paper's
+            # 85.8 M parameters include 197 positions, for 224x224 images.
             "transreid-vit-b": Variant(
                 {
                     "architecture": "vit_base_patch16_224",
@@ -158,19 +159,19 @@ TIMM = register(
                 },
                 backbone_parameters=85_746_432,
             ),
-            # MobileNetV2 as torchvision has it, a student of KDEP (arXiv:2203.05180); that of transformers pads
-            # otherwise.
+            # MobileNetV2 as in torchvision, a student of KDEP (arXiv:2203.05180); transformers' version pads
+            # differently.
             "mobilenetv2": Variant({"architecture": "mobilenetv2_100"}, backbone_parameters=2_223_872),
         },
         from_name=timm_variant,
         prefix="timm",
-        # timm's own names; TransReID's BNNeck is called bottleneck.
+        # timm's own names; TransReID names its BNNeck bottleneck.
         foreign=Foreign(
             names=((rf"bottleneck\.({BNNECK})", r"neck.\1"), (r"(.+)", r"backbone.model.timm_model.\1")),
             complete=_complete,
             ignored=VIT_HEADS,
         ),
-        # A ViT has a position for each patch.
+        # A ViT has one position embedding per patch.
         fixes_size=lambda backbone: "img_size" in (backbone.model_args or {}),
         set_size=_set_size,
         citation="""@misc{wightman2019timm,

@@ -1,4 +1,4 @@
-"""The backbones: one line for each family of the package, and what is looked up in them."""
+"""Backbone families of the package (one import line each), and look-ups by configuration and by name."""
 
 import copy
 from collections.abc import Sequence
@@ -22,15 +22,15 @@ from .families import FAMILIES, Family, is_outside, portable_code
 
 
 def family_of(config: PreTrainedConfig) -> Family:
-    """The family of a backbone's configuration; what has no file here is one of transformers' models."""
+    """The family of a backbone configuration; "transformers" for a model type without a family of its own."""
     return FAMILIES.get(config.model_type, FAMILIES["transformers"])
 
 
 def read_config(config: dict[str, Any] | PreTrainedConfig) -> PreTrainedConfig:
-    """A backbone's configuration, from its fields with their `model_type`.
+    """Build a backbone configuration from its fields, which include `model_type`.
 
     Raises:
-        ValueError: for a `model_type` that neither a family nor transformers has, or a field that it does not have.
+        ValueError: if neither a family nor transformers has this `model_type`, or a field is unknown.
     """
     if isinstance(config, PreTrainedConfig):
         return config
@@ -50,13 +50,13 @@ def read_config(config: dict[str, Any] | PreTrainedConfig) -> PreTrainedConfig:
 
 
 def build_backbone(config: PreTrainedConfig, **strides: int | None) -> nn.Module:
-    """The network of a backbone's configuration.
+    """Build the network of a backbone configuration.
 
     Args:
         strides: `last_stride` and `stride1_stage`, see `ReIDConfig`.
 
     Raises:
-        ValueError: if a stride is given for a network that has its own.
+        ValueError: if a stride is given for a network with fixed strides.
     """
     family, strides = family_of(config), {name: stride for name, stride in strides.items() if stride is not None}
     if strides and not family.strided:
@@ -66,20 +66,20 @@ def build_backbone(config: PreTrainedConfig, **strides: int | None) -> nn.Module
 
 
 def list_variants() -> list[str]:
-    """Names that `ReIDConfig.from_variant` knows; besides these, "timm/NAME" takes any model of the timm library."""
+    """Names accepted by `ReIDConfig.from_variant`; "timm/NAME" accepts any model of the timm library."""
     names = [name for family in FAMILIES.values() for name in family.variants]
     return [*names, *(f"{family.prefix}/<name>" for family in FAMILIES.values() if family.prefix)]
 
 
 def find_variant(name: str, image_size: Sequence[int] = (256, 128)) -> dict[str, Any]:
-    """The fields of a named variant's `ReIDConfig`.
+    """The `ReIDConfig` fields of a named variant.
 
     Args:
-        image_size: (height, width), for a model of a library that has variants by size.
+        image_size: (height, width) in pixels, for library models that depend on it.
 
     Raises:
-        ValueError: if there is no such variant; the nearest name is offered.
-        ImportError: for a library's model without the library.
+        ValueError: if there is no such variant; the message suggests the closest name.
+        ImportError: if the model's library is not installed.
     """
     prefix, slash, rest = name.partition("/")
     for family in FAMILIES.values():
@@ -88,19 +88,19 @@ def find_variant(name: str, image_size: Sequence[int] = (256, 128)) -> dict[str,
         if variant := family.variants.get(name):
             fields = {"backbone_config": {"model_type": family.name, **variant.backbone}, **variant.fields}
             return copy.deepcopy(fields)
-    # The package has a look-up for this, but a file that travels with a checkpoint imports siblings only.
+    # The package has a helper for this, but files that are copied into checkpoints may import only their siblings.
     near = get_close_matches(name, list_variants(), n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise ValueError(f"unknown variant {name!r}: {hint}choices are {', '.join(list_variants())}")
 
 
 def takes_any_size(config: PreTrainedConfig) -> bool:
-    """Whether a backbone takes images of any size; not one that has a position for each patch."""
+    """Whether a backbone accepts images of any size; False if it has a position embedding per patch."""
     return not family_of(config).fixes_size(config)
 
 
 def at_size(config: PreTrainedConfig, image_size: Sequence[int]) -> PreTrainedConfig:
-    """A backbone's configuration for images of (height, width); itself where it takes any."""
+    """A copy of a backbone configuration for images of (height, width); unchanged if it accepts any size."""
     family = family_of(config)
     if not family.fixes_size(config):
         return config
@@ -110,12 +110,12 @@ def at_size(config: PreTrainedConfig, image_size: Sequence[int]) -> PreTrainedCo
 
 
 def carry_family(folder: Path, config: PreTrainedConfig) -> None:
-    """Put the file of a backbone's family into a checkpoint folder that has our code, and its line into the list there.
+    """Copy the file of an external backbone family into a checkpoint folder with our code, and add its import there.
 
-    Does nothing for a family of the package, whose file is there already.
+    Do nothing for a family of the package: its file is already in the folder.
 
     Raises:
-        ValueError: if the file would replace one of ours.
+        ValueError: if the file has the same name as a file of the package.
     """
     family, ours = family_of(config), folder / Path(__file__).name
     if not is_outside(family) or not ours.is_file():
