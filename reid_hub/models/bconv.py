@@ -1,4 +1,4 @@
-"""BConv cells (Progressive Transfer Learning, arXiv:1908.02492): gated convolutions that remember earlier batches."""
+"""BConv cells (Progressive Transfer Learning, arXiv:1908.02492): gated convolutions with a memory across batches."""
 
 from collections.abc import Sequence
 
@@ -10,21 +10,22 @@ from .layers import FanInConv2d
 
 
 class Cell(nn.Module):
-    """What the cells share: (B, c_in, h, w) -> (B, c_out, ceil(h / stride), ceil(w / stride)), and the memory.
+    """Base class of the cells, (B, c_in, h, w) -> (B, c_out, ceil(h / stride), ceil(w / stride)); manages the memory.
 
-    A sample meets what the sample in its place in the batch before has left, without its graph: the memory has one slot
-    for each place of the largest batch so far. A shorter batch leaves the slots behind it as they are, a longer one
-    adds slots of zeros, and images of another size start from zeros. Only training reads and writes it.
+    The memory has one slot per position of the largest batch so far. Each sample reads the detached state left by the
+    sample at the same position of the previous batch. A shorter batch leaves the remaining slots unchanged, a longer
+    one adds slots of zeros, and a change of image size resets the memory to zeros. Only training reads and writes it.
 
     Args:
-        remembers: whether anything is carried; without, every batch starts from zeros.
-        batch_mean: all samples meet the mean of what the batch before has left (an ablation).
+        remembers: whether to carry state between batches; if False, every batch starts from zeros.
+        batch_mean: every sample reads the mean state of the previous batch (an ablation).
 
     Attributes:
-        states: how many tensors a memory has.
-        slots: the memory, `states` tensors (slots, c_out, h', w'), or none at all. Deliberately a plain attribute:
-            DistributedDataParallel would overwrite every process's buffers with those of the first, non-persistent ones
-            too, and from_pretrained would leave them unset. The tensors are never written to, so they may be kept.
+        states: number of tensors in the memory.
+        slots: the memory, `states` tensors (slots, c_out, h', w'), or an empty list. Not a buffer on purpose:
+            DistributedDataParallel would overwrite the buffers of every process with those of the first, even
+            non-persistent ones, and from_pretrained would leave them unset. The tensors are never modified in place, so
+            callers may keep references to them.
     """
 
     states = 0
@@ -36,7 +37,7 @@ class Cell(nn.Module):
         self.slots: list[Tensor] = []
 
     def recall(self, x: Tensor) -> list[Tensor]:
-        """What the batch `x` (B, c_in, h, w) meets, (B, c_out, h', w') each, in float32 or better."""
+        """Return the states that the batch `x` (B, c_in, h, w) reads, (B, c_out, h', w') each, at least float32."""
         shape = [len(x), self.c_out, *((size - 1) // self.stride + 1 for size in x.shape[2:])]
         zeros = torch.zeros(shape, device=x.device, dtype=_at_least_float32(x.dtype))
         if not (self.training and self.remembers and self.slots) or self.slots[0].shape[2:] != zeros.shape[2:]:
@@ -47,7 +48,7 @@ class Cell(nn.Module):
         return [torch.cat([slots, zeros[len(slots) :]]) if len(slots) < len(x) else slots for slots in known]
 
     def keep(self, *states: Tensor) -> None:
-        """Remember what this batch leaves, (B, c_out, h', w') each."""
+        """Store the states of this batch, (B, c_out, h', w') each."""
         if not (self.training and self.remembers):
             return
         kept = [state.detach() for state in states]
@@ -59,9 +60,9 @@ class Cell(nn.Module):
 
 
 class BConvCell(Cell):
-    """An LSTM's gates around a cell state that goes from batch to batch; paper, eq. 1.
+    """LSTM gates with a cell state that is carried from batch to batch (paper, eq. 1).
 
-    Unlike in a ConvLSTM neither the state nor the output is convolved again. The published code has no bias.
+    Unlike in a ConvLSTM, neither the state nor the output is convolved again. The published code uses no bias.
 
     Raises:
         ValueError: for an option that only version 2 has.
@@ -82,19 +83,19 @@ class BConvCell(Cell):
 
 
 class BConvCell2(Cell):
-    """Version 2: the gates also see what earlier batches put out, recovered by a transposed convolution.
+    """Version 2: the gates also read the outputs of earlier batches, through a transposed convolution.
 
-    The paper has it as a figure only. Read as: the outputs are aggregated over the batches, h = (h + y) / 2; the
-    aggregate goes back to the input's size, without bias so that no history is zero; and the input and it side by side
-    go through the gates of version 1.
+    The paper shows it only as a figure. Our interpretation: the outputs are aggregated over batches, h = (h + y) / 2;
+    a transposed convolution resizes the aggregate to the input's size, without bias so that an empty history stays
+    zero; the input concatenated with it goes through the gates of version 1.
 
     Args:
-        aggregate: "mean" as above, "last" (the last output alone, as in a ConvLSTM) or "conv" (a 1x1 convolution of
+        aggregate: "mean" as above, "last" (only the last output, as in a ConvLSTM) or "conv" (a 1x1 convolution of
             both).
     """
 
-    # The state, the aggregate of all outputs but the last, and the last: aggregating one batch later lets a
-    # convolution that does it learn although the memory carries no graph.
+    # The state, the aggregate of all outputs but the last, and the last output. Aggregation is delayed by one batch so
+    # that an aggregating convolution receives gradients even though the memory is detached.
     states = 3
 
     def __init__(
@@ -121,7 +122,7 @@ class BConvCell2(Cell):
 
 
 class PlainCell(Cell):
-    """As many weights as version 1, but neither gates nor memory: tanh of the largest of four channels (a control)."""
+    """Control with as many weights as version 1 but no gates or memory: tanh of the maximum of four channels."""
 
     def __init__(self, c_in: int, c_out: int, stride: int = 1, bias: bool = False, **memory):
         super().__init__(c_in, c_out, stride, **memory)
@@ -135,9 +136,9 @@ CELLS: dict[str, type[Cell]] = {"v1": BConvCell, "v2": BConvCell2, "plain": Plai
 
 
 def gated(gates: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """The new state and the output from gates (B, 4 * c, h, w) and a state (B, c, h, w), in the state's precision.
+    """The new state and the output for gates (B, 4 * c, h, w) and a state (B, c, h, w), in the state's precision.
 
-    Half precision would lose what many batches add up to, so the update is in float32 there.
+    States are at least float32: half precision would lose small updates accumulated over many batches.
     """
     enter, forget, out, candidate = gates.to(state.dtype).chunk(4, 1)
     state = forget.sigmoid() * state + enter.sigmoid() * candidate.tanh()
@@ -145,21 +146,21 @@ def gated(gates: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fit(x: Tensor, like: Tensor) -> Tensor:
-    """`x` in the height and width of `like`: cut, or padded with zeros, at the lower and right edge."""
+    """Crop or zero-pad `x` at the bottom and right edges to the height and width of `like`."""
     rows, columns = (due - size for due, size in zip(like.shape[2:], x.shape[2:], strict=True))
     return F.pad(x, (0, columns, 0, rows)) if rows or columns else x
 
 
 def all_memory(module: nn.Module) -> list[Tensor]:
-    """The memories of all cells in `module`, one after another; empty right after `set_memory(module, [])`."""
+    """The concatenated memories of all cells in `module`; empty after `set_memory(module, [])`."""
     return [slots for cell in _cells(module) for slots in cell.slots]
 
 
 def set_memory(module: nn.Module, memory: Sequence[Tensor]) -> None:
-    """Give the cells of `module` what `all_memory` returned; nothing lets them forget.
+    """Set the memory of all cells in `module` to what `all_memory` returned; an empty sequence clears it.
 
     Raises:
-        ValueError: if it is the memory of other cells; nothing is changed then.
+        ValueError: if the memory does not match the cells; nothing is changed.
     """
     due = [cell.c_out for cell in _cells(module) for _ in range(cell.states)]
     got = [slots.shape[1] if slots.ndim == 4 else None for slots in memory]
@@ -174,12 +175,12 @@ def set_memory(module: nn.Module, memory: Sequence[Tensor]) -> None:
 
 
 def _cells(module: nn.Module) -> list[Cell]:
-    # By what they have, not by class: a model that came with its own code (trust_remote_code) has cells of that code.
+    # By attribute, not by class: a model loaded with its own code (trust_remote_code) has its own cell classes.
     return [cell for cell in module.modules() if isinstance(getattr(cell, "slots", None), list)]
 
 
 def _gates(c_in: int, c_out: int, stride: int, bias: bool) -> nn.Conv2d:
-    """3x3 convolution to input, forget, output gate and candidate, in this order."""
+    """3x3 convolution that outputs input gate, forget gate, output gate and candidate, in this order."""
     return FanInConv2d(c_in, 4 * c_out, 3, stride, 1, bias=bias)
 
 
@@ -188,5 +189,5 @@ def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
 
 
 def _usable(slots: Tensor, like: Tensor) -> Tensor:
-    """Slots on the device and in the precision of `like`; those left under inference_mode could not be trained on."""
+    """Slots on the device and in the dtype of `like`; inference tensors are cloned because autograd rejects them."""
     return (slots.clone() if slots.is_inference() else slots).to(like)

@@ -1,4 +1,4 @@
-"""A model as a folder and as a repository: what is written, what is refused when it is read."""
+"""Save, publish and load checkpoints; loading rejects checkpoints that do not match their configuration."""
 
 import hashlib
 import json
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 else:
     Mixed = object
 
-# Fields of the configuration that change an embedding without changing a weight.
+# Configuration fields that change the embeddings without changing a weight.
 VECTOR_FIELDS = (
     "compressed_dim", "compression", "head_relu", "image_mean", "image_size", "image_std", "interpolation",
     "last_stride", "neck", "pooling", "pooling_window", "quantization", "quantization_granularity", "retrieve",
 )  # fmt: skip
-# The same; these count only where they are set, so that the digests of older models stay what they were.
+# Fields added later: included only if they are set, so that fingerprints of older models do not change.
 LATER_VECTOR_FIELDS = ("resize_shortest", "side", "stride1_stage")
 
-# With these files beside it, sentence-transformers 6 loads a checkpoint as an image model.
+# With these files, sentence-transformers 6 loads a checkpoint as an image model.
 SENTENCE_TRANSFORMERS = {
     "modules.json": [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}],
     "config_sentence_transformers.json": {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine"},
@@ -42,18 +42,18 @@ SENTENCE_TRANSFORMERS = {
 
 
 class CheckpointMixin(Mixed):
-    """Saving, publishing and loading, in front of `PreTrainedModel`."""
+    """Saving, publishing and loading; must precede `PreTrainedModel` in the bases."""
 
-    # The package plugs its card writer (folder) and publisher (folder, repo_id, **options) in here; a copy of this
-    # file that travels with a checkpoint has neither, and does without the card.
+    # Set by the package: card_writer(folder) and publisher(folder, repo_id, **options). In a copy of this file that is
+    # shipped with a checkpoint both are None, and no card is written.
     card_writer: Callable[[Path], Any] | None = None
     publisher: Callable[..., Any] | None = None
 
     def fingerprint(self) -> str:
-        """A digest of what decides the embeddings, weights and configuration; stored with an index of them."""
+        """Digest of the weights and of the configuration that affects embeddings; indexes store it."""
         digest = hashlib.sha256()
         config = self.config.to_dict()
-        if hasattr(self.config, "pooling"):  # as digests have always named the parts
+        if hasattr(self.config, "pooling"):  # fingerprints have always used the flat names
             config |= flat_fields(self.config)
         later = {key: config[key] for key in LATER_VECTOR_FIELDS if config.get(key)}
         config = {key: value for key, value in config.items() if key in VECTOR_FIELDS or "." in key} | later
@@ -67,14 +67,17 @@ class CheckpointMixin(Mixed):
         return digest.hexdigest()[:16]
 
     def fresh_prefixes(self) -> tuple[str, ...]:
-        """How the names of tensors begin that the checkpoint read need not have: they start anew."""
+        """Name prefixes of tensors that may be missing from a checkpoint; they keep their initialisation."""
         return ()
 
     def save_pretrained(self, save_directory, *, results: dict | list | None = None, **kwargs) -> None:
-        """Write weights, configuration, code, companions and card; `results` go beside them as results.json.
+        """Save weights, configuration, code, companion files and card, and `results` as results.json.
 
-        Everything is written to a temporary folder first, so a full disk leaves an earlier checkpoint as it was. An
-        earlier results.json is removed: it was measured with other weights.
+        Everything is written to a temporary folder first, so a full disk leaves an existing checkpoint unchanged. An
+        existing results.json is removed because it was measured with other weights.
+
+        Raises:
+            ValueError: if `push_to_hub=True` is passed; use `push_to_hub` instead.
         """
         if kwargs.get("push_to_hub"):
             raise ValueError("save_pretrained(push_to_hub=True) is not offered: call model.push_to_hub(repo_id)")
@@ -98,7 +101,7 @@ class CheckpointMixin(Mixed):
             shutil.rmtree(temporary, ignore_errors=True)
 
     def write_companions(self, folder: Path) -> dict[str, Any]:
-        """Write what a model needs beside its weights, the image processor; returns further JSON files by name."""
+        """Write the image processor; return further JSON files to write, content by file name."""
         ReIDImageProcessor.from_config(self.config).save_pretrained(folder)
         return SENTENCE_TRANSFORMERS
 
@@ -112,7 +115,7 @@ class CheckpointMixin(Mixed):
         commit_message: str = "Upload a person re-identification model",
         token: bool | str | None = None,
     ):
-        """Save to a temporary folder and upload it to the Hub in one commit; returns the commit's information."""
+        """Save to a temporary folder and upload it to the Hub in one commit; return the commit info."""
         options = {"private": private, "revision": revision, "commit_message": commit_message, "token": token}
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, results=results)
@@ -120,10 +123,10 @@ class CheckpointMixin(Mixed):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
-        """Load a checkpoint; every tensor must be there and be used, unless `output_loading_info` is asked for.
+        """Load a checkpoint; its tensors must match the model exactly unless `output_loading_info` is True.
 
         Raises:
-            ValueError: if the file is damaged, or tensors are missing, left over or of another shape, naming them.
+            ValueError: if the file is damaged, or tensors are missing, unexpected or of another shape (all are named).
         """
         kwargs.setdefault("ignore_mismatched_sizes", not output_loading_info)
         try:
@@ -149,7 +152,7 @@ class CheckpointMixin(Mixed):
 
 
 def _move_into(target: Path, temporary: Path) -> None:
-    """Give the new files their place, each at once, and remove what belonged to the old weights."""
+    """Move the new files into place, each atomically, and remove the files of the old weights."""
     target.mkdir(exist_ok=True)
     new = {file.name for file in temporary.iterdir()}
     for name in sorted(new):

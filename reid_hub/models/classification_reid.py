@@ -1,4 +1,4 @@
-"""General classification, and dense prediction, with the backbones of re-identification."""
+"""General image classification and dense prediction with re-identification backbones."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -20,15 +20,15 @@ from .modeling_reid import ReIDModel
 
 
 class ReIDForImageClassification(CheckpointMixin, PreTrainedModel):
-    """An image classifier, (B, 3, H, W) -> logits (B, num_labels): a `ReIDModel` and a classifier on its embeddings.
+    """Image classifier, (B, 3, H, W) -> logits (B, num_labels): a `ReIDModel` and a classifier on its embeddings.
 
-    The configuration is a `ReIDConfig` with `num_labels` (or `id2label`); `classifier_hidden` makes the classifier an
-    MLP: linear layers of these widths with ReLU between them. A folder of a `ReIDModel` loads too: the classifier then
-    starts anew.
+    The configuration is a `ReIDConfig` with `num_labels` (or `id2label`). With `classifier_hidden` the classifier is an
+    MLP with hidden layers of these widths and ReLU. A checkpoint of a `ReIDModel` can be loaded too: the classifier is
+    then newly initialised.
 
     Raises:
-        ValueError: if the vector that is classified in training is not the embedding, for `retrieve="features"` in
-            front of a neck.
+        ValueError: if `retrieve="features"` is combined with a neck, so that training would classify another vector
+            than the embedding.
     """
 
     config: ReIDConfig
@@ -58,42 +58,42 @@ class ReIDForImageClassification(CheckpointMixin, PreTrainedModel):
 
     @can_return_tuple
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs) -> ImageClassifierOutput:
-        """Classify a batch of normalised images; with `labels` (B,) also their mean cross-entropy."""
+        """Classify a batch of normalised images; with `labels` (B,), also return the mean cross-entropy loss."""
         logits = self.classifier(self.reid(pixel_values).embeddings)
         loss = None if labels is None else F.cross_entropy(logits, labels)
         return ImageClassifierOutput(loss=loss, logits=logits)
 
     @torch.no_grad()
     def _init_weights(self, module):
-        """As torch initialises a linear layer, with bias 0; the `ReIDModel` answers for its own."""
+        """Initialise linear layers as torch does, but with bias 0; the `ReIDModel` initialises its own layers."""
         if isinstance(module, nn.Linear):
             bound = module.in_features**-0.5
             init.uniform_(module.weight, -bound, bound)
             init.zeros_(module.bias)
 
     def fresh_prefixes(self) -> tuple[str, ...]:
-        """A `ReIDModel` has no classifier."""
+        """The classifier, if the checkpoint is a `ReIDModel`."""
         return ("classifier.",) if "ReIDModel" in (self.config.architectures or ()) else ()
 
     def write_companions(self, folder: Path) -> dict[str, Any]:
-        """Write the image processor; sentence-transformers has no use for a classifier."""
+        """Write the image processor; no files for sentence-transformers, which cannot use a classifier."""
         ReIDImageProcessor.from_config(self.config).save_pretrained(folder)
         return {}
 
     def memory(self) -> list[Tensor]:
-        """What a side network remembers, see `ReIDModel`."""
+        """The memory of the side network, see `ReIDModel.memory`."""
         return self.reid.memory()
 
     def restore_memory(self, memory: list[Tensor]) -> None:
-        """Let it go on from what `memory` returned."""
+        """Restore what `memory` returned."""
         self.reid.restore_memory(memory)
 
     def reset_memory(self) -> None:
-        """Let it forget."""
+        """Clear the memory."""
         self.reid.reset_memory()
 
     def activation_checkpointing_enable(self, *args, **kwargs) -> None:
-        """See `ReIDModel`."""
+        """See `ReIDModel.activation_checkpointing_enable`."""
         self.reid.activation_checkpointing_enable(*args, **kwargs)
 
     def activation_checkpointing_disable(self) -> None:
@@ -101,16 +101,19 @@ class ReIDForImageClassification(CheckpointMixin, PreTrainedModel):
         self.reid.activation_checkpointing_disable()
 
     def gradient_checkpointing_enable(self, *args, **kwargs) -> None:
-        """The same under its former name."""
+        """Former name of `activation_checkpointing_enable`."""
         self.reid.gradient_checkpointing_enable(*args, **kwargs)
 
 
 class ReIDBackboneConfig(BackboneConfigMixin, ReIDConfig):
-    """A `ReIDConfig` that also says which maps a `ReIDBackbone` gives: `out_features` or `out_indices`, by default the
-    last. The maps are called "stem", "stage1", ... in the order of the backbone's `stages`.
+    """A `ReIDConfig` that also selects the feature maps of a `ReIDBackbone`.
+
+    Args:
+        out_features, out_indices: names or indices of the feature maps to return (default: the last). They are named
+            "stem", "stage1", ... in the order of the backbone's `stages`.
 
     Raises:
-        ValueError: for a backbone without stages, or a map that it does not have.
+        ValueError: if the backbone has no stages, or does not have a selected map.
     """
 
     model_type = "reid_backbone"
@@ -123,12 +126,13 @@ class ReIDBackboneConfig(BackboneConfigMixin, ReIDConfig):
 
 
 class ReIDBackbone(BackboneMixin, CheckpointMixin, PreTrainedModel):
-    """Backbone of a `ReIDModel` or classifier, for detectors and segmenters: (B, 3, H, W) -> maps of its stages.
+    """Backbone of a `ReIDModel` or classifier for detection and segmentation, (B, 3, H, W) -> maps of its stages.
 
     `ReIDBackbone.from_pretrained(folder, out_indices=[1, 2, 3, 4])` loads the backbone of any reid_hub checkpoint.
 
     Args:
-        config: that of a `ReIDModel` will do; then `out_features` or `out_indices` say which maps.
+        config: a `ReIDBackboneConfig`, or the `ReIDConfig` of a model; with the latter, select the feature maps by
+            `out_features` or `out_indices`.
     """
 
     config: ReIDBackboneConfig
@@ -145,7 +149,7 @@ class ReIDBackbone(BackboneMixin, CheckpointMixin, PreTrainedModel):
         out_features: list[str] | None = None,
         out_indices: list[int] | None = None,
     ):
-        if not hasattr(config, "stage_channels"):  # AutoBackbone has read it as what it was saved as
+        if not hasattr(config, "stage_channels"):  # AutoBackbone passes the class that it was saved as
             fields = {name: value for name, value in config.to_dict().items() if name != "model_type"}
             fields |= {"out_features": out_features, "out_indices": out_indices}
             config = ReIDBackboneConfig(**fields)
@@ -159,14 +163,14 @@ class ReIDBackbone(BackboneMixin, CheckpointMixin, PreTrainedModel):
 
     @can_return_tuple
     def forward(self, pixel_values: Tensor, output_hidden_states: bool | None = None, **kwargs) -> BackboneOutput:
-        """The maps that the configuration names, each (B, C, h, w); with `output_hidden_states` also all of them."""
+        """Return the selected feature maps, each (B, C, h, w); with `output_hidden_states`, also all of them."""
         stages = self.backbone.stages(pixel_values)
         chosen = tuple(stages[index] for index in self.out_indices)
         return BackboneOutput(feature_maps=chosen, hidden_states=stages if output_hidden_states else None)
 
 
 def _stage_channels(config: ReIDConfig) -> list[int]:
-    """Channels of every map, told by a model without memory."""
+    """Channels of every feature map, from a model on the meta device."""
     with torch.device("meta"):
         channels = getattr(ReIDModel(config).backbone, "stage_channels", None)
     if not channels:

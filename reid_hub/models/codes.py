@@ -1,6 +1,6 @@
-"""Codes: what a gallery stores of a vector. One class and one entry in `CODECS` per codec.
+"""Codecs: how a gallery stores vectors. Each codec is one class and one entry in `CODECS`.
 
-The model, the index and the evaluation all encode, decode and count bytes here.
+The model, the index and the evaluation all use this module to encode, decode and count bytes.
 """
 
 from collections.abc import Iterator
@@ -10,38 +10,38 @@ import numpy as np
 import torch
 from torch import Tensor
 
-LEVELS = 127  # int8 codes run from -127 to 127, so that the negative of a vector has the negative codes
-SMALLEST = float(np.finfo(np.float32).tiny)  # a scale above zero, for vectors of zeros
+LEVELS = 127  # int8 codes range from -127 to 127, so that negating a vector negates its codes
+SMALLEST = float(np.finfo(np.float32).tiny)  # smallest scale, for all-zero vectors
 
-PIECE = 1024  # rows encoded at a time, which caches hold
+PIECE = 1024  # rows encoded at a time, to fit in the cache
 
 
 def int8_steps(vectors: Tensor, scale: Tensor | float) -> Tensor:
-    """clamp(round(v / scale), -127, 127), whole numbers in the dtype of the vectors; halves round to the even one."""
+    """clamp(round(v / scale), -127, 127), integers in the dtype of the vectors; rounds half to even."""
     return (vectors / scale).round_().clamp_(-LEVELS, LEVELS)
 
 
 def int8_codes(vectors: Tensor, scale: Tensor | float) -> Tensor:
-    """`int8_steps` as they are stored: (N, D) -> (N, D) int8."""
+    """`int8_steps` as stored: (N, D) -> (N, D) int8."""
     return int8_steps(vectors.float(), scale).to(torch.int8)
 
 
 def vector_scale(vectors: Tensor) -> Tensor:
-    """The int8 scale that suits each vector, max |v| / 127: (N, D) -> (N, 1)."""
+    """The int8 scale of each vector, max |v| / 127: (N, D) -> (N, 1)."""
     return (vectors.detach().float().abs().amax(-1, keepdim=True) / LEVELS).clamp_(min=SMALLEST)
 
 
 class Codec:
-    """Turns vectors of `dim` numbers into codes, and codes into what is left of the vectors.
+    """Encode vectors of length `dim` to codes, and decode codes to approximate vectors.
 
-    A subclass defines `encode` and `decode`, and `state` where it has parameters. The index compares float queries with
-    decoded codes, by the metric, unless it has a faster way for the codec (`reid_hub/index/columns.py`).
+    A subclass defines `encode` and `decode`, and `state` if it has parameters. The index compares float queries with
+    decoded codes by its metric, unless it has a faster implementation for the codec (`reid_hub/index/columns.py`).
 
     Attributes:
-        name: its key in `CODECS`.
-        dtype: of the codes.
-        unit: under cosine, vectors are scaled to unit length before they are encoded.
-        coarse: codes only find candidates; an index may keep a second, finer code to rank these again.
+        name: key in `CODECS`.
+        dtype: dtype of the codes.
+        unit: whether vectors are scaled to unit length before encoding, under cosine.
+        coarse: whether the codes only find candidates; an index may store a second, finer code to re-rank them.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Codec:
 
     @property
     def width(self) -> int:
-        """Values of `dtype` in the code of one vector."""
+        """Number of `dtype` values in the code of one vector."""
         return self.dim
 
     @property
@@ -62,29 +62,29 @@ class Codec:
         return self.width * self.dtype.itemsize
 
     def state(self) -> dict[str, Any]:
-        """The parameters: `type(codec)(codec.dim, **codec.state())` is the same codec. Arrays are float32.
+        """Parameters such that `type(codec)(codec.dim, **codec.state())` is an equal codec. Arrays are float32.
 
-        An index keeps those of a coarse and a fine codec in one table, so their names must differ.
+        An index stores the parameters of its coarse and fine codec in one table, so their names must differ.
         """
         return {}
 
     def encode(self, vectors: Tensor | np.ndarray) -> np.ndarray:
-        """Finite vectors (N, D), on any device, -> codes (N, width)."""
+        """Encode finite vectors (N, D), on any device, to codes (N, width)."""
         raise NotImplementedError
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
-        """Codes (N, width) -> float32 (N, D)."""
+        """Decode codes (N, width) to float32 vectors (N, D)."""
         raise NotImplementedError
 
     def approximate(self, vectors: Tensor | np.ndarray) -> np.ndarray:
-        """What is left of vectors (N, D) when they are stored: float32 (N, D)."""
+        """Encode and decode vectors (N, D) -> float32 (N, D)."""
         return self.decode(self.encode(vectors))
 
     def faults(self, codes: np.ndarray, vectors: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, str]]:
-        """Rows (N,) bool that are no codes of this codec, or lose their vector, each with what is wrong with them.
+        """Yield masks (N,) bool of rows that are invalid codes or lose their vector, each with a description.
 
         Args:
-            vectors: what was encoded, (N, D); None where the codes come from elsewhere.
+            vectors: the encoded vectors, (N, D); None if the codes were not encoded here.
         """
         yield from ()
 
@@ -110,7 +110,7 @@ class Float16(Codec):
         return _float32(vectors).half().cpu().numpy()
 
     def decode(self, codes):
-        return torch.from_numpy(codes).float().numpy()  # several times faster than numpy
+        return torch.from_numpy(codes).float().numpy()  # several times faster than in numpy
 
     def faults(self, codes, vectors=None):
         yield ~np.isfinite(codes).all(1), "have values beyond float16 (65,504): use float32"
@@ -122,11 +122,11 @@ class Int8(Codec):
     """Symmetric int8: q = clamp(round_half_even(v / scale), -127, 127), v = q * scale (arXiv:2405.14730).
 
     Args:
-        scale: of all vectors, a number or (D,); None gives each vector its own, max |v| / 127, which is not stored:
-            codes then decode to the vector's direction.
+        scale: shared by all vectors, a number or (D,); None gives each vector its own, max |v| / 127, which is not
+            stored, so codes decode only to the vector's direction.
 
     Raises:
-        ValueError: for a scale that is not positive, or of another shape.
+        ValueError: if the scale is not positive or has another shape.
     """
 
     name, dtype = "int8", np.dtype(np.int8)
@@ -164,13 +164,13 @@ class Int8(Codec):
 
 
 class Binary(Codec):
-    """One bit per dimension, v > center, eight to a byte, the first the highest (`np.packbits`); decodes to 1 and -1.
+    """One bit per dimension, v > center, packed eight to a byte, most significant first; decodes to 1 and -1.
 
     Args:
-        center: what values are compared with, a number or (D,).
+        center: threshold of the bits, a number or (D,).
 
     Raises:
-        ValueError: for a center that is not finite, or of another shape.
+        ValueError: if the center is not finite or has another shape.
     """
 
     name, dtype, coarse = "binary", np.dtype(np.uint8), True
@@ -200,7 +200,7 @@ class Binary(Codec):
 
 
 CODECS: dict[str, type[Codec]] = {codec.name: codec for codec in (Float32, Float16, Int8, Binary)}
-# What a gallery can hold: one codec, or a coarse one and another that ranks its candidates again, as "binary+int8".
+# Storage formats of a gallery: one codec, or a coarse one and a finer one that re-ranks its candidates ("binary+int8").
 STORED_AS = [
     *CODECS,
     *(f"{coarse}+{fine}" for coarse in CODECS for fine in CODECS if CODECS[coarse].coarse and not CODECS[fine].coarse),
@@ -208,10 +208,10 @@ STORED_AS = [
 
 
 def bytes_per_vector(dim: int, stored_as: str) -> int:
-    """Bytes of one stored vector, by an entry of `STORED_AS`."""
+    """Bytes per stored vector for an entry of `STORED_AS`."""
     return sum(CODECS[name](dim).bytes_per_vector for name in stored_as.split("+"))
 
 
 def _float32(vectors: Tensor | np.ndarray) -> Tensor:
-    """A float32 tensor on the vectors' device, without a copy where it can be."""
+    """A float32 tensor on the vectors' device, without a copy if possible."""
     return torch.as_tensor(vectors).detach().float()

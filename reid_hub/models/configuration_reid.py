@@ -1,4 +1,4 @@
-"""Configuration of a re-identification model: its backbone, how a map becomes a vector, and the input."""
+"""Configuration of a re-identification model: backbone, pooling, embedding layer, neck and input."""
 
 from collections.abc import Sequence
 from dataclasses import fields
@@ -17,7 +17,7 @@ STRIDE1_STAGES = (None, 3, 4)
 RETRIEVALS = ("neck", "features")
 INTERPOLATIONS = ("bilinear", "bicubic")
 
-# What transformers itself hands to a configuration besides the declared fields.
+# Keys that transformers itself passes to a configuration besides the declared fields.
 _LIBRARY_KEYS = {
     "attn_implementation", "experts_implementation", "model_type", "name_or_path", "num_labels", "output_attentions",
     "torch_dtype", "transformers_version", "trust_remote_code", "auto_map", "tie_word_embeddings", "code_revision",
@@ -26,54 +26,56 @@ _LIBRARY_KEYS = {
 
 @strict
 class ReIDConfig(PreTrainedConfig):
-    """Everything that defines a `ReIDModel` and its input.
+    """Configuration of a `ReIDModel` and its input.
 
-    The image goes through the backbone to a map (or tokens), `pooling` to a vector, `embedding` to the *features* that
-    metric losses compare, and `neck` to the vector that is classified in training. `retrieve` says which of the two
-    last is the embedding at test time: BoT ranks by what leaves the BNNeck, TransReID by what enters it.
+    The backbone computes a feature map (or tokens), `pooling` a vector, `embedding` the *features* that metric losses
+    compare, and `neck` the vector that is classified in training. `retrieve` selects which of the last two is the
+    embedding at test time: BoT retrieves by the output of the BNNeck, TransReID by its input.
 
-    A part is stored as its name and options, {"name": "gem", "p": 3.0}; its name alone, "gem", is read as that with
-    the options' defaults. The flat fields of earlier versions (`head`, `embedding_dim`, `gem_p`, ...; see `FLAT`) are
-    read as the options that they are now.
+    A part is stored as its name and options, {"name": "gem", "p": 3.0}; a name alone, "gem", selects the default
+    options. The flat fields of earlier versions (`head`, `embedding_dim`, `gem_p`, ...; see `FLAT`) are still accepted
+    and converted to options.
 
     Args:
         backbone_config: configuration of the backbone: one of ours (`model_type` "reid_osnet", "reid_msinet",
             "reid_part_vit", "reid_squeezenet", "reid_densenet", "reid_mgn"), "timm_wrapper", or any image model of
             transformers.
-        last_stride: stride of the last stage of a ResNet (1 is ReID's habit); None leaves the backbone as it is.
-        stride1_stage: in its place, which stage has stride 1: 4, the last, or 3, the one before (the "conv4_1" of
-            Factorized Distillation, arXiv:1811.08073, taken literally). Either way the map is 1/16 of the image.
-        pooling: "avg", "max", "gem" (`p`), "stabilised_max" (FD, eq. 5: max over averages of a `window`), "cls" (first
-            token), "patches" (of a ViT of timm: mean of the tokens behind class token and registers), "global_stripes"
-            (MSINet: mean of the last map, and of two stripes of an earlier one), "part_tokens" (PASS: the class token
-            beside the mean of three part tokens), or "branch_stripes" (MGN: the largest values of three branches and of
-            their stripes).
-        embedding: the embedding layer: "none", "linear" (FC to `dim` and BN unless `norm` is off; `bias` and `relu` as
-            in OSNet, `init_std` as in `LinearEmbedding`) or "shared_linear" (MGN: one for all parts, each of which it
-            takes to `dim`).
-        neck: "bnneck" (batch norm without bias, arXiv:1903.07071), "linear_bnneck" (MSINet: an FC in front of it, both
-            for each part of the vector), "part_bnneck" (PASS: one for each of the four tokens) or "none".
-        side: None, or a side network of Progressive Transfer Learning, whose vector stands beside the backbone's:
-            "cell" ("v1", "v2", or the control "plain"), "memory" (False forgets before every batch), "stem" and "pairs"
-            (channels, see `SideNetwork`; the published ones scaled to the backbone's), "bias", "batch_mean", and for v2
-            "aggregate" (see `BConvCell2`).
-        codes: None, or how the embedding is shortened to `dim` numbers (Embedding Compression, arXiv:2405.14730):
-            "slice", "low_rank" or "pruned". What is shortened is what `retrieve` names; the result is both features and
-            embedding, and what training needs behind it (expansion, norm, classifier) is no part of the model.
-            `quantization` "int8" lets the embedding be what its int8 codes decode to; `granularity` is that of the
-            scale: "tensor", "dimension" or "vector".
-        decision: a threshold of the distance below which two images show one person, see `calibrate`.
+        last_stride: stride of the last stage of a ResNet (usually 1 in ReID); None keeps the backbone's own.
+        stride1_stage: alternative to `last_stride`: the stage to set to stride 1, 4 (the last) or 3 (the second to
+            last, the literal reading of "conv4_1" in Factorized Distillation, arXiv:1811.08073). Either way the feature
+            map is 1/16 of the image.
+        pooling: "avg", "max", "gem" (`p`), "stabilised_max" (FD, eq. 5: maximum over averages of a `window`), "cls"
+            (first token), "patches" (timm ViTs: mean of the patch tokens, without class and register tokens),
+            "global_stripes" (MSINet: means of the last map and of two stripes of an earlier one), "part_tokens" (PASS:
+            the class token and the mean of three part tokens), or "branch_stripes" (MGN: maxima of three branches and
+            of their stripes).
+        embedding: the embedding layer: "none", "linear" (FC to `dim`, then BN if `norm`; `bias` and `relu` as in OSNet,
+            `init_std` as in `LinearEmbedding`) or "shared_linear" (MGN: one layer that maps each part to `dim`).
+        neck: "bnneck" (batch norm without bias, arXiv:1903.07071), "linear_bnneck" (MSINet: an FC and a BNNeck for each
+            part of the vector), "part_bnneck" (PASS: a BNNeck for each of the four tokens) or "none".
+        side: None, or the options of a side network (Progressive Transfer Learning); its vector is concatenated to the
+            backbone's: "cell" ("v1", "v2", or the control "plain"), "memory" (False resets it before every batch),
+            "stem" and "pairs" (channels, see `SideNetwork`; default: the published ones, scaled to the backbone),
+            "bias", "batch_mean", and for v2 "aggregate" (see `BConvCell2`).
+        codes: None, or how the embedding is shortened to `dim` dimensions (Embedding Compression, arXiv:2405.14730):
+            "slice", "low_rank" or "pruned". The input is the vector selected by `retrieve`; the output is both features
+            and embedding. Layers needed only in training (expansion, norm, classifier) are not part of the model. With
+            `quantization` "int8", embeddings are decoded int8 codes; `granularity` is that of the scale: "tensor",
+            "dimension" or "vector".
+        retrieve: the vector used as embedding at test time, "neck" or "features".
+        decision: a distance threshold below which two images show the same person, see `calibrate`.
         image_size: (height, width) in pixels.
-        resize_shortest: resize the shorter side to this and cut `image_size` from the centre, as general classification
-            does; None resizes both sides to `image_size`.
-        interpolation: of the resize, "bilinear" or "bicubic".
-        classifier_hidden: widths of the layers in front of the last, of the classifier of general images.
-        variant: the name this configuration was made from.
-        lineage: what the weights went through, a step each, oldest first: its method, recipe, epochs and data set, what
-            it started from, and who taught it. It goes wherever the weights go, also into narrower ones.
+        image_mean, image_std: per-channel normalisation of the input, three values each.
+        resize_shortest: resize the shorter side to this and crop `image_size` from the centre, as in general
+            classification; None resizes both sides to `image_size`.
+        interpolation: interpolation of the resize, "bilinear" or "bicubic".
+        classifier_hidden: widths of the hidden layers of `ReIDForImageClassification`'s classifier.
+        variant: name of the variant that this configuration was made from.
+        lineage: training history of the weights, one step each, oldest first: method, recipe, epochs, data set, initial
+            weights and teacher. It is kept when weights are copied, also into narrower models.
 
     Raises:
-        ValueError: for an unknown key, a value outside its choices, or parts that do not fit one another.
+        ValueError: for an unknown key, an invalid value, or incompatible parts.
     """
 
     model_type = "reid"
@@ -104,7 +106,7 @@ class ReIDConfig(PreTrainedConfig):
         self.backbone_config = read_config(self.backbone_config or find_variant("res50")["backbone_config"])
         for name in ("image_size", "image_mean", "image_std", "classifier_hidden"):
             setattr(self, name, list(getattr(self, name)))
-        # @strict would run these too, but wraps what they raise in an error that is no ValueError.
+        # @strict would run these too, but wraps their errors in one that is not a ValueError.
         self.validate_choices()
         self.validate_input()
         flat = {name: kwargs.pop(name) for name in FLAT if name in kwargs}
@@ -113,8 +115,8 @@ class ReIDConfig(PreTrainedConfig):
             setattr(self, part, None if parts[part] is None else read_part(part, parts[part], classes))
         self.side = read_side(self.side)
         gives = getattr(family_of(self.backbone_config).network, "gives", None)
-        self.check_parts(gives if isinstance(gives, tuple) else ())  # a library's model says when it is built
-        self.backbone_config = at_size(self.backbone_config, self.image_size)  # which is said in one place, here
+        self.check_parts(gives if isinstance(gives, tuple) else ())  # library models are checked when they are built
+        self.backbone_config = at_size(self.backbone_config, self.image_size)  # image_size is configured only here
         super().__post_init__(**kwargs)
 
     def validate_choices(self):
@@ -137,13 +139,13 @@ class ReIDConfig(PreTrainedConfig):
             raise ValueError(f"classifier_hidden must be widths, at least 1, got {self.classifier_hidden}")
 
     def check_parts(self, gives: Sequence[str]) -> None:
-        """Refuse parts that do not fit one another.
+        """Check that the parts are compatible.
 
         Args:
-            gives: what the backbone gives, see `KINDS`; empty if that is not known yet.
+            gives: kinds of output of the backbone, see `KINDS`; empty if not known yet.
 
         Raises:
-            ValueError: saying what would fit.
+            ValueError: if parts are incompatible; the message names the alternatives.
         """
         source = f"a {self.backbone_config.model_type!r} backbone"
         chain = {part: (getattr(self, part)["name"], PARTS[part]) for part in ("pooling", "embedding", "neck")}
@@ -163,11 +165,11 @@ class ReIDConfig(PreTrainedConfig):
 
     @classmethod
     def from_variant(cls, name: str, **overrides: Any) -> "ReIDConfig":
-        """Configuration of a named variant; `overrides` replace its fields, of a part only the options they name.
+        """Configuration of a named variant; `overrides` replace its fields, and individual options of its parts.
 
         Raises:
-            ValueError: for an unknown variant or field; the nearest name is offered.
-            ImportError: for "timm/NAME" without the timm library.
+            ValueError: for an unknown variant or field; the message suggests the closest variant.
+            ImportError: for "timm/NAME" if timm is not installed.
         """
         base = join_fields({}, find_variant(name, overrides.get("image_size", cls.image_size)))
         if base.get("side") is not None and isinstance(overrides.get("side"), dict):

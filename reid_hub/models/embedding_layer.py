@@ -1,4 +1,4 @@
-"""Embedding layers, between pooling and neck: those of FD and OSNet, of PTL and of MGN."""
+"""Embedding layers, between pooling and neck, as in FD, OSNet, PTL and MGN."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from .parts import Part
 
 
 class NoEmbedding(Part):
-    """What is pooled is the feature, (B, D) -> (B, D)."""
+    """No embedding layer: the pooled vector is the feature vector, (B, D) -> (B, D)."""
 
     gives = ()
 
@@ -20,28 +20,28 @@ class NoEmbedding(Part):
 
     @classmethod
     def behind(cls, part_dims: Sequence[int]) -> "NoEmbedding":
-        """Of the same lengths."""
+        """Keep the lengths of the parts."""
         return cls(part_dims)
 
     def forward(self, pooled: Tensor) -> Tensor:
         return pooled
 
     def width_groups(self, groups, reads: tuple[str, ...]) -> tuple[str, ...]:
-        """The groups of its input."""
+        """Return the groups of the input."""
         return reads
 
 
 class LinearEmbedding(Part):
     """Fully connected layer, batch norm and, for OSNet, ReLU: (B, C) -> (B, dim).
 
-    Factorized Distillation (arXiv:1811.08073) 2.3 has neither bias nor ReLU, OSNet (arXiv:1905.00953) has both;
-    Progressive Transfer Learning has neither norm nor ReLU.
+    Factorized Distillation (arXiv:1811.08073), section 2.3, uses neither bias nor ReLU, OSNet (arXiv:1905.00953) both;
+    Progressive Transfer Learning uses neither norm nor ReLU.
 
     Args:
-        init_std: standard deviation of the fully connected layer at the start; None is Kaiming's.
+        init_std: standard deviation of the initial weights; None uses Kaiming initialisation.
 
     Attributes:
-        part_dims: lengths of the vectors that come out side by side, one.
+        part_dims: lengths of the concatenated output vectors; here a single one.
     """
 
     linear_class: type[nn.Linear] = nn.Linear
@@ -68,24 +68,24 @@ class LinearEmbedding(Part):
 
     @classmethod
     def behind(cls, part_dims: Sequence[int], **options) -> "LinearEmbedding":
-        """Of all parts together."""
+        """Build one layer for all parts concatenated."""
         return cls(sum(part_dims), **options)
 
     def forward(self, pooled: Tensor) -> Tensor:
         return self.relu(self.bn(self.fc(pooled)))
 
     def width_groups(self, groups, reads: tuple[str, ...]) -> tuple[str, ...]:
-        """Declare the channels of the embedding layer; returns the groups of its output."""
+        """Declare the channels of the embedding layer; return the groups of its output."""
         groups.layer("fc", reads=reads, writes="embedding")
         groups.layer("bn", writes="embedding")
         return ("embedding",)
 
 
 class SharedLinearEmbedding(LinearEmbedding):
-    """One embedding layer for all parts of a person, side by side: (B, P, C) -> (B, P * dim).
+    """One embedding layer applied to each part of a person; outputs are concatenated: (B, P, C) -> (B, P * dim).
 
-    As in the public reproduction of MGN (arXiv:1804.01438), whose norm also takes its statistics of each part alone;
-    the paper has a layer for each part.
+    As in the public reproduction of MGN (arXiv:1804.01438), where the norm also computes its statistics per part; the
+    paper has a separate layer for each part.
     """
 
     needs = ("parts",)
@@ -94,7 +94,7 @@ class SharedLinearEmbedding(LinearEmbedding):
 
     @classmethod
     def behind(cls, part_dims: Sequence[int], **options) -> "SharedLinearEmbedding":
-        """Of each part alone."""
+        """Build one layer that is shared by all parts."""
         layer = cls(part_dims[0], **options)
         layer.part_dims *= len(part_dims)
         return layer

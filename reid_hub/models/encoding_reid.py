@@ -1,4 +1,4 @@
-"""Encoding images to vectors and codes."""
+"""Encode images to vectors and codes."""
 
 import os
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 else:
     Mixed = object
 
-# How images are turned by the values of their EXIF orientation.
+# Transposition for each value of the EXIF orientation.
 _TURNS = {
     2: Transpose.FLIP_LEFT_RIGHT,
     3: Transpose.ROTATE_180,
@@ -35,15 +35,15 @@ _TURNS = {
 
 
 class EncodingMixin(Mixed):
-    """Embeddings of batches and of images, in front of `PreTrainedModel`."""
+    """Embeddings of batches and of images; must precede `PreTrainedModel` in the bases."""
 
     def embed(
         self, pixel_values: Tensor, flip: bool = False, quantized: bool = True, retrieve: str | None = None
     ) -> Tensor:
-        """Embeddings as they are searched with, (B, 3, H, W) -> (B, D); for evaluation mode.
+        """Embeddings for retrieval, (B, 3, H, W) -> (B, D). Call it in evaluation mode.
 
         Args:
-            flip: average the vectors of an image and of its mirror image; a quantiser follows the average.
+            flip: average the vectors of each image and its mirror image, before quantisation.
             quantized, retrieve: see `forward`.
         """
         options = {"quantized": False, "retrieve": retrieve}
@@ -54,19 +54,19 @@ class EncodingMixin(Mixed):
 
     @property
     def precision(self) -> str:
-        """The codes that the embeddings are made for: "int8" for a model that quantises them, else "float32"."""
+        """Precision that the embeddings are trained for: "int8" if the model quantises them, else "float32"."""
         return "float32" if self.quantizer is None else self.quantizer.kind or "float32"
 
     def codec(self, name: str) -> Codec:
-        """How a gallery stores this model's embeddings, with the scale and the centre that training has found.
+        """Codec for storing this model's embeddings in a gallery, with the scale and centre from training.
 
-        It encodes what `forward` and `embed` give with `quantized=False`.
+        It encodes the output of `forward` and `embed` with `quantized=False`.
 
         Args:
-            name: a key of `CODECS`: "float32", "float16", "int8", or "binary" (bits: above `center` or not).
+            name: a key of `CODECS`: "float32", "float16", "int8", or "binary" (one bit per dimension, v > `center`).
 
         Raises:
-            ValueError: for an unknown name; for "int8" as `int8_scale`.
+            ValueError: for an unknown name; for "int8", under the conditions of `int8_scale`.
         """
         if name not in CODECS:
             raise ValueError(f"precision must be one of {', '.join(CODECS)}, got {name!r}")
@@ -78,17 +78,19 @@ class EncodingMixin(Mixed):
         return CODECS[name](self.embedding_dim, **state)
 
     def codes(self, vectors: Tensor, precision: str) -> np.ndarray:
-        """Embeddings in front of the quantiser as codes, (N, D) -> (N, D) int8, or (N, ceil(D / 8)) uint8 for "binary";
-        see `codec`."""
+        """Encode embeddings before quantisation: (N, D) -> (N, D) int8, or (N, ceil(D / 8)) uint8 for "binary".
+
+        See `codec`.
+        """
         return self.codec(precision).encode(vectors)
 
     def int8_scale(self, vectors: Tensor) -> Tensor:
-        """What an int8 code of 1 stands for: the model's own scale, () or (D,), or without one each vector's, (N, 1).
+        """Value of one int8 step: the model's own scale, () or (D,), or else that of each vector, (N, 1).
 
-        That of a vector is max |v| / 127, and cancels under cosine.
+        The scale of a vector is max |v| / 127, and cancels under cosine.
 
         Raises:
-            ValueError: for a model that is to have a scale of its own, before it was trained or fitted.
+            ValueError: if the model quantises to int8 but has not been trained or fitted yet.
         """
         if self.precision == "int8":
             if not self.quantizer.num_batches_tracked:
@@ -98,7 +100,7 @@ class EncodingMixin(Mixed):
 
     @property
     def center(self) -> Tensor:
-        """(D,) mean of the embeddings over the training, as far as the model knows it, else zeros."""
+        """(D,) mean of the embeddings in training if the model tracks it, else zeros."""
         if self.quantizer is not None:
             return self.quantizer.center
         if self.config.retrieve == "features" and isinstance(self.neck, BNNeck):
@@ -114,14 +116,17 @@ class EncodingMixin(Mixed):
         batch_size: int = 64,
         progress: bool = False,
     ) -> np.ndarray:
-        """Embed images, each a PIL image, an array (H, W, 3) of uint8, a path or a URL: -> (N, D).
+        """Embed images -> (N, D).
 
-        The vectors are what `embed` gives in evaluation, not normalised. The model is left in the mode it was found in.
+        The vectors are those of `embed` in evaluation mode, not normalised. The model's training mode is restored.
 
         Args:
-            precision: "float32", or another key of `CODECS` for the codes that a gallery stores, see `codec`:
-                "float16", "int8", or "binary" (uint8, eight coordinates to a byte).
-            flip: average the vectors of an image and of its mirror image.
+            images: PIL images, uint8 arrays (H, W, 3), paths or URLs.
+            precision: "float32", or another key of `CODECS` to return codes for a gallery, see `codec`: "float16",
+                "int8", or "binary" (uint8, eight dimensions per byte).
+            flip: average the vectors of each image and its mirror image.
+            batch_size: number of images per forward pass.
+            progress: show a progress bar.
 
         Raises:
             ValueError: for an unknown precision.
@@ -157,9 +162,9 @@ def _open(image):
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """As `load_image` turns an image, but one with a damaged EXIF block, which that stumbles over, stays as it is."""
+    """Apply the EXIF orientation as `load_image` does, but leave images with a damaged EXIF block, where it fails."""
     try:
         turn = _TURNS.get(image.getexif().get(0x0112))
-    except Exception:  # of many kinds; the pixels are sound all the same
+    except Exception:  # various types; the pixels are still valid
         return image
     return image if turn is None else image.transpose(turn)

@@ -1,4 +1,4 @@
-"""The side network of Progressive Transfer Learning (arXiv:1908.02492): BConv cells beside a backbone, map by map."""
+"""The side network of Progressive Transfer Learning (arXiv:1908.02492): BConv cells that read a backbone's stages."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,8 +10,8 @@ from .bconv import CELLS, fit
 from .layers import FanInConv2d
 from .parts import Part
 
-# Channels of the released network beside a ResNet-50, whose stem has 64: of the cells on the image, and of each
-# pair's 1x1 convolution and cell.
+# Channels of the released side network for a ResNet-50 with 64 stem channels: those of the cells on the image, and of
+# each pair's 1x1 convolution and cell.
 STEM = (16, 32)
 PAIRS = ((64, 64), (128, 256), (256, 512), (512, 128))
 STEM_CHANNELS = 64
@@ -21,28 +21,29 @@ AGGREGATES = ("mean", "last", "conv")
 
 
 class SideNetwork(Part):
-    """Cells that read the image and a backbone's maps without changing them; paper, eq. 3.
+    """Cells that read the image and a backbone's feature maps without changing them (paper, eq. 3).
 
-    y0 is the output of the first cells on the image, in the size of the first map. A pair takes map x_i beside y_i-1
-    through a 1x1 convolution with norm and ReLU, and that through a cell, which goes down where the backbone does.
+    y_0 is the output of the stem cells on the image, at the size of the first feature map. Pair i concatenates feature
+    map x_i and y_i-1, applies a 1x1 convolution with norm and ReLU, and then a cell with the stride of the backbone's
+    next stage.
 
     Args:
-        stage_channels, stage_reductions: of the backbone's maps: channels, and how much smaller than the image.
-        branches: how many of them, the last ones, stand side by side; each has a last cell of its own.
-        cell: "v1", "v2" or "plain", see `CELLS`; `options` are its own.
+        stage_channels, stage_reductions: channels and strides of the backbone's feature maps.
+        branches: number of parallel branches, the last feature maps; each has its own last cell.
+        cell: "v1", "v2" or "plain", see `CELLS`; `options` are passed to the cells.
         memory: False clears the cells' memory before every batch, as the published training script does.
-        stem: channels of the cells on the image; the default is the published one, scaled by the backbone's stem.
-        pairs: (1x1 convolution, cell) channels of each pair, or how many of the default ones; all by default.
+        stem: channels of the stem cells (default: the published ones, scaled to the backbone's stem).
+        pairs: (1x1 convolution, cell) channels of each pair, or the number of default pairs to use (default: all).
 
     Attributes:
         out_channels: channels of the output maps.
 
     Raises:
-        ValueError: if the backbone has fewer maps than the pairs need, or branches that they do not reach.
+        ValueError: if the backbone has too few feature maps for the pairs, or the pairs do not reach its branches.
     """
 
     needs = ("stages", "branches")
-    gives = ("map", "branches")  # as many maps as the backbone, see `behind`
+    gives = ("map", "branches")  # one map per branch of the backbone, see `behind`
 
     def __init__(
         self,
@@ -84,7 +85,7 @@ class SideNetwork(Part):
             convolution = FanInConv2d(stage_channels[number - 1] + width, fused, 1)
             self.fuse.append(nn.Sequential(convolution, nn.BatchNorm2d(fused), nn.ReLU()))
             last = number == len(pairs)
-            # Behind the last tap the branches stand side by side, and each goes down by its own stride.
+            # The last pair has one cell per branch, each with the stride of its branch.
             for reduction in stage_reductions[number : number + (branches if last else 1)]:
                 stride = reduction // stage_reductions[number - 1]
                 (self.ends if last else self.cells).append(build(fused, channels, stride))
@@ -93,15 +94,15 @@ class SideNetwork(Part):
 
     @classmethod
     def behind(cls, backbone: nn.Module, **options) -> "SideNetwork":
-        """Beside a backbone."""
+        """Build the side network of a backbone."""
         branches = getattr(backbone, "branches", 1)
         return cls(backbone.stage_channels, backbone.stage_reductions, branches, **options)
 
     def forward(self, pixel_values: Tensor, stages: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Images (B, 3, H, W) and the backbone's maps -> one map (B, out_channels, h, w) for each branch."""
+        """Images (B, 3, H, W) and the backbone's feature maps -> one map (B, out_channels, h, w) per branch."""
         y = self.stem(pixel_values)
         for number, fuse in enumerate(self.fuse):
-            # Where the backbone rounds an odd size down (pooling without padding) the cells round it up.
+            # For odd sizes, the cells round up where some backbones round down (pooling without padding).
             z = fuse(torch.cat([stages[number], fit(y, stages[number])], 1))
             if number < len(self.cells):
                 y = self.cells[number](z)
@@ -113,10 +114,10 @@ def _scaled(channels: Sequence[int], scale: float) -> list[int]:
 
 
 def read_side(side: str | Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """The options of a side network in a configuration, with its cell and memory; a name is that of the cell.
+    """Validate the options of a side network and add the defaults of cell and memory; a string names the cell.
 
     Raises:
-        ValueError: for an unknown option, or a value that makes no sense.
+        ValueError: for an unknown option or an invalid value.
     """
     if side is None:
         return None

@@ -1,4 +1,4 @@
-"""The weight chain: a teacher's clustered weights, from which students of any width are expanded."""
+"""Weight chains: a teacher's clustered weights, which expand into students of any width."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -24,12 +24,12 @@ class WeightChainConfig(PreTrainedConfig):
     """Configuration of a weight chain.
 
     Args:
-        teacher_config: configuration of the teacher; the chain's columns and vectors are as wide as it.
-        student_config: configuration of the narrowest student; the chain has as many rows.
-        teacher_fingerprint: of the teacher that the tables were made from.
+        teacher_config: configuration of the teacher, which sets the width of the chain's columns and vectors.
+        student_config: configuration of the narrowest student, which sets the number of the chain's rows.
+        teacher_fingerprint: fingerprint of the teacher that the tables were computed from.
         clustering, distance: how the rows were clustered ("ward", "random", "inverse"; "euclidean", "cosine").
-        seed: of random clusters.
-        refinement: how the chain was refined; None for one that was only clustered.
+        seed: random seed of "random" clusters.
+        refinement: how the chain was refined; None if it was only clustered.
     """
 
     model_type = "reid_weight_chain"
@@ -54,14 +54,15 @@ def _reid_config(config: dict | PreTrainedConfig | None) -> ReIDConfig:
 
 
 class WeightChain(CheckpointMixin, PreTrainedModel):
-    """One-Shot Knowledge Transfer (arXiv:2511.06016): expands into students of any width.
+    """One-Shot Knowledge Transfer (arXiv:2511.06016): a chain that expands into students of any width.
 
-    Holds, under the teacher's names, every weight with one row per cluster of the teacher's rows (M, N, ...), and every
-    bias, norm and statistic as wide as the teacher (N,); and per width group the table of clusters, (N,).
+    Under the teacher's tensor names, it stores each weight with one row per cluster of the teacher's rows (M, N, ...)
+    and each bias, norm and statistic at the teacher's width (N,). For each width group it stores the table of clusters,
+    (N,).
 
     Attributes:
         groups: the teacher's width groups.
-        links: the chain's tensors; `links.tensors()` gives them by name.
+        links: the chain's tensors; `links.tensors()` returns them by name.
     """
 
     config: WeightChainConfig
@@ -69,8 +70,8 @@ class WeightChain(CheckpointMixin, PreTrainedModel):
     base_model_prefix = "chain"
     main_input_name = "pixel_values"
     model_tags = ("person-reid", "weight-chain")
-    # The package plugs its clustering in here (teacher, sizes, distance, clustering, seed) -> tables; a copy of this
-    # file that travels with a checkpoint does without, it can only expand.
+    # Set by the package: (teacher, sizes, distance, clustering, seed) -> tables. In a copy of this file that is shipped
+    # with a checkpoint it is None, and the class can only expand.
     clusterer: Callable[..., dict[str, Tensor]] | None = None
 
     def __init__(self, config: WeightChainConfig):
@@ -82,7 +83,7 @@ class WeightChain(CheckpointMixin, PreTrainedModel):
         links = {}
         for name, tensor in teacher.state_dict().items():
             if not tensor.is_floating_point():
-                continue  # counters of batches
+                continue  # batch counters
             shape, axes = list(tensor.shape), self.groups.axes.get(name)
             if axes is not None and tensor.ndim > 1:
                 shape[0] = sum(self.rows[group] for group in axes.rows)
@@ -91,11 +92,11 @@ class WeightChain(CheckpointMixin, PreTrainedModel):
         self.links = TensorTree(links, parameters.__contains__)
         tables = {name: torch.zeros(group.size, dtype=torch.int64) for name, group in self.groups.groups.items()}
         self.tables = TensorTree({_flat(name): table for name, table in tables.items()}, lambda name: False)
-        self.groups.module = None  # the skeletons have done their work
+        self.groups.module = None  # the meta models are no longer needed
         self.post_init()
 
     def _init_weights(self, module):
-        """Nothing: a chain is read from a teacher or from a file."""
+        """Do nothing: chains are built from a teacher or loaded from a file."""
 
     @classmethod
     def from_teacher(
@@ -107,16 +108,17 @@ class WeightChain(CheckpointMixin, PreTrainedModel):
         clustering: str = "ward",
         seed: int = 0,
     ) -> "WeightChain":
-        """Cluster a teacher's rows and keep the mean of each cluster.
+        """Build a chain from a teacher: cluster its rows and store the mean of each cluster.
 
         Args:
-            width: of the narrowest student (channels of the stem, width of a ViT), or its configuration.
-            distance: "euclidean" or "cosine"; by default the published one for the architecture.
-            clustering: "ward"; "random" and "inverse" are the paper's ablations. `seed` is of the random one.
+            width: width of the narrowest student (stem channels or ViT width), or its configuration.
+            distance: "euclidean" or "cosine" (default: the published one for the architecture).
+            clustering: "ward", or one of the paper's ablations, "random" and "inverse".
+            seed: random seed of "random".
 
         Raises:
-            ValueError: for a width that is not between 1 and the teacher's, or another architecture.
-            ImportError: in a copy of this class that travels without the package.
+            ValueError: if the width is not between 1 and the teacher's, or the architecture differs.
+            ImportError: if the package is not installed (in a copy of this class shipped with a checkpoint).
         """
         if cls.clusterer is None:
             raise ImportError("clustering a teacher needs the package: pip install reid-hub")
@@ -131,10 +133,14 @@ class WeightChain(CheckpointMixin, PreTrainedModel):
     def from_tables(
         cls, teacher: ReIDModel, student_config: ReIDConfig, tables: Mapping[str, Tensor], **provenance: Any
     ) -> "WeightChain":
-        """A chain of given tables: each row the mean of its cluster, vectors as the teacher's.
+        """Build a chain from given tables: each row is the mean of its cluster, vectors are copied from the teacher.
+
+        Args:
+            provenance: fields of the `WeightChainConfig` that describe how the tables were computed.
 
         Raises:
-            ValueError: if a table is missing, or is no partition of the group's channels into the student's.
+            ValueError: if a table is missing or unknown, or does not partition the group's channels into as many
+                clusters as the student has channels.
         """
         config = WeightChainConfig(
             teacher_config=copy.deepcopy(teacher.config),
@@ -155,10 +161,10 @@ class WeightChain(CheckpointMixin, PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """Load a chain; its tables must be partitions.
+        """Load a chain and check its tables.
 
         Raises:
-            ValueError: if the file is damaged, or not what it must be.
+            ValueError: if the file is damaged or does not match its configuration, or a table is not a partition.
         """
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         chain = loaded[0] if isinstance(loaded, tuple) else loaded
@@ -167,11 +173,11 @@ class WeightChain(CheckpointMixin, PreTrainedModel):
         return loaded
 
     def table(self, group: str) -> Tensor:
-        """(N,) cluster of each of the teacher's channels of a group."""
+        """(N,) cluster of each teacher channel in a group."""
         return self.tables.get_buffer(_flat(group))
 
     def row_index(self, name: str) -> Tensor:
-        """(N,) chain row of each of the teacher's rows of a weight, segments one after another."""
+        """(N,) chain row of each teacher row of a weight; concatenated if the rows span several groups."""
         parts, start = [], 0
         for group in self.groups.axes[name].rows:
             parts.append(self.table(group) + start)
@@ -179,7 +185,7 @@ class WeightChain(CheckpointMixin, PreTrainedModel):
         return torch.cat(parts)
 
     def average_rows(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Mean over each cluster of the rows of all weights in a group, (N, ...) -> (M, ...)."""
+        """Average the rows in each cluster, (N, ...) -> (M, ...), for all weights with width groups."""
         means = {}
         for name, axes in self.groups.axes.items():
             if tensors[name].ndim > 1:
@@ -190,10 +196,10 @@ class WeightChain(CheckpointMixin, PreTrainedModel):
         return means
 
     def slots(self, sizes: Mapping[str, int] | None = None) -> dict[str, Slots]:
-        """How every group of a student with these widths is filled; by default of the narrowest.
+        """Slots of each group of a student with these widths (default: the narrowest student).
 
         Raises:
-            ValueError: naming the group and its legal range.
+            ValueError: if a width is out of range; the message names the group and its range.
         """
         slots = {}
         for name, group in self.groups.groups.items():
@@ -211,16 +217,16 @@ class WeightChain(CheckpointMixin, PreTrainedModel):
         statistics: bool = True,
         rescale_queries: bool = False,
     ) -> ReIDModel:
-        """A student of any width from the chain's to the teacher's, without data or training.
+        """Expand into a student of any width between the chain's and the teacher's, without data or training.
 
         Args:
-            student: a width, the name of a variant, a configuration; by default the narrowest.
-            statistics: carry the batch norms' averaged statistics and the neck over; False is the published way; such
+            student: a width, the name of a variant, or a configuration (default: the narrowest student).
+            statistics: transfer the averaged batch norm statistics and the neck. False is the published method; its
                 students must be trained before they can be evaluated.
-            rescale_queries: keep the attention of merged channels, see `Decoder`; not in the published way.
+            rescale_queries: preserve the attention of merged channels, see `Decoder`; not part of the published method.
 
         Raises:
-            ValueError: for another architecture or depth, or a width out of range, naming the range.
+            ValueError: if the architecture or depth differs, or a width is out of range; the message names the range.
         """
         config = copy.deepcopy(self.student(student))
         config.lineage = self.config.teacher_config.lineage
@@ -243,22 +249,22 @@ class WeightChain(CheckpointMixin, PreTrainedModel):
         return model.eval()
 
     def student(self, student: int | str | ReIDConfig | None = None) -> ReIDConfig:
-        """The configuration of a student: the teacher's, with the width of what is named.
+        """Configuration of a student: the teacher's, at the width of `student` (see `expand`).
 
         Raises:
-            ValueError: for an unknown variant or a broken width.
+            ValueError: for an unknown variant or an invalid width.
         """
         if student is None:
             return copy.deepcopy(self.config.student_config)
         return student_of(self.config.teacher_config, student)
 
     def write_companions(self, folder) -> dict[str, Any]:
-        """The image processor of the students; other libraries cannot embed with a chain."""
+        """Write the students' image processor; no files for sentence-transformers, which cannot embed with a chain."""
         ReIDImageProcessor.from_config(self.config.student_config).save_pretrained(folder)
         return {}
 
     def sizes_of(self, student: int | str | ReIDConfig) -> dict[str, int]:
-        """A student's width of every group, without its weights."""
+        """Widths of all groups of a student, without creating its weights."""
         config = self.student(student)
         with torch.device("meta"):
             return match_widths(self.groups, ReIDModel(config).width_groups())
@@ -268,12 +274,12 @@ class WeightChain(CheckpointMixin, PreTrainedModel):
 
 
 def is_fitted(name: str) -> bool:
-    """Whether a tensor belongs to its own network and is not taken from the teacher: statistics, and the neck."""
+    """Whether a tensor belongs to running statistics or the neck, which the published method does not transfer."""
     return name.startswith("neck.") or name.endswith(("running_mean", "running_var"))
 
 
 def default_distance(teacher: ReIDModel) -> str:
-    """The published distance between rows: "cosine" for ViTs, else "euclidean"."""
+    """The published distance between rows: "cosine" for ViTs, "euclidean" otherwise."""
     return getattr(teacher.backbone, "row_distance", "euclidean")
 
 

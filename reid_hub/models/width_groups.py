@@ -1,7 +1,7 @@
 """Width groups: sets of channels, and the tensor axes that they index.
 
-A backbone declares the channels that each layer reads and writes. Everything that changes widths (clustering,
-refining and expanding a weight chain, weight selection) works on these declarations alone.
+A backbone declares the channels that each layer reads and writes. All code that changes widths (weight selection, and
+clustering, refining and expanding a weight chain) relies only on these declarations.
 """
 
 import copy
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class WidthGroup:
-    """One set of channels: how many, in `blocks` equal blocks that never mix (attention heads)."""
+    """A set of `size` channels in `blocks` equal blocks that never mix (attention heads)."""
 
     size: int
     blocks: int = 1
@@ -20,11 +20,11 @@ class WidthGroup:
 
 @dataclass(frozen=True)
 class TensorAxes:
-    """What numbers the first two axes of a tensor: groups, one after another where an axis is a concatenation.
+    """Groups that index the first two axes of a tensor; several groups if an axis is a concatenation.
 
     Attributes:
-        rows: groups of axis 0, which the tensor produces (filters, biases, vectors of norms).
-        columns: groups of axis 1, which it consumes; empty where that axis keeps its length (RGB, depthwise kernels).
+        rows: groups of axis 0, the tensor's outputs (filters, biases, vectors of norms).
+        columns: groups of axis 1, its inputs; empty if the length of that axis is fixed (RGB, depthwise kernels).
     """
 
     rows: tuple[str, ...] = ()
@@ -32,12 +32,12 @@ class TensorAxes:
 
 
 class WidthGroups:
-    """The width groups of a module, filled by its parts through `layer`.
+    """The width groups of a module, declared by its submodules with `layer`.
 
     Attributes:
-        groups: each group's name and size.
-        axes: every tensor that any group numbers, under its name in the module's state dict.
-        queries: tensors whose first segment of rows holds attention queries, with the attention's group.
+        groups: width groups by name.
+        axes: axes of all tensors indexed by a group, by their name in the module's state dict.
+        queries: tensors whose first segment of rows holds attention queries, mapped to the group of the queries.
     """
 
     def __init__(self, module: nn.Module):
@@ -47,7 +47,7 @@ class WidthGroups:
         self.queries: dict[str, str] = {}
 
     def inside(self, path: str) -> "WidthGroups":
-        """The same groups, with paths counted from the submodule `path`."""
+        """A view of the same groups with paths relative to the submodule `path`."""
         view = copy.copy(self)
         view.module, view.prefix = self.module.get_submodule(path), _join(self.prefix, path)
         return view
@@ -64,14 +64,14 @@ class WidthGroups:
         """Declare a leaf module (convolution, linear layer, norm) by its path.
 
         Args:
-            writes: the group of its output channels; a tuple where the output is a concatenation. The first layer that
-                writes a group declares it.
-            reads: the group, or concatenated groups, of its input channels; none for RGB, depthwise kernels, norms.
-            blocks: of the group that is declared.
-            queries: the first segment of what it writes are attention queries.
+            writes: group of its output channels; a tuple if the output is a concatenation. The first layer that writes
+                a group defines its size.
+            reads: group, or concatenated groups, of its input channels; empty for RGB, depthwise kernels and norms.
+            blocks: number of blocks of a newly defined group.
+            queries: whether the first segment of the output holds attention queries.
 
         Raises:
-            ValueError: if a group would have two sizes, or a tensor be declared twice.
+            ValueError: if a group would have two sizes, or a tensor is declared twice.
         """
         writes, reads = _names(writes), _names(reads)
         leaf = self.module.get_submodule(path)
@@ -103,12 +103,12 @@ class WidthGroups:
 
 
 def match_widths(teacher: WidthGroups, student: WidthGroups) -> dict[str, int]:
-    """The student's width of each of the teacher's groups.
+    """Width in the student of each of the teacher's groups.
 
-    What lies behind the backbone may differ; channels that the student does not have keep the teacher's width.
+    The layers after the backbone may differ; groups that the student does not have keep the teacher's width.
 
     Raises:
-        ValueError: unless both backbones declare the same channels, tensor for tensor.
+        ValueError: unless both backbones declare the same groups for every tensor.
     """
     ours, theirs = (
         {name: axes for name, axes in groups.axes.items() if name.startswith("backbone.")}

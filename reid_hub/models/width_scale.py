@@ -1,4 +1,4 @@
-"""Width of a model as one number, and configurations of the same architecture at other widths."""
+"""The width of a model as one number, and configurations of the same architecture at other widths."""
 
 import copy
 
@@ -8,10 +8,10 @@ from .families import Width
 
 
 def width_of(config: ReIDConfig) -> int:
-    """The number that stands for a model's width: channels of the stem (CNN) or of the blocks (ViT).
+    """The width of a model: channels of the stem (CNN) or of the blocks (ViT).
 
     Raises:
-        ValueError: for an architecture that has none.
+        ValueError: if the architecture has no single width.
     """
     return _width(config).get(config.backbone_config)
 
@@ -19,10 +19,10 @@ def width_of(config: ReIDConfig) -> int:
 def at_width(config: ReIDConfig, width: int) -> ReIDConfig:
     """The same architecture with all stages scaled to another width.
 
-    An embedding as long as the backbone's last stage (OSNet x1.0) is scaled with it.
+    An embedding with the same length as the backbone's last stage (OSNet x1.0) is scaled with it.
 
     Raises:
-        ValueError: if a channel number would be broken, or the architecture has no single width.
+        ValueError: if a number of channels would not be an integer, or the architecture has no single width.
     """
     if width < 1:
         raise ValueError(f"a width must be at least 1, got {width}")
@@ -36,13 +36,13 @@ def at_width(config: ReIDConfig, width: int) -> ReIDConfig:
 
 
 def student_of(teacher: ReIDConfig, student: int | str | ReIDConfig) -> ReIDConfig:
-    """The configuration of a student: the teacher's input, embedding layer and neck, at the width of what is named.
+    """Configuration of a student: the teacher's input, embedding layer and neck, at the width of `student`.
 
     Args:
-        student: a width (also as text), the name of a variant, or a configuration, which is taken as it is.
+        student: a width (also as text), the name of a variant, or a configuration, which is returned unchanged.
 
     Raises:
-        ValueError: for an unknown variant, another architecture, or a broken width.
+        ValueError: for an unknown variant, another architecture, or an invalid width.
     """
     if isinstance(student, int):
         return at_width(teacher, student)
@@ -56,7 +56,7 @@ def student_of(teacher: ReIDConfig, student: int | str | ReIDConfig) -> ReIDConf
         raise ValueError(
             f"{student} is a {theirs['model_type']!r} and the teacher a {ours['model_type']!r}: only widths may differ"
         )
-    # Everything else (stride, drop path, genotype, ...) stays the teacher's; another depth is refused where it matters.
+    # All else (stride, drop path, genotype, ...) is the teacher's; another depth is rejected later, by `match_widths`.
     width = family_of(teacher.backbone_config).width
     names = set(width.fields) & set(theirs) if width is not None else ()
     fields["backbone_config"] = {**ours, **{name: theirs[name] for name in names}}

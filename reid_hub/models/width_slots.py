@@ -1,4 +1,4 @@
-"""Decode a weight chain to one width: which chain row fills a channel, and which input columns are summed."""
+"""Decode a weight chain to a given width: assign chain rows to channels, and sum the input columns of each channel."""
 
 import heapq
 from collections.abc import Mapping
@@ -13,11 +13,11 @@ from .width_groups import WidthGroups
 
 @dataclass(frozen=True)
 class Slots:
-    """How one group of a student's channels is filled.
+    """Assignment of chain rows and teacher channels to the channels of one group of a student.
 
     Attributes:
         source: (C,) the chain row of each channel.
-        slot: (N,) the channel that each channel of the teacher falls into; the members of a channel share its row.
+        slot: (N,) the student channel of each teacher channel; the members of a channel share its row.
     """
 
     source: Tensor
@@ -29,20 +29,21 @@ class Slots:
 
     @property
     def sizes(self) -> Tensor:
-        """(C,) members of each channel."""
+        """(C,) number of members of each channel."""
         return torch.bincount(self.slot, minlength=self.width)
 
 
 def allocate(labels: Tensor, width: int, blocks: int = 1) -> Slots:
-    """Spread clusters over `width` channels in proportion to their sizes (OSKT, arXiv:2511.06016, expansion).
+    """Distribute clusters over `width` channels in proportion to their sizes (OSKT, arXiv:2511.06016, expansion).
 
-    Every cluster gets one channel; each further one goes to the cluster with the fewest channels per member, the first
-    of equals. The members of a cluster, in order, are dealt to its channels in chunks that differ by at most one.
+    Every cluster gets one channel; each further channel goes to the cluster with the fewest channels per member (ties:
+    the first). The members of a cluster are split, in order, into one chunk per channel; chunk sizes differ by at most
+    one.
 
     Args:
-        labels: (N,) cluster of each channel of the teacher, 0..M-1, every one used; with blocks, those of the first
-            block come first, and so on.
-        blocks: equal blocks (attention heads) that are filled separately.
+        labels: (N,) cluster of each teacher channel, 0..M-1, none of them empty; with several blocks, the clusters of
+            the first block come first, and so on.
+        blocks: number of equal blocks (attention heads), which are filled separately.
 
     Raises:
         ValueError: unless M <= width <= N and `blocks` divides `width`.
@@ -63,7 +64,7 @@ def allocate(labels: Tensor, width: int, blocks: int = 1) -> Slots:
 def _allocate(labels: Tensor, width: int) -> Slots:
     sizes = torch.bincount(labels).tolist()
     source, copies = list(range(len(sizes))), [1] * len(sizes)
-    # Equal fractions are equal floats, and the heap breaks ties by the cluster's number.
+    # Equal fractions give equal floats, and the heap breaks ties by cluster number.
     queue = [(1 / size, g) for g, size in enumerate(sizes)]
     heapq.heapify(queue)
     while len(source) < width:
@@ -73,35 +74,36 @@ def _allocate(labels: Tensor, width: int) -> Slots:
         heapq.heapreplace(queue, (copies[g] / sizes[g], g))
     source = torch.tensor(source)
 
-    # The channels of each cluster, ascending; a member's place in its cluster; the chunk that this place is in.
+    # The channels of each cluster in ascending order, each member's place in its cluster, and the chunk of that place.
     channels = torch.argsort(source, stable=True)
     first_channel = torch.tensor([0, *copies]).cumsum(0)[labels]
     order = torch.argsort(labels, stable=True)
     place = torch.empty_like(order)
     place[order] = torch.arange(len(labels)) - torch.tensor([0, *sizes]).cumsum(0)[labels[order]]
     small, long = (torch.tensor(values)[labels] for values in _divide(sizes, copies))
-    in_long = long * (small + 1)  # members in the chunks that are one longer
+    in_long = long * (small + 1)  # number of members in the longer chunks
     chunk = torch.where(place < in_long, place // (small + 1), long + (place - in_long) // small)
     return Slots(source, channels[first_channel + chunk])
 
 
 def _divide(sizes: list[int], copies: list[int]) -> tuple[list[int], list[int]]:
-    """Length of a cluster's shorter chunks, and how many are one longer."""
+    """For each cluster, the length of its shorter chunks and the number of chunks that are one longer."""
     pairs = [divmod(size, number) for size, number in zip(sizes, copies, strict=True)]
     return [quotient for quotient, _ in pairs], [remainder for _, remainder in pairs]
 
 
 class Decoder:
-    """The tensors of one width from those of a chain, differentiable (OSKT, arXiv:2511.06016, neural identity).
+    """Differentiable decoder from a chain to the tensors of a given width (OSKT, arXiv:2511.06016, neural identity).
 
-    Channel j of a weight is its chain row `source[j]`, with the columns of merged input channels summed; of a vector
-    (bias, norm) it is the mean over its members. A tensor in no group stays as it is.
+    Channel j of a weight is its chain row `source[j]` with the columns of merged input channels summed; channel j of a
+    vector (bias, norm) is the mean over its members. Tensors without a group are unchanged.
 
     Args:
-        groups: of the teacher.
-        slots: by group.
-        rescale_queries: multiply the queries by n * sqrt(d / D), n members of a channel, d and D channels of a head in
-            student and teacher: what keeps the attention of merged channels (exact for equal clusters).
+        groups: width groups of the teacher.
+        slots: slots by group.
+        rescale_queries: multiply queries by n * sqrt(d / D), where n is the number of members of a channel, and d and D
+            are the head widths of student and teacher. This preserves the attention of merged channels (exactly, for
+            equal clusters).
     """
 
     def __init__(self, groups: WidthGroups, slots: Mapping[str, Slots], *, rescale_queries: bool = False):
@@ -112,10 +114,10 @@ class Decoder:
             temperature = (slots[group].width / groups.groups[group].size) ** 0.5
             rest = [torch.ones(slots[member].width).double() for member in groups.axes[name].rows[1:]]
             self.factors[name] = torch.cat([slots[group].sizes.double() * temperature, *rest])
-        self._indices: dict = {}  # by names, kind and device: the same few serve all tensors
+        self._indices: dict = {}  # by groups, kind and device; shared by many tensors
 
     def __call__(self, links: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Decode weights with the chain's rows and the teacher's columns, (M, N, ...), and vectors of teacher width."""
+        """Decode weights (M, N, ...), with chain rows and teacher columns, and vectors (N,) of the teacher's width."""
         return {name: self._decode(name, tensor) for name, tensor in links.items()}
 
     def _decode(self, name: str, tensor: Tensor) -> Tensor:
@@ -137,7 +139,7 @@ class Decoder:
         return tensor
 
     def _members(self, names: tuple[str, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-        """The channel that each column of the teacher falls into, and the number of members of each channel."""
+        """The student channel of each teacher channel, and the number of members of each student channel."""
         key = (names, "members", device)
         if key not in self._indices:
             slots = [self.slots[name] for name in names]
@@ -156,6 +158,6 @@ class Decoder:
 
 
 def _concatenate(parts: list[Tensor], lengths: list[int]) -> Tensor:
-    """Indices into axes that stand one after another."""
+    """Indices into concatenated axes of these lengths."""
     starts = [0, *accumulate(lengths)]
     return torch.cat([part + start for part, start in zip(parts, starts[:-1], strict=True)])
