@@ -1,4 +1,4 @@
-"""Models: flat files that travel with every checkpoint (see `trust_remote_code` in transformers)."""
+"""Models: flat files that are copied into every checkpoint (see `trust_remote_code` in transformers)."""
 
 from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
@@ -26,13 +26,13 @@ __all__ = [
 
 
 def register() -> None:
-    """Register the models with transformers' Auto classes, and let checkpoints carry their code."""
+    """Register the models with transformers' Auto classes, and save their code with checkpoints."""
     AutoConfig.register(ReIDConfig.model_type, ReIDConfig, exist_ok=True)
     AutoModel.register(ReIDConfig, ReIDModel, exist_ok=True)
     AutoModelForImageClassification.register(ReIDConfig, ReIDForImageClassification, exist_ok=True)
     AutoConfig.register(ReIDBackboneConfig.model_type, ReIDBackboneConfig, exist_ok=True)
     AutoBackbone.register(ReIDBackboneConfig, ReIDBackbone, exist_ok=True)
-    # `AutoBackbone.register` takes one kind of configuration per class, but every checkpoint of ours has a backbone.
+    # `AutoBackbone.register` accepts one configuration class per model, but every checkpoint of ours has a backbone.
     register_backbone(ReIDConfig, ReIDBackbone)
     AutoConfig.register(WeightChainConfig.model_type, WeightChainConfig, exist_ok=True)
     AutoModel.register(WeightChainConfig, WeightChain, exist_ok=True)

@@ -37,11 +37,11 @@ class Width:
 
     Attributes:
         get: (backbone configuration) -> its width.
-        set: (backbone configuration, width) -> None; scales all stages. Raises a ValueError for a width that would
-            break a channel number, and names the nearest that does not.
-        fields: of the backbone configuration, what a student does not share with its teacher.
-        out: (backbone configuration) -> channels of the last map, with which an embedding of that length is scaled;
-            None where embeddings keep their length.
+        set: (backbone configuration, width) -> None; scales all stages. Raises a ValueError if a number of channels
+            would not be an integer; the message names the nearest valid width.
+        fields: fields of the backbone configuration that may differ between a student and its teacher.
+        out: (backbone configuration) -> channels of the last feature map; an embedding of that length is scaled with
+            it. None if embeddings keep their length.
     """
 
     get: Callable[[Any], int]
@@ -55,10 +55,10 @@ class Foreign:
     r"""Names of a network's tensors in other libraries' checkpoints.
 
     Attributes:
-        names: (pattern, our name) in order. A tensor gets the name beside the first pattern that matches the whole of
-            its own, expanded as by `re.sub`: text with groups such as \1, or a function of the match.
-        complete: (tensors by foreign name, our `ReIDModel`) -> the same, with what the network needs beyond them.
-        ignored: pattern of what a checkpoint may hold that the network does not need, besides classifiers and the like.
+        names: (pattern, our name) pairs. The first pattern that matches a tensor's full name decides; our name is
+            expanded as in `re.sub`: text with groups such as \1, or a function of the match.
+        complete: (tensors by foreign name, our `ReIDModel`) -> the same tensors, plus those that only our network has.
+        ignored: pattern of tensors in a checkpoint that the network does not need, besides classifiers and the like.
     """
 
     names: Sequence[tuple[str, str | Callable[[re.Match[str]], str]]]
@@ -66,7 +66,7 @@ class Foreign:
     ignored: str = ""
 
     def rename(self, name: str) -> str | None:
-        """Our name of a foreign tensor, in the state dict of a `ReIDModel`; None if it has none."""
+        """Our name of a foreign tensor in the state dict of a `ReIDModel`; None if there is none."""
         for pattern, ours in self.names:
             if match := re.fullmatch(pattern, name):
                 return match.expand(ours) if isinstance(ours, str) else ours(match)
@@ -75,27 +75,27 @@ class Foreign:
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of backbone: its network, configuration, variants and checkpoints.
+    """A backbone family: its network, configuration, variants and checkpoints.
 
     Attributes:
         name: the `model_type` of its configurations.
         title: name in messages.
-        network: (configuration) -> module, (B, 3, H, W) -> (B, C, h, w), or tokens (B, N, C), with `out_channels`, C.
-            For pooling and side networks that read earlier maps it also has `stages(pixel_values)`, `stage_channels`
-            and `stage_reductions`, and `gives`, a class attribute or property, says so: `KINDS` of `parts.py`, by
-            default ("map",). Where its widths can change it has `width_groups(groups)` (see `WidthGroups`).
-        config: class of the configurations; None if transformers has it.
+        network: (configuration) -> module with `out_channels` C, (B, 3, H, W) -> (B, C, h, w) or tokens (B, N, C). Its
+            `gives`, a class attribute or property, lists its kinds of output (`KINDS` of `parts.py`, default ("map",)).
+            Poolings and side networks that read earlier feature maps need `stages(pixel_values)`, `stage_channels` and
+            `stage_reductions`; changing its width needs `width_groups(groups)` (see `WidthGroups`).
+        config: configuration class; None if transformers defines it.
         variants: named configurations.
-        width: how its width is read and changed; None if it has no single width.
-        foreign: how the checkpoints of other libraries are read; None if there are none.
+        width: reads and changes the width; None if the network has no single width.
+        foreign: tensor names in checkpoints of other libraries; None if there are none.
         citation: BibTeX of the publication.
-        strided: whether `network` also takes `last_stride` and `stride1_stage` (see `ReIDConfig`).
-        fixes_size: (configuration) -> whether the network only takes images of one size.
-        set_size: (configuration, (height, width)) -> None; tells a network of a fixed size which.
-        vector_fields: fields of the configuration that change an embedding without changing a weight.
-        from_name: (name, (height, width)) -> fields of a `ReIDConfig`, for a library whose models are all variants,
-            "PREFIX/NAME".
-        prefix: of those names.
+        strided: whether `network` accepts `last_stride` and `stride1_stage` (see `ReIDConfig`).
+        fixes_size: (configuration) -> whether the network accepts images of only one size.
+        set_size: (configuration, (height, width)) -> None; sets that size.
+        vector_fields: configuration fields that change the embeddings without changing a weight.
+        from_name: (name, (height, width)) -> fields of a `ReIDConfig`, for libraries whose models are all available as
+            variants "PREFIX/NAME".
+        prefix: the PREFIX of these names.
     """
 
     name: str
@@ -122,10 +122,10 @@ class Family:
 
     @property
     def file(self) -> Path:
-        """The file that defines its configuration and network, which travels with every checkpoint.
+        """The file that defines the configuration and network; it is copied into every checkpoint.
 
         Raises:
-            ValueError: for a family that is defined in a notebook or a script.
+            ValueError: if the family is defined in a notebook or a script.
         """
         module = sys.modules.get((self.config or self.network).__module__)
         if module is None or module.__name__ == "__main__" or getattr(module, "__file__", None) is None:
@@ -142,11 +142,11 @@ FAMILIES: dict[str, Family] = {}
 def register(family: Family) -> Family:
     """Register a family and return it.
 
-    The last statement of a family's file: `NAME = register(Family(...))`. A family of the package also has a line in
-    `backbones.py`. One from outside is registered when its file is imported, and the file travels with its checkpoints.
+    End a family's file with `NAME = register(Family(...))`. For a family of the package, also add a line to
+    `backbones.py`. An external family is registered by importing its file, which is copied into its checkpoints.
 
     Raises:
-        ValueError: if another file has registered the name, or a variant's, or the file could not travel.
+        ValueError: if another family has the same name or variants, or the file cannot be copied into checkpoints.
     """
     before = FAMILIES.get(family.name)
     if before is not None and before.file != family.file:
@@ -167,10 +167,10 @@ def is_outside(family: Family) -> bool:
 
 
 def portable_code(family: Family) -> str:
-    """Code of a family outside this package as saved with checkpoints: imports of this folder become relative.
+    """Code of an external family as saved with checkpoints: imports from this folder become relative.
 
     Raises:
-        ValueError: if it imports anything else of the package.
+        ValueError: if it imports anything else from the package.
     """
     package, code = __package__ or "", family.file.read_text(encoding="utf-8")
     code = re.sub(rf"^(\s*from ){re.escape(package)}(\.\w+ import )", r"\1\2", code, flags=re.MULTILINE)
@@ -191,7 +191,7 @@ def portable_code(family: Family) -> str:
 
 
 def _is_below(name: str | None) -> bool:
-    """Whether a file of our folder can be imported by a family: it does not itself import the list of the families."""
+    """Whether families may import a file of this folder: it must not import `backbones.py`, directly or indirectly."""
     file = Path(__file__).with_name(f"{name}.py")
     if name == "backbones" or not file.is_file():
         return False
@@ -199,10 +199,10 @@ def _is_below(name: str | None) -> bool:
 
 
 def scale_channels(channels: Sequence[int], old: int, new: int) -> list[int]:
-    """All channels times new / old.
+    """Scale numbers of channels by new / old.
 
     Raises:
-        ValueError: if one would not come out whole; the nearest width that does is named.
+        ValueError: if a result is not an integer; the message names the nearest valid width.
     """
     if any(value * new % old for value in channels):
         legal = [width for width in range(1, old + 1) if not any(value * width % old for value in channels)]

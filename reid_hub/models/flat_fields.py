@@ -1,4 +1,4 @@
-"""Flat fields of a configuration, the former spelling of its parts; recipes and old checkpoints still use them."""
+"""Flat configuration fields, the former format of its parts, which recipes and old checkpoints still use."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,14 +9,14 @@ from .parts import Part, options_of
 from .pooling import POOLINGS
 from .reductions import REDUCTIONS
 
-# The parts of a configuration behind the backbone, in their order: classes by name.
+# The parts of a configuration after the backbone, in order: classes by name.
 PARTS: dict[str, Mapping[str, type[Part]]] = {
     "pooling": POOLINGS,
     "embedding": EMBEDDINGS,
     "neck": NECKS,
     "codes": REDUCTIONS,
 }
-# Of each flat field: its part, its option there, and what it meant where it was not given.
+# Flat field -> (part, option of the part, default).
 FLAT: dict[str, tuple[str, str, Any]] = {
     "pooling": ("pooling", "name", "avg"),
     "gem_p": ("pooling", "p", 3.0),
@@ -33,18 +33,19 @@ FLAT: dict[str, tuple[str, str, Any]] = {
     "quantization": ("codes", "quantization", None),
     "quantization_granularity": ("codes", "granularity", "tensor"),
 }
-# These flat fields must not be set for a part without such an option; the others meant nothing there.
+# Options whose flat fields are errors for a part without them; others are ignored for such a part, as they used to be.
 _MEANT = ("dim", "quantization")
 
 
 def join_fields(base: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a `ReIDConfig` over those of another, with parts as {"name": ..., option: value}.
+    """Update fields of a `ReIDConfig`; parts are returned as {"name": ..., option: value}.
 
-    Of a part only the options that are named change; one of another name keeps those that it has too.
+    Only the given options of a part change. If its name changes, it keeps the options that the new part has as well.
 
     Args:
-        base: in the form that this returns.
-        fields: parts by name ("gem"), by options ({"p": 2.0}, with or without their name), or as flat fields.
+        base: fields in the format that this function returns.
+        fields: updates, with parts given by name ("gem"), by options ({"p": 2.0}, with or without a name), or as flat
+            fields.
     """
     joined = {**base, **{name: value for name, value in fields.items() if name not in FLAT and name not in PARTS}}
     names = {part: default for part, option, default in FLAT.values() if option == "name"}
@@ -72,7 +73,7 @@ def join_fields(base: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str,
 
 
 def flat_fields(config: Any) -> dict[str, Any]:
-    """The parts of a `ReIDConfig` as flat fields; an option without one is called "PART.OPTION"."""
+    """The parts of a `ReIDConfig` as flat fields; options without a flat field are named "PART.OPTION"."""
     flat = {name: default for name, (_, _, default) in FLAT.items()}
     names = {(part, option): name for name, (part, option, _) in FLAT.items()}
     for part in PARTS:

@@ -1,4 +1,4 @@
-"""Images to model input: convert to RGB, resize (and cut from the centre), scale to [0, 1], normalise."""
+"""Image processing: convert to RGB, resize (and centre-crop), scale to [0, 1], normalise."""
 
 from typing import ClassVar
 
@@ -9,13 +9,13 @@ from .configuration_reid import IMAGENET_MEAN, IMAGENET_STD
 
 
 class ReIDImageProcessor(PilBackend):
-    """Image processor of re-identification models; PIL resizes, so that it equals the transforms of published results.
+    """Image processor of re-identification models; it resizes with PIL to match the transforms of published results.
 
     (transformers' torchvision backend is up to twice as fast and differs by at most one grey level.)
     """
 
     resample = PILImageResampling.BILINEAR
-    # Class attributes are the defaults of a processor in transformers.
+    # In transformers, class attributes are a processor's defaults.
     image_mean = IMAGENET_MEAN
     image_std = IMAGENET_STD
     size: ClassVar[dict[str, int]] = {"height": 256, "width": 128}
@@ -25,10 +25,10 @@ class ReIDImageProcessor(PilBackend):
     do_convert_rgb = True
 
     def to_dict(self) -> dict:
-        """The saved form; the class is named per backend.
+        """The dict to save, with one class reference per backend.
 
-        A plain string would make transformers' pipelines look for a video processor of the same name, and ask the user
-        whether its code may run.
+        With a plain string, transformers' pipelines would look for a video processor of the same name and ask the user
+        to trust its code.
         """
         output = super().to_dict()
         reference = output.get("auto_map", {}).get("AutoImageProcessor")
@@ -37,14 +37,14 @@ class ReIDImageProcessor(PilBackend):
         return output
 
     def center_crop(self, image, size, **kwargs):
-        """Cut (C, H, W) where torchvision does: half a pixel is rounded to even, by transformers down."""
+        """Crop (C, H, W) as torchvision does: half pixels are rounded to even, whereas transformers rounds down."""
         wanted = (size.height, size.width)
         top, left = (round((side - crop) / 2) for side, crop in zip(image.shape[1:], wanted, strict=True))
         return image[:, top : top + size.height, left : left + size.width]
 
     @classmethod
     def from_config(cls, config) -> "ReIDImageProcessor":
-        """The processor that a `ReIDConfig` describes."""
+        """Build the processor of a `ReIDConfig`."""
         size = dict(zip(("height", "width"), config.image_size, strict=True))
         shortest = getattr(config, "resize_shortest", None)
         crop = {} if shortest is None else {"do_center_crop": True, "crop_size": size}

@@ -1,4 +1,4 @@
-"""Layers with an initialisation of their own; `ReIDModel._init_weights` calls their `initialise`."""
+"""Layers with custom initialisation; `ReIDModel._init_weights` calls their `initialise`."""
 
 import torch
 from torch import nn
@@ -8,7 +8,7 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class NormalLinear(nn.Linear):
-    """A linear layer that starts at N(0, std^2), with bias 0."""
+    """Linear layer with weights initialised from N(0, std^2) and bias 0."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, *, std: float):
         super().__init__(in_features, out_features, bias=bias)
@@ -21,7 +21,7 @@ class NormalLinear(nn.Linear):
 
 
 class FanInLinear(nn.Linear):
-    """A linear layer that starts with Kaiming's fan-in, as in the published code of MGN, instead of fan-out."""
+    """Linear layer with Kaiming initialisation by fan-in, as in the published code of MGN, instead of fan-out."""
 
     def initialise(self) -> None:
         """Draw the weight."""
@@ -30,7 +30,7 @@ class FanInLinear(nn.Linear):
 
 
 class FanInConv2d(nn.Conv2d):
-    """A convolution that starts with Kaiming's fan-in, as in the published code of PTL, instead of fan-out."""
+    """Convolution with Kaiming initialisation by fan-in, as in the published code of PTL, instead of fan-out."""
 
     def initialise(self) -> None:
         """Draw the weight."""
@@ -39,7 +39,7 @@ class FanInConv2d(nn.Conv2d):
 
 
 class SpreadNorm(nn.BatchNorm1d):
-    """A batch norm whose gains start at N(1, 0.02^2), as in the published code of MGN."""
+    """Batch norm with gains initialised from N(1, 0.02^2), as in the published code of MGN."""
 
     def initialise(self) -> None:
         """Reset the statistics and draw the gains."""

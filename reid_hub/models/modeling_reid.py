@@ -26,13 +26,13 @@ from .width_groups import WidthGroups
 
 @dataclass
 class ReIDOutput(ModelOutput):
-    """What a `ReIDModel` returns.
+    """Output of a `ReIDModel`.
 
     Attributes:
-        embeddings: (B, D); in evaluation the vector to search with, in training the neck's output, which is classified.
-        features: (B, C); the vector in front of the neck, which metric losses compare.
+        embeddings: (B, D); in evaluation the vector for retrieval, in training the neck's output for the classifier.
+        features: (B, C); the neck's input, which metric losses compare.
         feature_map: (B, C, h, w), or tokens (B, N, C), of the backbone.
-        pooler_output: the embeddings again, under the name that transformers' pipelines read.
+        pooler_output: same as `embeddings`, under the name that transformers' pipelines expect.
     """
 
     embeddings: Tensor = None
@@ -42,15 +42,16 @@ class ReIDOutput(ModelOutput):
 
 
 class ReIDModel(CheckpointMixin, EncodingMixin, PreTrainedModel):
-    """Embeds images for person re-identification, (B, 3, H, W) -> `ReIDOutput`.
+    """Model that embeds images for person re-identification, (B, 3, H, W) -> `ReIDOutput`.
 
     Attributes:
         backbone, pooling, head, neck: the layers in order; `head` is the embedding layer.
-        side: a side network beside the backbone, whose maps are pooled like its own; None in most models.
+        side: side network, pooled like the backbone; None in most models.
         compression, quantizer: the last layers of a model with codes; None in other models.
         feature_dim, embedding_dim: lengths of the features and of the embeddings.
-        part_dims: lengths of the vectors that features and embeddings are made of, for losses of their own; mostly one.
-        global_parts: how many of these parts, the first ones, see the whole person.
+        part_dims: lengths of the parts that are concatenated in features and embeddings, for losses per part; usually a
+            single one.
+        global_parts: number of global parts (of the whole person), which come first.
     """
 
     config: ReIDConfig
@@ -60,7 +61,7 @@ class ReIDModel(CheckpointMixin, EncodingMixin, PreTrainedModel):
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
     model_tags = ("person-reid",)
-    # A folder of a ReIDForImageClassification is loaded without its classifier.
+    # A checkpoint of a ReIDForImageClassification is loaded without its classifier.
     _keys_to_ignore_on_load_unexpected = (r"^classifier\.",)
 
     def __init__(self, config: ReIDConfig):
@@ -74,7 +75,7 @@ class ReIDModel(CheckpointMixin, EncodingMixin, PreTrainedModel):
         if self.side is not None:
             self.part_dims = tuple(dim + self.side.out_channels for dim in self.part_dims)
         self.global_parts = self.pooling.global_parts or len(self.part_dims)
-        self.head = self._part("embedding", self.part_dims)  # "head" is its name in the checkpoints that are out
+        self.head = self._part("embedding", self.part_dims)  # the name "head" is that of published checkpoints
         self.part_dims = self.head.part_dims
         self.neck = self._part("neck", self.part_dims)
         self._fuses_in_neck = "vector" not in self.neck.needs
@@ -99,11 +100,11 @@ class ReIDModel(CheckpointMixin, EncodingMixin, PreTrainedModel):
 
         Args:
             quantized: whether a model with a quantiser returns decoded codes (True) or the vectors before quantisation.
-            retrieve: which vector the embeddings are in evaluation, "neck" or "features" (default: the
-                configuration's). What a compressed model shortens is always the configuration's.
+            retrieve: vector to return as embeddings in evaluation, "neck" or "features" (default: the configuration's).
+                Ignored by models with codes, which always use the configuration's.
 
         Raises:
-            ValueError: unless `pixel_values` is (B, 3, H, W) and `retrieve` one of these.
+            ValueError: unless `pixel_values` is (B, 3, H, W) and `retrieve` is one of these.
         """
         if pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
             raise ValueError(f"pixel_values must be (B, 3, H, W), got {tuple(pixel_values.shape)}")
@@ -150,10 +151,10 @@ class ReIDModel(CheckpointMixin, EncodingMixin, PreTrainedModel):
         set_memory(self, [])
 
     def width_groups(self) -> WidthGroups:
-        """Which axes of which tensors share channels, from the backbone to the neck.
+        """Width groups of all tensors from the backbone to the neck.
 
         Raises:
-            ValueError: for a backbone that does not declare its channels.
+            ValueError: if the backbone does not declare its channels, or the model has a side network or codes.
         """
         if not hasattr(self.backbone, "width_groups"):
             declared = ", ".join(family.title for family in FAMILIES.values() if family.width is not None)
@@ -167,7 +168,7 @@ class ReIDModel(CheckpointMixin, EncodingMixin, PreTrainedModel):
             raise ValueError("a compressed embedding has no width groups: expand the model first, then compress it")
         groups = WidthGroups(self)
         stages = self.backbone.width_groups(groups.inside("backbone"))
-        vector = stages[-1:]  # pooling over positions renumbers nothing
+        vector = stages[-1:]  # pooling over positions keeps the channel order
         if hasattr(self.pooling, "width_groups"):
             vector = self.pooling.width_groups(groups.inside("pooling"), stages)
         vector = self.head.width_groups(groups.inside("head"), vector)
@@ -177,15 +178,15 @@ class ReIDModel(CheckpointMixin, EncodingMixin, PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module):
-        """Initialise a module by its own `initialise`, if it has one; modules of nested library models too.
+        """Initialise a module, by its own `initialise` if it has one; applies to nested library models too.
 
-        Plain torch layers: convolutions and linear layers Kaiming normal (fan-out), norms 1 and 0, biases 0.
+        Plain torch layers: Kaiming normal (fan-out) for convolutions and linear layers, weight 1 for norms, bias 0.
         """
         if hasattr(module, "initialise"):
             module.initialise()
             return
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
-            # What torch calls fan-out is a transposed convolution's fan-in.
+            # For a transposed convolution, torch's fan-out is the actual fan-in.
             init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         elif isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
             reset_statistics(module)
@@ -198,7 +199,8 @@ class ReIDModel(CheckpointMixin, EncodingMixin, PreTrainedModel):
         """Trade compute for memory in a transformer backbone.
 
         Raises:
-            ValueError: for a backbone with batch norm, whose running statistics the second forward would update twice.
+            ValueError: if the backbone has batch norm, because recomputation would update its running statistics twice,
+                or does not support checkpointing.
         """
         model = getattr(self.backbone, "model", self.backbone)
         enable = _checkpointing(model, "enable")
@@ -214,11 +216,11 @@ class ReIDModel(CheckpointMixin, EncodingMixin, PreTrainedModel):
         _checkpointing(getattr(self.backbone, "model", self.backbone), "disable")()
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **kwargs) -> None:
-        """The name that older versions of transformers call."""
+        """Name used by older versions of transformers."""
         self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
 
 
 def _checkpointing(model: nn.Module, action: str) -> Callable | None:
-    """A model's method, under the name of transformers 5.20 and later, or the former one."""
+    """A model's checkpointing method, by its name in transformers 5.20 and later or its former name."""
     names = (f"activation_checkpointing_{action}", f"gradient_checkpointing_{action}")
     return next((getattr(model, name) for name in names if hasattr(model, name)), None)

@@ -1,4 +1,4 @@
-"""Necks: layers between the features that metric losses compare and the classifier."""
+"""Necks: layers between the features (for metric losses) and the classifier."""
 
 from collections.abc import Sequence
 
@@ -13,11 +13,11 @@ from .pooling import fuse_parts
 
 
 class NoNeck(Part):
-    """No neck: the features themselves are classified, (B, D) -> (B, D)."""
+    """No neck: the classifier reads the features, (B, D) -> (B, D)."""
 
     @classmethod
     def behind(cls, part_dims: Sequence[int]) -> "NoNeck":
-        """Of any length."""
+        """Build the identity, for any length."""
         return cls()
 
     def forward(self, features: Tensor) -> Tensor:
@@ -27,8 +27,8 @@ class NoNeck(Part):
 class BNNeck(Part):
     """Batch norm of a vector with a gain and no bias, (B, D) -> (B, D); arXiv:1903.07071, section 3.5.
 
-    The paper freezes the bias at zero. Here there is none: loading a checkpoint re-enables gradients on every
-    parameter, so a frozen one would be trained again.
+    The paper freezes the bias at zero. This class has no bias, because loading a checkpoint re-enables gradients for
+    all parameters, which would unfreeze it.
     """
 
     def __init__(self, dim: int, eps: float = 1e-5, momentum: float = 0.1):
@@ -41,11 +41,11 @@ class BNNeck(Part):
 
     @classmethod
     def behind(cls, part_dims: Sequence[int]) -> "BNNeck":
-        """Of the whole vector."""
+        """Build one neck for the whole vector."""
         return cls(sum(part_dims))
 
     def initialise(self) -> None:
-        """Reset the statistics, set the gains to 1."""
+        """Reset the statistics and set the gains to 1."""
         reset_statistics(self)
         init.ones_(self.weight)
 
@@ -57,12 +57,12 @@ class BNNeck(Part):
         )
 
     def width_groups(self, groups, reads: tuple[str, ...]) -> None:
-        """Declare that the norm is numbered like the vector in front of it."""
+        """Declare the norm, which has the channels of its input vector."""
         groups.layer("", writes=reads)
 
 
 class LinearBNNeck(Part):
-    """FC without bias, then BNNeck, for each part of a vector: (B, D) -> (B, D); MSINet, arXiv:2303.07065."""
+    """FC without bias followed by a BNNeck, for each part of a vector: (B, D) -> (B, D); MSINet, arXiv:2303.07065."""
 
     def __init__(self, part_dims: Sequence[int], init_std: float = 0.01):
         super().__init__()
@@ -72,7 +72,7 @@ class LinearBNNeck(Part):
 
     @classmethod
     def behind(cls, part_dims: Sequence[int]) -> "LinearBNNeck":
-        """Of each part."""
+        """Build a neck for each part."""
         return cls(part_dims)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ class LinearBNNeck(Part):
         return torch.cat([norm(fc(part)) for fc, norm, part in parts], 1)
 
     def width_groups(self, groups, reads: tuple[str, ...]) -> None:
-        """Declare that each part is read by its own FC, which writes a group of its own."""
+        """Declare the channels; the FC of each part reads that part and writes its own group."""
         rest = list(reads)
         for number, dim in enumerate(self.part_dims):
             part = []
@@ -91,7 +91,7 @@ class LinearBNNeck(Part):
 
 
 class PartBNNeck(Part):
-    """A BNNeck for each token in front of `fuse_parts`, (B, P, C) -> (B, 2C); PASS, arXiv:2203.03931."""
+    """A BNNeck for each token, followed by `fuse_parts`, (B, P, C) -> (B, 2C); PASS, arXiv:2203.03931."""
 
     needs = ("part_tokens",)
 
@@ -101,14 +101,14 @@ class PartBNNeck(Part):
 
     @classmethod
     def behind(cls, part_dims: Sequence[int]) -> "PartBNNeck":
-        """Of tokens, all as long as a part of the fused vector."""
+        """Build BNNecks for tokens, which are as long as each part of the fused vector."""
         return cls(part_dims[0])
 
     def forward(self, parts: Tensor) -> Tensor:
         return fuse_parts(torch.stack([neck(part) for neck, part in zip(self.parts, parts.unbind(1), strict=True)], 1))
 
     def width_groups(self, groups, reads: tuple[str, ...]) -> None:
-        """Declare the norms; `reads` numbers the fused vector, whose halves both count like one token."""
+        """Declare the norms; `reads` are the groups of the fused vector, where both halves have the tokens' group."""
         for i in range(len(self.parts)):
             groups.layer(f"parts.{i}", writes=reads[:1])
 

@@ -1,4 +1,4 @@
-"""Base class of the parts behind a backbone (pooling, embedding layer, neck, ...): options and compatibility."""
+"""Base class of the parts after a backbone (pooling, embedding layer, neck, ...): options and compatibility."""
 
 from collections.abc import Mapping, Sequence
 from inspect import Parameter, signature
@@ -7,27 +7,27 @@ from typing import Any
 from huggingface_hub.dataclasses import type_validator
 from torch import nn
 
-# Kinds of output, with their names in messages: values of a backbone's `gives` and of a part's `needs` and `gives`.
+# Kinds of output and their names in messages: the values of a backbone's `gives` and of a part's `needs` and `gives`.
 KINDS = {
     "map": "a map",  # (B, C, h, w)
-    "stages": "the maps of several stages",  # a tuple of maps, from `stages(pixel_values)`
+    "stages": "the maps of several stages",  # a tuple of feature maps, from `stages(pixel_values)`
     "branches": "the maps of several branches",  # the last ones of `stages(pixel_values)`, as many as `branches`
     "tokens": "tokens",  # (B, N, C), the class token first if there is one
-    "patches": "tokens of patches behind others",  # (B, N, C), behind `prefix_tokens` others
+    "patches": "tokens of patches behind others",  # (B, N, C), after `prefix_tokens` others
     "part_tokens": "part tokens",  # (B, 4 + n, C), a class token and three part tokens first
     "vector": "a vector",  # (B, D)
-    "parts": "vectors of parts",  # (B, P, C), which only together are a vector
+    "parts": "vectors of parts",  # (B, P, C), concatenated to one vector later
 }
 
 
 class Part(nn.Module):
-    """A part of a `ReIDModel` behind the backbone; one class of a registry such as `POOLINGS`.
+    """A part of a `ReIDModel` after the backbone; its subclasses are in registries such as `POOLINGS`.
 
     The keyword-only parameters of its constructor, with their types and defaults, are its options in a `ReIDConfig`.
 
     Attributes:
-        needs: accepted inputs (`KINDS`); the part in front must give one of them.
-        gives: its outputs (`KINDS`); empty for a part that keeps the kind of its input.
+        needs: accepted kinds of input (`KINDS`); the previous part must give one of them.
+        gives: kinds of output (`KINDS`); empty if the part keeps the kind of its input.
     """
 
     needs: tuple[str, ...] = ("vector",)
@@ -35,16 +35,16 @@ class Part(nn.Module):
 
     @classmethod
     def behind(cls, before: Any, **options: Any) -> "Part":
-        """Build the part behind another: a pooling behind a backbone, others behind a vector of these `part_dims`."""
+        """Build the part that follows `before`: a backbone for poolings, otherwise the `part_dims` of the input."""
         return cls(**options)
 
     @classmethod
     def check(cls, options: Mapping[str, Any]) -> None:
-        """Raise a ValueError for values of the right types that make no sense."""
+        """Raise a ValueError for options of the right types with invalid values."""
 
 
 def options_of(part: type[Part]) -> dict[str, Parameter]:
-    """The options of a part by name; constructors with ** hand theirs on to the class above."""
+    """The options of a part by name, including those of its base classes."""
     options = {}
     for level in reversed(part.__mro__):
         if "__init__" in vars(level):
@@ -54,14 +54,15 @@ def options_of(part: type[Part]) -> dict[str, Parameter]:
 
 
 def read_part(kind: str, value: Mapping[str, Any], registry: Mapping[str, type[Part]]) -> dict[str, Any]:
-    """A part of a configuration with all its options: {"name": ..., option: value}.
+    """Validate a part of a configuration and fill in its defaults: {"name": ..., option: value}.
 
     Args:
-        kind: its field, for messages.
-        value: its name, and the options that are not to have their defaults.
+        kind: field of the configuration, for messages.
+        value: its name and the options that differ from their defaults.
+        registry: classes by name.
 
     Raises:
-        ValueError: for an unknown name or option, a missing one, or a value of another type.
+        ValueError: for an unknown name or option, a missing option, or a value of the wrong type.
     """
     name, given = value["name"], {option: value[option] for option in value if option != "name"}
     if name is None and given:
@@ -77,7 +78,7 @@ def read_part(kind: str, value: Mapping[str, Any], registry: Mapping[str, type[P
         raise ValueError(f"{kind}={name!r} needs {', '.join(missing)}")
     for option, parameter in known.items():
         if parameter.annotation in (float, float | None) and type(read[option]) is int:
-            read[option] = float(read[option])  # JSON and people write 3 for 3.0
+            read[option] = float(read[option])  # in JSON, 3.0 is often written as 3
         try:
             type_validator(option, read[option], parameter.annotation)
         except TypeError as error:
@@ -87,14 +88,15 @@ def read_part(kind: str, value: Mapping[str, Any], registry: Mapping[str, type[P
 
 
 def check_fit(source: str, gives: Sequence[str], parts: Mapping[str, tuple[str, Mapping[str, type[Part]]]]) -> None:
-    """Refuse parts that do not fit behind one another.
+    """Check that each part accepts the output of the previous one.
 
     Args:
-        source: what stands in front of the first, in words, and `gives` of it.
-        parts: in their order, field of the configuration -> name and registry.
+        source: name of the input of the first part, for messages.
+        gives: kinds of output of `source`.
+        parts: the parts in order, field of the configuration -> (name, registry).
 
     Raises:
-        ValueError: saying what is needed and given, and what would fit.
+        ValueError: if a part does not fit; the message names what is needed, what is given, and alternatives.
     """
     for kind, (name, registry) in parts.items():
         part = registry[name]

@@ -1,4 +1,4 @@
-"""Poolings: a backbone's map, stages or tokens -> one vector, or one per part."""
+"""Pooling layers: a backbone's feature map, stages or tokens -> one vector, or one per part."""
 
 from collections.abc import Sequence
 
@@ -11,12 +11,12 @@ from .parts import Part
 
 
 class Pooling(Part):
-    """A pooling. Called with the last map, or with all of `stages` if `takes_stages`.
+    """Base class of pooling layers. The input is the last feature map, or all of `stages` if `takes_stages`.
 
     Attributes:
-        part_dims: lengths of its output vectors; empty for one vector with the map's channels.
-        global_parts: how many of them, the first ones, see the whole person; None for all.
-        takes_stages: whether it is called with several maps.
+        part_dims: lengths of the output vectors; empty for one vector with the channels of the feature map.
+        global_parts: number of global vectors (of the whole person), which come first; None if all are.
+        takes_stages: whether the input is a sequence of feature maps.
     """
 
     part_dims: tuple[int, ...] = ()
@@ -25,11 +25,11 @@ class Pooling(Part):
 
     @classmethod
     def behind(cls, backbone: nn.Module, **options) -> "Pooling":
-        """Build the pooling behind a backbone."""
+        """Build the pooling layer for a backbone."""
         return cls(**options)
 
     def fuse(self, pooled: Tensor) -> Tensor:
-        """The input of the embedding layer, from the result."""
+        """Convert the pooled output to the input of the embedding layer."""
         return pooled
 
 
@@ -52,7 +52,7 @@ class MaxPool(Pooling):
 
 
 class GeMPool(Pooling):
-    """Generalised mean with a learned exponent, (B, C, h, w) -> (B, C); arXiv:1711.02512, eq. 3."""
+    """Generalised-mean pooling with a learned exponent, (B, C, h, w) -> (B, C); arXiv:1711.02512, eq. 3."""
 
     needs = ("map",)
 
@@ -73,7 +73,7 @@ class StabilisedMaxPool(Pooling):
     """Maximum over window averages, (B, C, h, w) -> (B, C); Factorized Distillation, arXiv:1811.08073, eq. 5.
 
     Raises:
-        ValueError: if the map is smaller than the window.
+        ValueError: if the feature map is smaller than the window.
     """
 
     needs = ("map",)
@@ -101,7 +101,7 @@ class ClsPool(Pooling):
 
 
 class PatchPool(Pooling):
-    """Mean of the tokens behind the first `prefix_tokens`, (B, N, C) -> (B, C)."""
+    """Mean of the tokens after the first `prefix_tokens`, (B, N, C) -> (B, C)."""
 
     needs = ("patches",)
 
@@ -111,7 +111,7 @@ class PatchPool(Pooling):
 
     @classmethod
     def behind(cls, backbone: nn.Module) -> "PatchPool":
-        """Leave out the tokens in front of the patches'."""
+        """Build the pooling layer that skips the backbone's prefix tokens."""
         return cls(backbone.prefix_tokens)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class PartTokens(Pooling):
     """The class token and the three part tokens, (B, 4 + n, C) -> (B, 4, C); PASS, arXiv:2203.03931.
 
     Attributes:
-        part_dims: lengths of the two vectors that `fuse_parts` makes of them.
+        part_dims: lengths of the two vectors that `fuse_parts` concatenates.
     """
 
     needs = ("part_tokens",)
@@ -134,37 +134,37 @@ class PartTokens(Pooling):
 
     @classmethod
     def behind(cls, backbone: nn.Module) -> "PartTokens":
-        """Tokens as wide as the backbone's."""
+        """Build the pooling layer for tokens of the backbone's width."""
         return cls(backbone.out_channels)
 
     def fuse(self, pooled: Tensor) -> Tensor:
-        """One vector (B, 2C), see `fuse_parts`."""
+        """Fuse the tokens to one vector (B, 2C), see `fuse_parts`."""
         return fuse_parts(pooled)
 
     def forward(self, tokens: Tensor) -> Tensor:
         return tokens[:, :4]
 
     def width_groups(self, groups, maps: tuple[str, ...]) -> tuple[str, ...]:
-        """The groups of the vector that `fuse_parts` makes of the four tokens."""
+        """Return the groups of the vector that `fuse_parts` computes from the four tokens."""
         return 2 * maps[-1:]
 
 
 def fuse_parts(parts: Tensor) -> Tensor:
-    """The class token beside the mean of the part tokens, (B, 1 + P, C) -> (B, 2C)."""
+    """Concatenate the class token and the mean of the part tokens, (B, 1 + P, C) -> (B, 2C)."""
     return torch.cat([parts[:, 0], parts[:, 1:].mean(1)], 1)
 
 
 class GlobalStripesPool(Pooling):
-    """The mean of the last map, and those of an earlier map's upper and lower half: (B, C) and (B, 256) side by side.
+    """Means of the last map and of the upper and lower half of the one before, concatenated: (B, C) and (B, 256).
 
-    MSINet (arXiv:2303.07065); a 1x1 convolution takes the earlier map to 128 channels first. With an odd number of
-    rows the middle one belongs to the lower half, as in the published code.
+    MSINet (arXiv:2303.07065). A 1x1 convolution first reduces the earlier map to 128 channels. If the number of rows is
+    odd, the middle row belongs to the lower half, as in the published code.
 
     Attributes:
         part_dims: lengths of the two vectors.
 
     Raises:
-        ValueError: if the earlier map has one row only.
+        ValueError: if the earlier map has only one row.
     """
 
     needs = ("stages",)
@@ -177,7 +177,7 @@ class GlobalStripesPool(Pooling):
 
     @classmethod
     def behind(cls, backbone: nn.Module) -> "GlobalStripesPool":
-        """Of the backbone's last two maps."""
+        """Build the pooling layer for the backbone's last two feature maps."""
         return cls(backbone.stage_channels)
 
     def forward(self, stages: Sequence[Tensor]) -> Tensor:
@@ -189,20 +189,20 @@ class GlobalStripesPool(Pooling):
         return torch.cat([part.mean((2, 3)) for part in (stages[-1], *halves)], 1)
 
     def width_groups(self, groups, stages: tuple[str, ...]) -> tuple[str, ...]:
-        """Declare the convolution; returns the groups of the vector, the halves' twice the same."""
+        """Declare the convolution; return the groups of the vector, where both halves have the same group."""
         groups.layer("f_conv", reads=stages[-2], writes="f_conv")
         return (stages[-1], "f_conv", "f_conv")
 
 
 class BranchStripesPool(Pooling):
-    """Largest values of the branches and of their stripes, three maps (B, C, h, w) -> (B, 8, C).
+    """Max pooling of three branches and of their stripes, three maps (B, C, h, w) -> (B, 8, C).
 
-    In the order of the published retrieval vector: each branch whole, the second's two stripes, the third's three. Rows
-    that do not divide evenly belong to both their stripes.
+    The order is that of the published retrieval vector: the three branches, two stripes of the second branch, three
+    stripes of the third. If the rows do not divide evenly, stripes overlap by one row.
 
     Attributes:
         part_dims: lengths of the eight vectors.
-        global_parts: how many of them, the first ones, see the whole person.
+        global_parts: number of global vectors (of the whole person), which come first.
     """
 
     needs = ("branches",)
@@ -216,7 +216,7 @@ class BranchStripesPool(Pooling):
 
     @classmethod
     def behind(cls, backbone: nn.Module) -> "BranchStripesPool":
-        """Branches as wide as the backbone's."""
+        """Build the pooling layer for branches of the backbone's width."""
         return cls(backbone.out_channels)
 
     def forward(self, stages: Sequence[Tensor]) -> Tensor:

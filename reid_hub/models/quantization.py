@@ -1,4 +1,4 @@
-"""Quantisation-aware training: an embedding is what its int8 code decodes to, with a scale learned in training.
+"""Quantisation-aware training: embeddings are decoded int8 codes, with a scale tracked in training.
 
 Embedding Compression (arXiv:2405.14730): uniform quantisation, quantised forward, full-precision backward.
 """
@@ -12,7 +12,7 @@ from .codes import LEVELS, SMALLEST, int8_steps, vector_scale
 
 
 class _StraightThrough(torch.autograd.Function):
-    """codes * scale, bit for bit what a stored code decodes to; the gradient passes unchanged, also where it clips."""
+    """codes * scale, bit-identical to a decoded stored code; gradients pass unchanged, also for clipped values."""
 
     @staticmethod
     def forward(ctx, vectors: Tensor, scale: Tensor) -> Tensor:
@@ -24,16 +24,16 @@ class _StraightThrough(torch.autograd.Function):
 
 
 class Quantizer(nn.Module):
-    """The last layer of a compressed embedding, (B, D) -> (B, D): quantises and decodes again.
+    """The last layer of a compressed embedding, (B, D) -> (B, D): quantise and decode.
 
-    Training updates the statistics of the batch first and quantises with them; evaluation only reads them.
+    In training, the statistics are updated with the batch before they are used; in evaluation they are only read.
 
     Args:
         dim: length of the vectors.
         kind: "int8", or None to pass vectors through and only track their mean.
         granularity: one scale for the "tensor", per "dimension" or per "vector"; the last is not stored, because it
             cancels under cosine.
-        momentum: of the running maximum of |v| and the running mean, which start with the first batch.
+        momentum: momentum of the running maximum of |v| and the running mean, which start with the first batch.
 
     Attributes:
         peak: running maximum of |v|, () or (D,); the scale is peak / 127.
@@ -74,7 +74,7 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def fit(self, vectors: Tensor) -> None:
-        """Set the statistics to those of vectors (N, D): post-training quantisation."""
+        """Set the statistics to those of the vectors (N, D), for post-training quantisation."""
         self.num_batches_tracked.zero_()
         self._observe(vectors)
 

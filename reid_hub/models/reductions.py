@@ -1,4 +1,4 @@
-"""Layers that shorten an embedding; Embedding Compression, arXiv:2405.14730."""
+"""Layers that reduce the dimension of an embedding; Embedding Compression, arXiv:2405.14730."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -11,11 +11,13 @@ from .parts import Part
 
 
 class Reduction(Part):
-    """Shortens an embedding, (B, D) -> (B, dim); a `Quantizer` may follow.
+    """Base class of layers that shorten an embedding, (B, D) -> (B, dim); a `Quantizer` may follow.
 
     Args:
-        quantization: "int8" quantises the short embedding; None keeps float32.
-        granularity: of the scale of the codes.
+        in_features: length D of the input.
+        dim: length of the output.
+        quantization: "int8" quantises the output; None keeps float32.
+        granularity: granularity of the codes' scale, see `Quantizer`.
     """
 
     def __init__(
@@ -31,10 +33,10 @@ class Reduction(Part):
 
     @classmethod
     def behind(cls, part_dims: Sequence[int], **options) -> "Reduction":
-        """Of the whole embedding.
+        """Build the layer for the whole embedding.
 
         Raises:
-            ValueError: if it is shorter than `dim`.
+            ValueError: if the embedding is shorter than `dim`.
         """
         full, dim = sum(part_dims), options["dim"]
         if dim > full:
@@ -43,22 +45,22 @@ class Reduction(Part):
 
     @classmethod
     def check(cls, options: Mapping[str, Any]) -> None:
-        """Raise a ValueError for an empty embedding."""
+        """Raise a ValueError if `dim` is below 1."""
         if options["dim"] < 1:
             raise ValueError(f"dim of codes must be at least 1, got {options['dim']}")
 
 
 class Slice(Reduction):
-    """The first `dim` coordinates."""
+    """The first `dim` dimensions."""
 
     def forward(self, vectors: Tensor) -> Tensor:
         return vectors[:, : self.dim]
 
 
 class LowRank(Reduction):
-    """z = A e without bias.
+    """Linear projection without bias, z = A e.
 
-    The map B that takes z back to D dimensions in front of the classifier exists in training only.
+    The matrix B that maps z back to D dimensions for the classifier exists only in training.
     """
 
     def __init__(self, in_features: int, *, dim: int, **codes):
@@ -66,7 +68,7 @@ class LowRank(Reduction):
         self.weight = nn.Parameter(torch.empty(dim, in_features))
 
     def initialise(self) -> None:
-        """Truncated normal, as in the ViT around it."""
+        """Initialise from a truncated normal, as in the ViT backbone."""
         init.trunc_normal_(self.weight, std=0.02)
 
     def forward(self, vectors: Tensor) -> Tensor:
@@ -74,10 +76,10 @@ class LowRank(Reduction):
 
 
 class Pruned(Reduction):
-    """The coordinates `kept`, ascending.
+    """The dimensions in `kept`.
 
     Attributes:
-        kept: (dim,) int64; the first ones until something is pruned.
+        kept: (dim,) int64, ascending; the first `dim` dimensions until pruning.
     """
 
     def __init__(self, in_features: int, *, dim: int, **codes):
@@ -85,7 +87,7 @@ class Pruned(Reduction):
         self.register_buffer("kept", torch.arange(dim))
 
     def initialise(self) -> None:
-        """Keep the first coordinates."""
+        """Keep the first dimensions."""
         init.copy_(self.kept, torch.arange(self.dim))
 
     def forward(self, vectors: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Tensors under dotted names, as a module."""
+"""A module that stores tensors under dotted names."""
 
 from collections.abc import Callable, Mapping
 
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class TensorTree(nn.Module):
-    """Tensors under dotted names, in nested empty modules: parameters, or buffers where `trained` says no."""
+    """Store tensors under dotted names in nested empty modules, as parameters if `trained(name)`, else as buffers."""
 
     def __init__(self, tensors: Mapping[str, Tensor], trained: Callable[[str], bool]):
         super().__init__()
@@ -24,5 +24,5 @@ class TensorTree(nn.Module):
                 module.register_buffer(leaf, tensor)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors by name, as they are, with their gradients' history."""
+        """All tensors by name, not detached."""
         return {**dict(self.named_parameters()), **dict(self.named_buffers())}

@@ -8,8 +8,9 @@ from transformers import TimmWrapperConfig, TimmWrapperModel
 class TimmModel(TimmWrapperModel):
     """The wrapper with timm's own initialisation.
 
-    The wrapper expects to be loaded and would draw every weight from N(0, 0.02), which no CNN trains well from. timm
-    has already initialised its weights when `_init_weights` is called; only what no state dict holds is rebuilt.
+    The wrapper expects pretrained weights and would otherwise initialise every weight from N(0, 0.02), from which CNNs
+    train poorly. timm has already initialised its weights when `_init_weights` is called, so only non-persistent
+    buffers are rebuilt.
     """
 
     config: TimmWrapperConfig
@@ -20,9 +21,9 @@ class TimmModel(TimmWrapperModel):
             module.init_non_persistent_buffers()
 
     def forward(self, pixel_values: Tensor, do_pooling: bool = False, **kwargs):
-        """The wrapper's, without what timm puts behind the last map unless asked, whatever the configuration says.
+        """Run the model without timm's layers after the last feature map, unless `do_pooling`.
 
-        Nothing here reads it, and some heads have layers of their own (MobileNetV4, GhostNet), whose cost, batch
-        statistics and ReLU would be taken for the backbone's.
+        Their output is not used, and those of some models (MobileNetV4, GhostNet) have cost, batch statistics and a
+        ReLU that would be attributed to the backbone. The configuration's `do_pooling` is ignored.
         """
         return super().forward(pixel_values, do_pooling=do_pooling, **kwargs)
