@@ -20,11 +20,11 @@ EXACT_COLUMNS = 2**24 // 127**2  # float32 holds the sum of this many int8 produ
 
 
 def checked_backend(name: str) -> str:
-    """Look a backend up.
+    """Return the name of a backend if it is available.
 
     Raises:
         ValueError: if the name is unknown.
-        RuntimeError: if faiss is asked for and not installed.
+        RuntimeError: if faiss is requested but not installed.
     """
     lookup(BACKENDS, name, "index backend")
     if name == "faiss" and importlib.util.find_spec("faiss") is None:
@@ -44,7 +44,7 @@ def shifted_distances(queries: np.ndarray, vectors: np.ndarray, squares: np.ndar
             distances -= np.einsum("nd,nd->n", vectors, vectors)
         return distances
     # numpy, not torch: torch's global matmul precision may lower a float32 product to bfloat16 or TF32.
-    # A matrix times a vector is read along its rows only in this order.
+    # For a single query, this order reads the matrix along its rows.
     distances = (-2 * queries) @ vectors.T if len(queries) > 1 else (vectors @ (-2 * queries[0]))[None]
     if squares is not None:
         distances += squares

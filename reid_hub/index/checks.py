@@ -1,4 +1,4 @@
-"""Validation of what callers pass in: vectors, codes, ids, cameras, metadata."""
+"""Validation of input: vectors, codes, ids, cameras, metadata."""
 
 import json
 from collections import Counter
@@ -16,7 +16,7 @@ CHUNK = 2048
 
 
 def to_numpy(values) -> np.ndarray:
-    """A numpy view (or copy, where there is no view) of an array, a tensor on any device or a list."""
+    """A numpy view (or a copy, if no view is possible) of an array, a tensor on any device or a list."""
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu()
         values = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
@@ -43,7 +43,7 @@ def checked_array(values, dim: int, code_dtype: np.dtype | None, code_width: int
     """Embeddings as a new contiguous float32 array (N, dim), or codes of `code_dtype` (N, code_width).
 
     Raises:
-        ValueError: for int8 or uint8 that are not codes of this index, a wrong shape, NaN or Inf.
+        ValueError: for int8 or uint8 arrays that are not codes of this index, a wrong shape, NaN or Inf.
     """
     values = to_numpy(values)
     if values.dtype in (np.int8, np.uint8):
@@ -92,7 +92,7 @@ def checked_ids(ids: Iterable[str]) -> list[str]:
 
 
 def checked_camids(camids: Sequence[int] | None, size: int, what: str) -> np.ndarray | None:
-    """int64 (size,); None stays None."""
+    """Return camera numbers as int64 (size,); None stays None."""
     if camids is None:
         return None
     cameras = np.asarray(camids)
@@ -104,7 +104,7 @@ def checked_camids(camids: Sequence[int] | None, size: int, what: str) -> np.nda
 
 
 def checked_metadata(metadata: Sequence[Mapping] | None, ids: Sequence[str]) -> list[bytes] | None:
-    """One mapping per id as JSON; None stays None, an empty mapping becomes b""."""
+    """Encode one mapping per id as JSON; None stays None, an empty mapping becomes b""."""
     if metadata is None:
         return None
     metadata = list(metadata)

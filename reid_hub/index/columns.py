@@ -1,7 +1,7 @@
-"""What the index keeps of a codec's vectors, as columns, and how it compares queries with them.
+"""Columns: how the index stores the codes of a codec and compares queries with them.
 
-Codecs themselves are in `reid_hub/models/codes.py`. Any of them works with `Columns`; a class and an entry in
-`COLUMNS` is for one that has a faster way to compare than by decoded vectors.
+The codecs themselves are in `reid_hub/models/codes.py`. `Columns` works with all of them; a subclass with an entry in
+`COLUMNS` implements a faster comparison than decoding.
 """
 
 from collections.abc import Mapping
@@ -17,11 +17,11 @@ from reid_hub.index.scores import FloatScores, HammingScores, IntegerScores, Sco
 from reid_hub.models.codes import CODECS, Binary, Codec, Float32, Int8
 from reid_hub.registry import lookup
 
-KEPT = "rescore_"  # columns of the finer codes that are kept beside coarse ones
+KEPT = "rescore_"  # prefix of the columns of finer codes, stored next to coarse ones
 
 
 class Columns:
-    """The codes of a codec; float queries are compared with what they decode to.
+    """The codes of a codec; float queries are compared with decoded codes.
 
     Args:
         metric: "cosine" or "euclidean".
@@ -32,23 +32,27 @@ class Columns:
 
     @property
     def code_dtype(self) -> np.dtype | None:
-        """dtype of arrays that are taken as codes; None where codes are floats, which are taken as vectors."""
+        """dtype of input arrays that are codes; None if codes are floats, since float input is taken as vectors."""
         return None if self.codec.dtype.kind == "f" else self.codec.dtype
 
     def layout(self) -> Layout:
-        """Columns by name: dtype, and shape of what each vector has."""
+        """Columns by name: dtype, and shape per vector."""
         return {"codes": (self.codec.dtype, (self.codec.width,))}
 
     def encode(self, vectors: np.ndarray, what: str = "embeddings", names=None) -> dict[str, np.ndarray]:
-        """Finite float32 (N, D), or codes of `code_dtype` (N, width), -> the columns of the layout.
+        """Encode finite float32 vectors (N, D), or codes of `code_dtype` (N, width), to the columns of the layout.
+
+        Args:
+            what: name of the input, for messages.
+            names: names of the rows, for messages.
 
         Raises:
-            ReIDError: for vectors that the codec cannot hold or the metric cannot compare; `names` names the rows.
+            ReIDError: if the codec cannot represent a vector or the metric cannot compare it.
         """
         return {"codes": self._codes(vectors, what, names)}
 
     def scores(self, queries: np.ndarray, backend: str) -> Scores:
-        """Compares queries, float32 (Q, D) or codes, with the columns of a block."""
+        """Prepare queries, float32 (Q, D) or codes, for comparison with the columns of a block."""
         if queries.dtype == self.code_dtype:
             queries = self.codec.decode(self._codes(queries, "queries"))
         decode = None if isinstance(self.codec, Float32) else self.codec.decode
@@ -65,7 +69,7 @@ class Columns:
         return codes
 
     def _comparable(self, vectors: np.ndarray, what: str, names=None) -> np.ndarray:
-        """Unit length for cosine; refused where there is no direction, or float32 distances would overflow."""
+        """Scale to unit length for cosine; reject zero vectors (cosine) and vectors too long for float32 distances."""
         if self.metric == "cosine":
             vectors, zero = unit_rows(vectors)
             refuse(zero, what, "are all zero, so they have no direction for cosine", names)
@@ -78,12 +82,12 @@ class Columns:
 class Int8Columns(Columns):
     """int8 codes; queries are encoded too.
 
-    With one scale for all, or one for each vector (which cancels under cosine), distances come from whole numbers:
-    `squares`, the squared length of the codes, is kept beside them to save time. A scale for each dimension is decided
-    in float64.
+    With a single scale, or one per vector (which cancels under cosine), distances are computed from integers:
+    `squares`, the squared length of the codes, is stored with them to save time. With one scale per dimension, exact
+    distances are computed in float64.
 
     Raises:
-        ReIDError: for vectors with a scale each under the euclidean metric.
+        ReIDError: for one scale per vector under the euclidean metric.
     """
 
     codec: Int8
@@ -98,7 +102,7 @@ class Int8Columns(Columns):
 
     @property
     def whole(self) -> bool:
-        """Whether distances are functions of whole numbers."""
+        """Whether distances are functions of integers."""
         return self.codec.scale is None or self.codec.scale.ndim == 0
 
     def layout(self):
@@ -144,7 +148,7 @@ def columns_for(codec: Codec, metric: str) -> Columns:
 
 
 class Codecs(NamedTuple):
-    """The codec of an index; for a coarse one also what ranks `rescore_factor` times k candidates again, or None."""
+    """The codec of an index; if it is coarse, also the codec that re-ranks `rescore_factor` * k candidates, or None."""
 
     codec: Codec
     rescore: Codec | None
@@ -152,16 +156,16 @@ class Codecs(NamedTuple):
 
 
 def make_codecs(codec: str | Codec, dim: int, options: Mapping[str, Any]) -> Codecs:
-    """The codecs of an index.
+    """Build the codecs of an index.
 
     Args:
-        codec: made already, or a key of `CODECS`.
-        options: "rescore", a codec likewise, "rescore_factor" (20), and parameters of those that are not made yet; None
-            counts as not given.
+        codec: a codec, or a key of `CODECS`.
+        options: "rescore" (a codec or a key), "rescore_factor" (20), and parameters of codecs given by key; None means
+            not given.
 
     Raises:
         ReIDError: for an unknown name, a codec of another dimension, or an option that neither codec has.
-        ValueError: for a parameter that its codec refuses.
+        ValueError: if a codec rejects a parameter.
     """
     left = {name: value for name, value in options.items() if value is not None}
     first = _made(codec, CODECS, "index codec", dim, left)
@@ -184,7 +188,7 @@ def make_codecs(codec: str | Codec, dim: int, options: Mapping[str, Any]) -> Cod
 
 
 def options_of(codecs: Codecs) -> dict[str, Any]:
-    """What besides its name makes the first codec, and the second, anew (see `make_codecs`), as JSON holds it."""
+    """The `options` of `make_codecs` that rebuild these codecs, as JSON types."""
     options = codecs.codec.state()
     if codecs.rescore is not None:
         options |= {"rescore": codecs.rescore.name, "rescore_factor": codecs.rescore_factor, **codecs.rescore.state()}
@@ -192,7 +196,7 @@ def options_of(codecs: Codecs) -> dict[str, Any]:
 
 
 def _made(codec: str | Codec, table: Mapping[str, type[Codec]], kind: str, dim: int, options: dict[str, Any]) -> Codec:
-    """The codec; takes what it needs out of `options`."""
+    """Return or build the codec; removes the parameters it uses from `options`."""
     made = lookup(table, codec.name if isinstance(codec, Codec) else codec, kind)
     if not isinstance(codec, Codec):
         return made(dim, **{name: options.pop(name) for name in _parameters(made) if name in options})

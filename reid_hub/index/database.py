@@ -1,7 +1,7 @@
-"""`DatabaseIndex`: a gallery in a Milvus vector database, through its own client, for more than one machine.
+"""`DatabaseIndex`: a gallery in a Milvus vector database, for use from several machines.
 
-As in `search.py`, exact distances decide: the database returns a few more than `k` neighbours with their vectors, and
-their distances are computed again in float64.
+As in `search.py`, results are ranked by exact distances: the database returns a few more than `k` neighbours with their
+vectors, and their distances are recomputed in float64.
 """
 
 import hashlib
@@ -28,27 +28,27 @@ KEYS = 1000  # ids in one filter
 
 
 class DatabaseIndex:
-    """A gallery of embeddings under string ids in one collection of a Milvus database.
+    """A gallery of embeddings with string ids in one collection of a Milvus database.
 
-    Returns what `GalleryIndex` returns, with the same distances; ties are ordered by id. The next search of any client
-    sees a change. An interrupted write leaves only whole entries, and its error says how many. Two programs must not
-    add the same id at the same time: the later one would win silently.
+    Results and distances are those of `GalleryIndex`, except that ties are ordered by id. Changes are visible to the
+    next search of any client. An interrupted write leaves only complete entries; its error reports how many. Two
+    programs must not add the same id at the same time: the later one would silently overwrite the other.
 
     Args:
-        uri: "http://host:19530" of a server or cluster, or a path that ends in ".db" for the embedded database,
-            which one process at a time can open.
-        collection: letters, digits and underscores; created where it does not exist.
-        dim: length of an embedding; None takes that of an existing collection.
-        codec: "float32"; smaller forms are left to the index of the database.
+        uri: "http://host:19530" of a server or cluster, or a path ending in ".db" for the embedded database, which only
+            one process at a time can open.
+        collection: letters, digits and underscores; created if it does not exist.
+        dim: length of an embedding; None uses that of an existing collection.
+        codec: only "float32"; use the database's own index types for compression.
         metric: "cosine" or "euclidean".
-        fingerprint: identifies what made the embeddings; None: that of an existing collection.
-        index_type: for a new collection. "FLAT" is exact; "HNSW" and others of Milvus are faster and may miss
-            neighbours, but the distances of those they find are exact too.
+        fingerprint: identifies the model of the embeddings; None uses that of an existing collection.
+        index_type: index of a new collection. "FLAT" is exact; "HNSW" and other types of Milvus are faster and may miss
+            neighbours, but the distances they return are exact.
         token: "user:password" or an API key.
-        timeout: seconds that the database has to answer one request.
+        timeout: seconds to wait for the answer to a request.
 
     Raises:
-        ValueError: for a wrong address or name, or a collection with other settings.
+        ValueError: for an invalid address or name, or a collection with other settings.
         RuntimeError: if pymilvus or the embedded database is not installed, or the database refuses a request.
         ConnectionError: if no database answers in time.
     """
@@ -206,7 +206,7 @@ class DatabaseIndex:
         self._collection.client.close()
 
     def _hits(self, vectors: np.ndarray, width: int, camid: int) -> Iterator[list]:
-        """Hits of each query, with vectors, in answers of bounded size."""
+        """Yield the hits of each query, with vectors, from requests with answers of bounded size."""
         rows = max(1, SEARCH_VALUES // (width * self.dim))
         for start in range(0, len(vectors), rows):
             yield from self._collection.ask(
@@ -231,7 +231,7 @@ class DatabaseIndex:
         return self._columns.encode(vectors, what, names)["codes"]
 
     def _stored(self, ids: Sequence[str], fields: list[str]) -> dict[str, dict]:
-        """Entries of the ids that are in the collection."""
+        """Entries by id, for those of the ids that are in the collection."""
         entries = {}
         for start in range(0, len(ids), KEYS):
             keys = [_key(id) for id in ids[start : start + KEYS]]
@@ -248,7 +248,7 @@ class DatabaseIndex:
         return [stored[id] for id in ids]
 
     def _write(self, vectors: np.ndarray, ids: list[str], camids: np.ndarray, metadata: list[dict]) -> None:
-        # upsert, not insert: a request that the client repeats after a lost answer leaves one entry, not two.
+        # upsert, not insert: if the client repeats a request after a lost answer, there is still only one entry.
         names = ("key", "id", "camid", "metadata", "embedding")
         columns = ([_key(id) for id in ids], ids, camids.tolist(), metadata, vectors)
         entries = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]

@@ -27,15 +27,15 @@ class GalleryIndex:
 
     Args:
         dim: length of an embedding.
-        codec: how vectors are stored, a key of `CODECS`, or a codec as `ReIDModel.codec` gives it.
+        codec: how vectors are stored: a key of `CODECS`, or a codec, such as from `ReIDModel.codec`.
         metric: "cosine" or "euclidean".
-        fingerprint: identifies what made the embeddings, such as model and revision. It is stored with the index;
-            `load` refuses an index with another fingerprint than the one it is given.
+        fingerprint: identifies the source of the embeddings, such as model and revision. It is stored with the index;
+            `load` rejects an index whose fingerprint differs from a given one.
         backend: "torch" or "faiss" (extra `reid-hub[faiss]`; makes "binary" fast); results are the same.
         scale: for int8: the size of one step, a float (the model's trained scale) or (D,); None: one per vector.
         center: for binary: the threshold, a float or (D,); default 0.
-        rescore: for binary: a second codec, float32, float16 or int8, whose codes rank the candidates again.
-        rescore_factor: for binary: rank the nearest `rescore_factor` * k by Hamming distance again; default 20. The
+        rescore: for binary: a second codec, float32, float16 or int8, whose codes re-rank the candidates.
+        rescore_factor: for binary: re-rank the nearest `rescore_factor` * k by Hamming distance; default 20. The
             attribute may be changed later.
 
     Raises:
@@ -84,7 +84,7 @@ class GalleryIndex:
 
     @property
     def bytes_per_vector(self) -> dict[str, int]:
-        """Bytes per vector: "memory" (read by every search) and "disk" (read to rank candidates again)."""
+        """Bytes per vector: "memory" (read by every search) and "disk" (read to re-rank candidates)."""
         return {
             "memory": self.codec.bytes_per_vector,
             "disk": 0 if self.rescore is None else self.rescore.bytes_per_vector,
@@ -121,10 +121,10 @@ class GalleryIndex:
         camids: Sequence[int] | None = None,
         metadata: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
-        """Replace the embeddings of known ids and move these to the end; on an error nothing is changed.
+        """Replace the embeddings of known ids and move them to the end; on an error nothing is changed.
 
         Args:
-            camids, metadata: as for `add`; None keeps what is there.
+            camids, metadata: as for `add`; None keeps the current values.
 
         Raises:
             ValueError: as for `add`, and if an id is not in the index.
@@ -243,7 +243,7 @@ class GalleryIndex:
         an error, it never gives a wrong result.
 
         Args:
-            fingerprint: what the index must have been made with; None: any.
+            fingerprint: required fingerprint of the index; None accepts any.
             mmap: map the files, so that an index larger than memory opens in milliseconds; False: read everything.
             verify: verify everything now.
 

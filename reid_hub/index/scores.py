@@ -1,4 +1,4 @@
-"""Compare queries with blocks of stored vectors: a fast screen, and an exact key that decides.
+"""Compare queries with blocks of stored vectors: a fast screen, then exact keys for ranking.
 
 Screen values have a bounded error. Keys are exact (integers, or float64 computed from the stored vectors), increase
 with the distance, and do not depend on how the screen was computed. So neither backend nor block size changes results.
@@ -127,7 +127,7 @@ class FloatScores:
 
     def _keys(self, codes: np.ndarray, query: np.ndarray) -> np.ndarray:
         keys = np.empty(len(query), np.float64)
-        for start in range(0, len(query), 512):  # what caches hold
+        for start in range(0, len(query), 512):  # fits in the cache
             part = slice(start, start + 512)
             difference = self._exact(self.decode(codes[part]))
             difference -= self.exact[query[part]]

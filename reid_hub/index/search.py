@@ -121,7 +121,7 @@ def _lower_bound(scores: Scores, screen: np.ndarray, block: dict, best: Best) ->
 def _scan_bits(
     scores: HammingScores, parts: Sequence[Part], k: int, cameras: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The same by faiss, which cannot skip rows; rows to skip are cut out of a copy."""
+    """`_scan` with faiss, which cannot skip rows: it searches a copy without the rows to skip."""
     best = np.full((len(scores), k), NOWHERE)  # distance and row in one integer, which sorts fast
     groups = [(-1, slice(None))] if cameras is None else [(c, np.flatnonzero(cameras == c)) for c in np.unique(cameras)]
     for part, start, stop in _blocks(parts, BITS_BLOCK):
@@ -146,7 +146,7 @@ def _scan_bits(
 def rescored(
     scores: Scores, parts: Sequence[Part], candidates: np.ndarray, k: int, dim: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Keys (Q, k) and rows (Q, k) of the nearest candidates (Q, R), ranked by the finer codes kept of their vectors."""
+    """Keys (Q, k) and rows (Q, k) of the nearest candidates (Q, R), re-ranked by the finer codes of their vectors."""
     keys, rows = np.full((len(scores), k), np.inf), np.full((len(scores), k), NOWHERE)
     step = max(1, GATHERED_VALUES // (candidates.shape[1] * dim))
     for start in range(0, len(scores), step):

@@ -16,7 +16,7 @@ import numpy as np
 
 from reid_hub.errors import MissingError, ReIDError
 
-BLOCK = 2**16  # bytes per checksum: what reading one candidate of a large gallery costs
+BLOCK = 2**16  # bytes per checksum, and thus read per candidate of a large gallery
 DIGEST = hashlib.sha256().digest_size
 DTYPES = {"F32": "<f4", "F16": "<f2", "I64": "<i8", "U64": "<u8", "I32": "<i4", "I8": "|i1", "U8": "|u1"}
 _NAMES = {np.dtype(code): name for name, code in DTYPES.items()}
@@ -39,7 +39,7 @@ class SegmentFile:
 
     Args:
         path: the safetensors file.
-        size: its bytes.
+        size: its size in bytes.
         digests: the SHA-256 of its blocks, concatenated.
         mmap: map the file; otherwise read and verify all of it.
 
@@ -57,7 +57,7 @@ class SegmentFile:
                 f"{path} is damaged: it must have {size} bytes, got {path.stat().st_size}; "
                 "copy the folder again or build the index again"
             )
-        # "c": torch wants arrays that look writable. The file itself is never written to.
+        # "c" (copy on write): torch expects writable arrays. The file itself is never written to.
         self._bytes = np.memmap(path, np.uint8, "c").view(np.ndarray) if mmap else np.fromfile(path, np.uint8)
         self._digests, self._checked = digests, np.zeros(len(digests) // DIGEST, bool)
         self._complete = False  # whether all blocks are checked

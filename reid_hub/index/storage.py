@@ -222,7 +222,7 @@ def _write_file(path: Path, content: bytes) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    if hasattr(os, "O_DIRECTORY"):  # Windows has no such flag, and does not need it
+    if hasattr(os, "O_DIRECTORY"):  # Windows lacks this flag and does not need it
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(handle)
