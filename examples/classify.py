@@ -1,6 +1,6 @@
-"""Train and evaluate a classifier of general images by a recipe, on one process or several.
+"""Train and evaluate a general image classifier with a recipe, on one or more processes.
 
-Without arguments it trains on drawn shapes, in a minute on two CPU cores:
+Without arguments it trains on synthetic shapes, in about a minute on two CPU cores:
 
     accelerate launch examples/classify.py
     accelerate launch examples/classify.py --data cifar10 --data-dir DIR --model densenet-bc-100 --recipe cifar
@@ -17,7 +17,7 @@ from reid_hub.runs.classify import ClassifySettings, classify
 
 
 def published(given: ClassifySettings) -> dict[str, Any]:
-    """CIFAR by its own recipe; for other images, transfer of a pre-trained backbone."""
+    """CIFAR with its own recipe; for other images, transfer of a pre-trained backbone."""
     if given.data.data.startswith("cifar"):
         return {"model": "densenet-bc-100", "recipe": "cifar"}
     return {"model": "res18", "recipe": "transfer"}

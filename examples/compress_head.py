@@ -1,6 +1,6 @@
-"""Compress a model's embedding: fewer dimensions, one byte each. Each size is an evaluated checkpoint.
+"""Compress a model's embedding to fewer dimensions of one byte each. Each size is saved as an evaluated checkpoint.
 
-Without --model it trains a small model first, here on drawn people, in minutes:
+Without --model it first trains a small model, here on synthetic people, in minutes:
 
     accelerate launch examples/compress_head.py
     accelerate launch examples/compress_head.py --model transreid-vit-b --init timm/vit_base_patch16_224 \\

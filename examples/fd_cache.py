@@ -1,12 +1,12 @@
-"""Store the representations that Factorized Distillation's teachers have of the training images.
+"""Store the teachers' representations of the training images for Factorized Distillation.
 
 Any number of processes share the work:
 
     accelerate launch examples/fd_cache.py --out runs/fd-demo
     accelerate launch examples/fd_cache.py --teachers DIR --cache DIR --data market1501 --data-dir DIR
 
-The teachers are those that examples/fd_teachers.py left below --out; --teacher Hol=NAMESPACE/NAME takes any other model
-for a view. To resume an interrupted run, repeat the command: files that are there are kept.
+The teachers are those that examples/fd_teachers.py saved below --out; --teacher Hol=NAMESPACE/NAME selects another
+model for a view. To resume an interrupted run, repeat the command: existing files are kept.
 """
 
 import json

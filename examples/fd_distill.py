@@ -1,14 +1,15 @@
-"""Distill teachers of parts of the image into one student of the whole: Factorized Distillation.
+"""Distill teachers of image parts into one whole-image student: Factorized Distillation.
 
-Without arguments it does all three steps, with four small teachers, on drawn people. With the representations that
-examples/fd_cache.py stored, it does the last one:
+Without arguments it runs all three steps, with four small teachers, on synthetic people. With the representations
+stored by examples/fd_cache.py, it runs only the last step:
 
     accelerate launch examples/fd_distill.py
     accelerate launch examples/fd_distill.py --initial runs/initial --cache DIR --data market1501 --data-dir DIR \\
         --out runs/fd
 
-Ablations: --view Hol, --view Hol+G1, --set options.alpha=0 or options.beta=0. With both 0 the initial student is
-trained for as long without teachers: the control. To resume an interrupted run, repeat the command.
+Ablations: --view Hol, --view Hol+G1, --set options.alpha=0 or options.beta=0. With both 0, the initial
+student is trained for the same number of epochs without teachers: the control. To resume an interrupted run, repeat
+the command.
 """
 
 import json

@@ -1,12 +1,12 @@
-"""Make the basis of a teacher's features, KDEP's first step. Any number of processes share the work.
+"""Compute the basis of a teacher's features, KDEP's first step. Any number of processes share the work.
 
-Without --teacher it trains a small one first, here on drawn people:
+Without --teacher it first trains a small one, here on synthetic people:
 
     accelerate launch examples/kdep_basis.py
     accelerate launch examples/kdep_basis.py --teacher timm/resnet50 --data pictures --data-dir DIR --share 0.1 \\
         --basis runs/resnet50.safetensors
 
-The basis serves any student of this image size and recipe: give it to examples/kdep_pretrain.py with --basis. To resume
+The basis fits any student of this image size and recipe: pass it to examples/kdep_pretrain.py as --basis. To resume
 an interrupted run, repeat the command.
 """
 

@@ -1,6 +1,6 @@
 """Pre-train a compact backbone from a teacher's features, without labels: KDEP.
 
-Without arguments it makes a small teacher, a basis and a narrow ResNet-18, on drawn people:
+Without arguments it trains a small teacher, computes a basis and pre-trains a narrow ResNet-18, on synthetic people:
 
     accelerate launch examples/kdep_pretrain.py
     accelerate launch examples/kdep_pretrain.py --teacher timm/resnet50 --model res18 --weight sp-res50/res18 \\
@@ -8,9 +8,9 @@ Without arguments it makes a small teacher, a basis and a narrow ResNet-18, on d
     accelerate launch examples/kdep_pretrain.py --teacher facebook/dinov2-base --model mobilenetv2 \\
         --data NAMESPACE/NAME --streaming --limit 100000 --out runs/mobilenetv2
 
-With other data the default is the recipe kdep at 224x224; --recipe kdep-people is for people, at 256x128. --crops R
-shows each image as R crops that are drawn once, and asks the teacher only for those. The result is a model like any
-other: fine-tune it with examples/kdep_transfer.py. To resume an interrupted run, repeat the command.
+With other data, the default is the recipe kdep at 224x224; --recipe kdep-people is for people, at 256x128. --crops R
+samples R fixed crops per image and runs the teacher only once on each. The result is an ordinary model: fine-tune it
+with examples/kdep_transfer.py. To resume an interrupted run, repeat the command.
 """
 
 import json

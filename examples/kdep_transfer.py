@@ -1,6 +1,7 @@
 """Fine-tune a pre-trained backbone, KDEP's last step: for re-identification with few labels, or for classification.
 
-Without --model it pre-trains one first; without arguments it then trains it on a tenth of the drawn people:
+Without --model it first pre-trains a backbone; without arguments it then fine-tunes it on a tenth of the synthetic
+people:
 
     accelerate launch examples/kdep_transfer.py
     accelerate launch examples/kdep_transfer.py --model runs/res18 --keep-ids 0.1 --data market1501 --data-dir DIR \\
@@ -8,8 +9,8 @@ Without --model it pre-trains one first; without arguments it then trains it on 
     accelerate launch examples/kdep_transfer.py --model runs/res18 --task classification --data classes \\
         --data-dir DIR --out runs/res18-classes
 
-Compare with the same from random weights (--model VARIANT), and with a backbone trained on the labels for as long
-(recipe kdep-people-supervised, or kdep-supervised for classes; for these --model VARIANT --init FOLDER).
+Compare with training from random weights (--model VARIANT), and with a backbone trained on the labels for the same
+number of epochs (recipe kdep-people-supervised, or kdep-supervised for classes; then --model VARIANT --init FOLDER).
 """
 
 import json
@@ -23,14 +24,14 @@ from reid_hub.runs.train import train
 
 
 def published(given: TuneSettings) -> dict[str, Any]:
-    """The protocols of transfer: KDEP's for classes, Bag of Tricks for people."""
+    """The transfer protocols: KDEP's for classes, Bag of Tricks for people."""
     if given.task.task == "classification":
         return {"recipe": "transfer", "image_size": [224, 224], "evaluate_every": 5}
     return {"recipe": "bot", "image_size": PEOPLE}
 
 
 def drawn(given: TuneSettings) -> dict[str, Any]:
-    """Few of the drawn people, or shapes."""
+    """A few of the synthetic people, or synthetic shapes."""
     if given.task.task == "classification":
         return {"data": "shapes", "recipe": "classify-demo"}
     return {"keep_ids": 0.1}
@@ -42,7 +43,7 @@ def main() -> None:
     if model.model is None:
         shown = {"out": f"{settings.output.out}/backbone", "image_size": model.image_size, "resume": True}
         shown |= {"seed": settings.recipe.seed, "arg": settings.recipe.arg, "set": settings.recipe.of_machine}
-        # Where classes are learned, the backbone learns from drawn people.
+        # For classification, the backbone is pre-trained on synthetic people.
         shown |= {} if classes else {name: getattr(settings.data, name) for name in ("data", "data_dir", "data_option")}
         pretrain(PretrainSettings.of(**shown))
         settings = settings.but(model=shown["out"])

@@ -1,13 +1,13 @@
-"""Expand students from weight chains, then train and evaluate them; each has its results and card.
+"""Expand students from weight chains, then train and evaluate them; each gets its own results and card.
 
-Without arguments it takes the chain that examples/oskt_refine.py makes on drawn people:
+Without arguments it uses the chain that examples/oskt_refine.py refines on synthetic people:
 
     accelerate launch examples/oskt_expand.py
     accelerate launch examples/oskt_expand.py --chain runs/chain/width8 runs/chain/width16 --student res50-s1 \\
         res50-s2 res50-s3 --data market1501 --data-dir DIR --arg bf16=true --out runs/students
 
-Of several chains of one teacher, each student takes the widest that is nowhere wider than the student. To resume an
-interrupted run, repeat the command.
+Given several chains of one teacher, each student uses the widest chain that is no wider than the student in any layer.
+To resume an interrupted run, repeat the command.
 """
 
 import json

@@ -1,13 +1,13 @@
-"""Refine the weight chain of a trained teacher: one run for each width, or several chains in turn.
+"""Refine the weight chain of a trained teacher: one run per width, or several chains in sequence.
 
-Without --model, the teacher, it trains a small one first, here on drawn people, in minutes:
+Without --model (the teacher) it first trains a small teacher, here on synthetic people, in minutes:
 
     accelerate launch examples/oskt_refine.py
     accelerate launch examples/oskt_refine.py --model runs/res50 --width 8 16 32 --data market1501 --data-dir DIR \\
         --arg bf16=true --out runs/chain
 
-With --progressive, each chain's narrowest student teaches the next chain. To resume an interrupted run, repeat the
-command. Students are expanded and trained by examples/oskt_expand.py.
+With --progressive, each chain's narrowest student is the teacher of the next chain. To resume an interrupted run,
+repeat the command. To expand and train students, use examples/oskt_expand.py.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""One of OSKT's published experiments from beginning to end: teacher, chain, student.
+"""Run one of OSKT's published experiments end to end: teacher, chain, student.
 
     accelerate launch examples/oskt_scenario.py --scenario ms-m --student res50-s1 --init lupws_r50.pth \\
         --data-dirs msmt17=DIR market1501=DIR --arg bf16=true

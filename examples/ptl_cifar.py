@@ -1,12 +1,12 @@
 """Classify general images with and without the memory of Progressive Transfer Learning.
 
-Without arguments it trains a small network with a memory on drawn shapes:
+Without arguments it trains a small network with a memory on synthetic shapes:
 
     accelerate launch examples/ptl_cifar.py
     accelerate launch examples/ptl_cifar.py --data cifar100 --data-dir DIR --cell v2 --augment --arg bf16=true
 
---cell none is the baseline. With other data the default is a DenseNet-BC-100 by the recipe cifar; without --augment
-(flip and crop) it has a dropout of 0.2.
+--cell none is the baseline. With other data, the default is a DenseNet-BC-100 with the recipe cifar; without
+--augment (flip and crop) it uses a dropout of 0.2.
 """
 
 import json

@@ -1,13 +1,13 @@
-"""Distill a network with a memory into a plain one that costs no more than its backbone: PTL's STD.
+"""Distill a network with a memory into a plain one at the cost of its backbone alone: PTL's STD.
 
-Without --teacher it trains a small one first; without arguments it then trains two students on drawn people:
+Without --teacher it first trains a small one; without arguments it then trains two students on synthetic people:
 
     accelerate launch examples/ptl_distill.py
     accelerate launch examples/ptl_distill.py --teacher runs/ptl --model res50-conv --lam 0 0.3 0.5 0.8 1 \\
         --data market1501 --data-dir DIR --arg bf16=true
 
---model may also be the folder of a trained student to continue. --lam 0 is the baseline. To resume an interrupted run,
-repeat the command.
+--model may also be the folder of a trained student, to continue its training. --lam 0 is the baseline. To resume an
+interrupted run, repeat the command.
 """
 
 import json

@@ -1,6 +1,6 @@
-"""Fine-tune by Progressive Transfer Learning, or train one of the arms that tell what its memory does.
+"""Fine-tune with Progressive Transfer Learning, or train one of the ablation arms for its memory.
 
-Without arguments it trains a small network with a memory on drawn people:
+Without arguments it trains a small network with a memory on synthetic people:
 
     accelerate launch examples/ptl_finetune.py
     accelerate launch examples/ptl_finetune.py --cell v1 --no-memory     # forgets before every batch
@@ -10,7 +10,7 @@ Without arguments it trains a small network with a memory on drawn people:
         --data-dir DIR --arg bf16=true
     accelerate launch examples/ptl_finetune.py --backbone mgn --init torchvision/resnet50 --data market1501 ...
 
-With other data the default is the published recipe and image size of the backbone.
+With other data, the default is the published recipe and image size of the backbone.
 """
 
 import json

@@ -1,13 +1,13 @@
-"""Fine-tune on one data set after the other, with a new classifier for each: PTL's multi-step transfer.
+"""Fine-tune on several data sets in sequence, with a new classifier for each: PTL's multi-step transfer.
 
-Without arguments it goes over two populations of drawn people:
+Without arguments it uses two populations of synthetic people:
 
     accelerate launch examples/ptl_transfer.py
     accelerate launch examples/ptl_transfer.py --backbone res50 --init torchvision/resnet50 \\
         --order duke market msmt17 --data-dir FOLDER_OF_ALL --arg bf16=true
 
---data-dirs duke=DIR market=DIR says where single data sets lie. market-duke is the union of two training sets. --model
-starts from a trained folder, such as a distilled student. To resume an interrupted run, repeat the command.
+--data-dirs duke=DIR market=DIR sets the folders of individual data sets. market-duke is the union of two training sets.
+--model starts from a trained folder, such as a distilled student. To resume an interrupted run, repeat the command.
 """
 
 import json
@@ -20,7 +20,7 @@ from reid_hub.runs.ptl import ArmTransferSettings, transfer, with_arm
 
 
 def published(given: ArmTransferSettings) -> dict[str, Any]:
-    """DenseNet-161 by the published recipe, unless all people are drawn."""
+    """DenseNet-161 with the published recipe, unless all data sets are synthetic."""
     if all(map(is_drawn, given.order)):
         return {}
     return {"backbone": "densenet161", "recipe": "ptl", "image_size": PEOPLE}

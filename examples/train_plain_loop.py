@@ -1,6 +1,6 @@
-"""The method, recipe and data of `train_supervised.py` in a loop of your own, on Accelerate.
+"""The method, recipe and data of `train_supervised.py` in a custom loop, on Accelerate.
 
-Without arguments it trains on drawn people, in minutes on two CPU cores:
+Without arguments it trains on synthetic people, in minutes on two CPU cores:
 
     accelerate launch examples/train_plain_loop.py
 """
@@ -37,7 +37,7 @@ def main() -> None:
     rates = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, "bias_lr_factor": recipe.bias_lr_factor}
     optimizer = build_optimizer(method, recipe.optimizer, **rates, options=recipe.optimizer_options)
     method, optimizer, loader = accelerator.prepare(method, optimizer, loader)
-    # Not prepared: accelerate would step it once per process.
+    # Not prepared: accelerate would step it once per process
     scheduler = build_scheduler(optimizer, recipe.schedule, options.epochs * len(loader), recipe.learning_rate)
 
     step = 0
@@ -54,7 +54,7 @@ def main() -> None:
             bar.set_postfix({name: f"{value.item():.3f}" for name, value in outputs.items()})
 
     model = accelerator.unwrap_model(method).export()
-    share_buffers(model)  # the processes evaluate together what the first of them saves
+    share_buffers(model)  # all processes evaluate the model that the main process saves
     results = evaluate_model(model, splits)
     if accelerator.is_main_process:
         model.save_pretrained(options.out)

@@ -1,6 +1,6 @@
-"""Train and evaluate a model by a recipe, on one process or several.
+"""Train and evaluate a model with a recipe, on one or more processes.
 
-Without arguments it trains on drawn people, in minutes on two CPU cores:
+Without arguments it trains on synthetic people, in minutes on two CPU cores:
 
     accelerate launch examples/train_supervised.py
     accelerate launch examples/train_supervised.py --data market1501 --data-dir DIR --model res50 --recipe bot \\

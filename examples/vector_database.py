@@ -1,11 +1,11 @@
-"""Keep a gallery in a vector database and search it, always across cameras.
+"""Store a gallery in a vector database and search it, always across cameras.
 
-Without arguments it uses drawn people, the model of `train_supervised.py` and an embedded database:
+Without arguments it uses synthetic people, the model of `train_supervised.py` and an embedded database:
 
     python examples/train_supervised.py
     python examples/vector_database.py
 
-With a server or a cluster only the address changes:
+With a server or a cluster, only the address changes:
 
     milvus-lite server --data-dir people.db --host 127.0.0.1
     python examples/vector_database.py --uri http://127.0.0.1:19530
