@@ -1,4 +1,4 @@
-"""The command line: each command reads its settings, calls one run, and shows what was made."""
+"""The command line: each command reads its settings, calls one run, and shows the results."""
 
 import typer
 

@@ -1,4 +1,4 @@
-"""Commands out of settings: each option of a command is a field of its settings."""
+"""Commands generated from settings: each option of a command is a field of its settings."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -15,9 +15,9 @@ from reid_hub.runs.options import Pairs, Settings
 
 
 def command(settings: type[Settings]) -> Callable[[Callable], Callable]:
-    """A decorator: a function of settings becomes a command with their options.
+    """Decorator that turns a function of settings into a command with their options.
 
-    Other parameters of the function, such as a `typer.Context`, stay as they are.
+    Other parameters of the function, such as a `typer.Context`, are kept.
     """
 
     def decorate(function: Callable) -> Callable:
@@ -40,7 +40,7 @@ def command(settings: type[Settings]) -> Callable[[Callable], Callable]:
 
 
 def _parameter(option: Field) -> inspect.Parameter:
-    """An option as typer reads it from a signature."""
+    """Convert an option to the signature parameter that typer reads."""
     said = {"help": option.metadata["help"], "metavar": option.metadata.get("metavar")}
     kind, default = option.type, option.default
     if kind is Pairs:
@@ -75,7 +75,7 @@ def _without_none(kind: Any) -> Any:
 
 
 def _value(option: Field, given: Any) -> Any:
-    """An option's value, from what typer read."""
+    """Convert typer's parsed value to the option's value."""
     if option.type is Pairs:
         return Pairs(given or ())
     if given is None or not isinstance(given, list | tuple):
@@ -84,10 +84,10 @@ def _value(option: Field, given: Any) -> Any:
 
 
 def refuse_options(context: typer.Context) -> None:
-    """Stop on options in front of a command's sub-command, which would never see them.
+    """Reject options placed before a sub-command, which would ignore them.
 
     Raises:
-        ReIDError: naming them.
+        ReIDError: if there are any; the message names them.
     """
     given = [name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"]
     if given:
@@ -105,7 +105,7 @@ def show_table(title: str, rows: Mapping[str, str]) -> None:
 
 
 def show(results: Results | None, made: Mapping[str, str | Path | None]) -> None:
-    """Say what was measured, in percent, and where everything lies."""
+    """Show the metrics, in percent, and the paths of all outputs."""
     if results is not None and (fractions := results.metrics.fractions()):
         shown = ", ".join(f"{name} {100 * value:.1f}" for name, value in fractions.items())
         typer.echo(f"{results.model} on {results.dataset.name}: {shown} (percent)")

@@ -1,4 +1,4 @@
-"""How a program ends: what the user can mend is said in one line, a bug keeps its traceback."""
+"""Error handling: an error that the user can fix is printed as one line, a bug keeps its traceback."""
 
 import os
 import sys
@@ -13,15 +13,15 @@ from reid_hub.errors import ReIDError
 from reid_hub.logging import set_verbosity
 
 DEBUG = "REID_HUB_DEBUG"
-# Model files travel without the package and its errors: they raise ValueError or ImportError for what a user can mend.
+# Model files are used without the package and its errors: they raise ValueError or ImportError for user errors.
 _MODELS = str(Path(reid_hub.__file__).parent / "models") + os.sep
 
 
 def is_mendable(error: BaseException) -> bool:
-    """Whether an exception is about the user's input, so that its message says all that there is to say.
+    """Whether an exception is caused by the user's input, so that its message is sufficient.
 
-    That is a `ReIDError`, an error of the operating system or the Hub, a field that a configuration refuses, or a
-    ValueError or ImportError that a model file itself raises.
+    True for a `ReIDError`, an error of the operating system or the Hub, a field that a configuration rejects, and a
+    ValueError or ImportError raised by a model file itself.
     """
     from huggingface_hub.errors import StrictDataclassError
 
@@ -32,9 +32,9 @@ def is_mendable(error: BaseException) -> bool:
 
 
 def run(main: Callable[[], object]) -> None:
-    """Run a program; an error that the user can mend is one line and exit code 2, an interrupt 130.
+    """Run a program. An error that the user can fix prints one line and exits with code 2, an interrupt with code 130.
 
-    `--debug` anywhere in the command, or REID_HUB_DEBUG=1 in the environment, keeps the traceback of every error.
+    `--debug` anywhere in the command, or REID_HUB_DEBUG=1 in the environment, shows the traceback of every error.
     """
     if "--debug" in sys.argv:
         sys.argv.remove("--debug")

@@ -30,7 +30,7 @@ def index_build(settings: searching.IndexBuildSettings):
 
 @command(searching.IndexAddSettings)
 def index_add(settings: searching.IndexAddSettings):
-    """Add the new images of a folder to an index; only they are embedded and written.
+    """Add the new images of a folder to an index. Only new images are embedded and written.
 
     Example: reid-hub index add gallery --model runs/demo/model --out gallery.index
     """
@@ -57,7 +57,7 @@ def _build(settings: searching.IndexAddSettings, codec: str | None = None, add: 
 
 @command(searching.SearchSettings)
 def search(settings: searching.SearchSettings):
-    """Find the gallery's images that are nearest to query images.
+    """Find the gallery images nearest to query images.
 
     Example: reid-hub search gallery.index query.jpg --model runs/demo/model --gallery gallery --plot answers.png
     """
@@ -77,13 +77,13 @@ def search(settings: searching.SearchSettings):
     for path, row, names, verdicts in zip(how.query, answer.distances, answer.ids, answer.verdicts, strict=True):
         typer.echo(path)
         for rank, (distance, name, verdict) in enumerate(zip(row, names, verdicts, strict=True), start=1):
-            if name is not None:  # fewer answers than asked for
+            if name is not None:  # fewer results than requested
                 typer.echo(f"  {rank:>3}  {distance:.4f}  {name}{'  ' if verdict else ''}{verdict}")
 
 
 @command(calibrating.CalibrateSettings)
 def calibrate(settings: calibrating.CalibrateSettings):
-    """Find the distance up to which two images show one person, and keep it with the model; `search` then says so.
+    """Find the distance threshold for two images of one person and store it with the model; `search` then uses it.
 
     Example: reid-hub calibrate runs/demo/model --false-match-rate 0.01
     """

@@ -1,4 +1,4 @@
-"""What the examples share: their options are the fields of their settings, read by `transformers.HfArgumentParser`."""
+"""Code shared by the examples: `transformers.HfArgumentParser` reads their options from the fields of their settings."""
 
 import argparse
 from collections.abc import Callable, Mapping
@@ -15,8 +15,8 @@ from reid_hub.runs.options import Part, Settings, option
 from reid_hub.runs.settings import TrainSettings
 from reid_hub.runs.train import train
 
-PEOPLE = [256, 128]  # height and width that re-identification shows people in
-SMALL = [128, 64]  # and that of drawn people
+PEOPLE = [256, 128]  # height and width of images of people in re-identification
+SMALL = [128, 64]  # and of synthetic people
 FD_DEMO = {"out": "runs/fd-demo", "resume": True, "image_size": SMALL, "view_size": [96, 96], "view": ["Hol+G1"]}
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
@@ -28,16 +28,16 @@ def parse(
     drawn: Callable[[AnySettings], Mapping[str, Any]] = lambda given: {},
     **demo: Any,
 ) -> AnySettings:
-    """The settings that the command line gives.
+    """Parse the command line into settings.
 
     Args:
-        published: from the settings as they were given to defaults that take the place of the demo's where the data
-            are not drawn: the published experiment.
-        drawn: the same where they are.
-        demo: defaults on the data that reid_hub draws itself.
+        published: function from the given settings to defaults that replace the demo's when the data are not
+            synthetic: the published experiment.
+        drawn: the same when the data are synthetic.
+        demo: defaults for the synthetic data that reid_hub generates.
 
     Raises:
-        ReIDError: for options that do not fit one another.
+        ReIDError: for incompatible options.
     """
     parts, options = settings.parts(), settings.options()
     parser = HfArgumentParser(
@@ -45,7 +45,7 @@ def parse(
     )
 
     def read(**defaults: Any) -> AnySettings:
-        # Not `settings.of`: a default may fit only what the command line says.
+        # Not `settings.of`: a default may be valid only in combination with the command line.
         parser.set_defaults(**{name: each.default for name, each in options.items()})
         parser.set_defaults(**{lookup(options, name, "option").name: value for name, value in defaults.items()})
         *found, rest = parser.parse_args_into_dataclasses(return_remaining_strings=True, look_for_args_file=False)
@@ -60,15 +60,15 @@ def parse(
 
 
 def is_drawn(data: str | None) -> bool:
-    """Whether reid_hub draws a data set itself."""
+    """Whether reid_hub generates the data set."""
     return data in DATASETS and not DATASETS[data].layout
 
 
 def small_model(settings: TrainSettings, folder: str | Path, **options: Any) -> str:
-    """Train a small model on the data of an example that was given none, unless it is there; returns its folder.
+    """Train a small model on the example's data when no model was given, unless it exists; returns its folder.
 
     Args:
-        options: of `TrainSettings`, in place of the example's and of the demo's recipe.
+        options: of `TrainSettings`; they override the example's and those of the demo's recipe.
     """
     small = {"model": "res18-x0.25", "init": None, "recipe": "demo", "push": None, "out": folder, **options}
     changes = {**settings.recipe.of_machine, **options.get("set", {})}
@@ -83,20 +83,20 @@ def published_fd(given: Settings) -> dict[str, Any]:
 
 
 def published_kdep(given: BasisSettings) -> dict[str, Any]:
-    """KDEP as published, in the people's size where the recipe is theirs: `published` of `parse`."""
+    """KDEP as published, at the image size of people if the recipe is for people: `published` of `parse`."""
     people = given.recipe.recipe.startswith("kdep-people")
     return {"recipe": "kdep", "model": "res18", "image_size": PEOPLE if people else [224, 224]}
 
 
 @dataclass(frozen=True)
 class LoopArguments(Part):
-    """What a loop of one's own trains on drawn people."""
+    """Options of a custom training loop on synthetic people."""
 
     out: str = option("runs/plain-loop", "Folder of the model.")
     model: str = option("res18-x0.25", "Variant (`reid-hub list variants`).")
     recipe: str = option("demo", "Training recipe (`reid-hub list recipes`).")
     epochs: int = option(16, "Number of epochs.")
-    ids: int = option(160, "Number of drawn identities to train on.")
+    ids: int = option(160, "Number of synthetic identities to train on.")
     seed: int = option(0, "Seed of weights, batches and augmentation.")
 
 

@@ -1,4 +1,4 @@
-"""Commands about the Hub: convert, card, push, list."""
+"""Hub commands: convert, card, push, list."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -19,13 +19,13 @@ from reid_hub.training import RECIPES
 
 @dataclass(frozen=True)
 class ConvertArguments(Part):
-    """Which file becomes which model."""
+    """The file to convert, and the resulting model."""
 
     checkpoint: str = option(None, "A .safetensors, .pth, .pt or .tar file.", argument=True)
-    variant: str = option(None, "Variant that the file was trained as (`reid-hub list variants`).", required=True)
+    variant: str = option(None, "Variant of the model in the file (`reid-hub list variants`).", required=True)
     out: str = option(None, "Folder for the converted checkpoint.", required=True)
     image_size: list[int] | None = option(None, IMAGE_SIZE, nargs=2, metavar="PIXELS")
-    tables: str | None = option(None, "JSON tables of a weight chain that OSKT's authors released.")
+    tables: str | None = option(None, "JSON tables of a weight chain released by OSKT's authors.")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class ConvertSettings(Settings):
 
 @command(ConvertSettings)
 def convert(settings: ConvertSettings):
-    """Turn a foreign checkpoint (torchreid, torchvision, timm, LUPerson, PASS, OSKT) into a Hub checkpoint.
+    """Convert a third-party checkpoint (torchreid, torchvision, timm, LUPerson, PASS, OSKT) to a Hub checkpoint.
 
     Example: reid-hub convert osnet_x0_25_msmt17.pth --variant osnet-x0.25 --out osnet
     """
@@ -53,7 +53,7 @@ def convert(settings: ConvertSettings):
 
 @dataclass(frozen=True)
 class FolderArguments(Part):
-    """A model on this machine."""
+    """A local model."""
 
     folder: str = option(None, "A checkpoint folder.", argument=True)
 
@@ -76,10 +76,10 @@ def card(settings: CardSettings):
 
 @dataclass(frozen=True)
 class PushArguments(Part):
-    """Where a model is published."""
+    """Where to publish a model."""
 
-    repo: str = option(None, "Repository of the Hub.", argument=True, metavar="NAMESPACE/NAME")
-    private: bool | None = option(None, "Make a new repository private.")
+    repo: str = option(None, "Hub repository.", argument=True, metavar="NAMESPACE/NAME")
+    private: bool | None = option(None, "Make the repository private if it is created.")
     revision: str | None = option(None, "Branch to commit to.")
 
 
@@ -102,7 +102,7 @@ def push(settings: PushSettings):
 
 @dataclass(frozen=True)
 class ListArguments(Part):
-    """What is listed."""
+    """What to list."""
 
     kind: Literal["datasets", "variants", "recipes"] = option(None, "What to list.", argument=True)
 
@@ -116,7 +116,7 @@ class ListSettings(Settings):
 
 @command(ListSettings)
 def list_names(settings: ListSettings):
-    """List what can be named: data sets, model variants, recipes.
+    """List the available data sets, model variants or recipes.
 
     Example: reid-hub list variants
     """

@@ -1,4 +1,4 @@
-"""Commands that make models."""
+"""Commands that create models."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from reid_hub.runs.settings import RunSettings, TrainSettings
 
 @command(demos.DemoSettings)
 def demo(settings: demos.DemoSettings):
-    """Train, evaluate, save, load back, index and search on drawn people, in minutes on two cores.
+    """Train, evaluate, save, reload, index and search on synthetic people, in minutes on two cores.
 
     Example: reid-hub demo
     """
@@ -32,7 +32,7 @@ def demo(settings: demos.DemoSettings):
 
 @command(TrainSettings)
 def train(settings: TrainSettings):
-    """Train a model by a recipe, evaluate it once on the test set, save it with its results and card.
+    """Train a model with a recipe, evaluate it once on the test set, and save it with its results and card.
 
     Example: reid-hub train --data market1501 --data-dir ~/market --model res50 --recipe bot --arg bf16=true
     """
@@ -41,9 +41,9 @@ def train(settings: TrainSettings):
 
 @command(classifiers.ClassifySettings)
 def classify(settings: classifiers.ClassifySettings):
-    """Train a classifier of general images, evaluate it on the test set, save it with its results and card.
+    """Train a general image classifier, evaluate it on the test set, and save it with its results and card.
 
-    Reported are the accuracy of the last epoch and the best on the way, which papers report and which flatters.
+    Reports the accuracy of the last epoch and of the best epoch; papers report the latter, which is biased upwards.
 
     Example: reid-hub classify --data cifar10 --data-dir ~/cifar --model densenet-bc-100 --recipe cifar --arg bf16=true
     """
@@ -53,7 +53,7 @@ def classify(settings: classifiers.ClassifySettings):
 
 @command(compressing.CompressSettings)
 def compress(settings: compressing.CompressSettings):
-    """Shorten a model's embedding and quantise it; each size is a checkpoint below --out.
+    """Shorten a model's embedding and quantise it; each size is saved as a checkpoint below --out.
 
     Example: reid-hub compress --model runs/demo/model --head low_rank --dim 32 --dim 16 --int8
     """
@@ -65,9 +65,9 @@ def compress(settings: compressing.CompressSettings):
 
 @command(refining.RefineAllSettings)
 def refine(settings: refining.RefineAllSettings):
-    """Refine a teacher's weight chain, from which students of any width are expanded.
+    """Refine a teacher's weight chain, from which students of any width can be expanded.
 
-    With several widths the chains lie in sub-folders of --out, named by their width.
+    With several widths, the chains are saved in sub-folders of --out, named after their width.
 
     Example: reid-hub refine --model runs/train --width 8
     """
@@ -77,7 +77,7 @@ def refine(settings: refining.RefineAllSettings):
 
 @command(chains.ExpandSettings)
 def expand(settings: chains.ExpandSettings):
-    """Expand a student from a weight chain: by name, by width, or the widest within budgets. Needs no data.
+    """Expand a student from a weight chain: by name, by width, or the widest within the given budgets. Needs no data.
 
     Example: reid-hub expand runs/chain --budget-params 0.3M --out runs/student
     """
@@ -90,7 +90,7 @@ def expand(settings: chains.ExpandSettings):
 
 @command(baselines.ShrinkSettings)
 def shrink(settings: baselines.ShrinkSettings):
-    """Cut a narrower student out of a trained model: the baselines of weight chains. Train it further afterwards.
+    """Extract a narrower student from a trained model: the baselines of weight chains. Train the student afterwards.
 
     Example: reid-hub shrink runs/train --student 8 --by wtsel --out runs/selected
     """
@@ -101,7 +101,7 @@ def shrink(settings: baselines.ShrinkSettings):
 
 @command(baselines.SparseSettings)
 def sparsify(settings: baselines.SparseSettings):
-    """Continue training a model so that unimportant channels fade: DepGraph's sparsity learning, before `shrink`.
+    """Continue training a model to decay unimportant channels: DepGraph's sparsity learning, before `shrink`.
 
     Example: reid-hub sparsify --model runs/train --epochs 4
     """
@@ -119,9 +119,9 @@ def kdpp(settings: baselines.KDPPSettings):
 
 @command(fds.FDSettings)
 def fd(settings: fds.FDSettings):
-    """Distill teachers of parts of the image into a student of the whole: Factorized Distillation, all three steps.
+    """Distill teachers of image parts into a whole-image student: Factorized Distillation, all three steps.
 
-    The initial student, the teachers, their representations and the final student lie below --out.
+    The initial student, the teachers, their representations and the final student are saved below --out.
 
     Example: reid-hub distill fd --model res18a --backbone res50 --recipe fd-student --data market1501 --data-dir DIR
     """
@@ -132,7 +132,7 @@ def fd(settings: fds.FDSettings):
 
 @command(attentions.AttentionSettings)
 def attention(settings: attentions.AttentionSettings):
-    """Draw what a distilled student looks at, and each of its branches on the feature map.
+    """Draw attention maps of a distilled student and of each of its branches.
 
     Example: reid-hub distill attention runs/fd/student --out attention.png
     """
@@ -141,9 +141,9 @@ def attention(settings: attentions.AttentionSettings):
 
 @command(ptl.STDSettings)
 def std(settings: ptl.STDSettings):
-    """Distill a network with a memory, or any other, into a plain one with features as long: PTL's STD.
+    """Distill a network, with or without a memory, into a plain one with features of the same length: PTL's STD.
 
-    A folder lam-VALUE for each weight, and table.md, lie below --out.
+    Writes a folder lam-VALUE for each weight, and table.md, below --out.
 
     Example: reid-hub distill std --teacher runs/ptl --model res50-conv --lam 0 --lam 0.8 --recipe std --data market1501
     """
@@ -154,7 +154,7 @@ def std(settings: ptl.STDSettings):
 
 @command(surfaces.SurfaceSettings)
 def surface(settings: surfaces.SurfaceSettings):
-    """Draw the training loss around trained models, side by side, along two random directions.
+    """Draw the training loss around trained models along two random directions, side by side.
 
     Example: reid-hub surface runs/ptl runs/baseline --out surface.png
     """
@@ -165,7 +165,7 @@ def surface(settings: surfaces.SurfaceSettings):
 def pretrain(context: typer.Context, settings: kdeps.PretrainSettings):
     """Pre-train a compact backbone from a teacher's features, without labels: KDEP, basis and training.
 
-    The folder is a model like any other: fine-tune it with `reid-hub train --model`, or `reid-hub classify --model`.
+    The result is an ordinary model: fine-tune it with `reid-hub train --model`, or `reid-hub classify --model`.
 
     Example: reid-hub pretrain --teacher runs/res50 --model res18 --recipe kdep-people --data luperson --data-dir DIR
     """
@@ -177,7 +177,7 @@ def pretrain(context: typer.Context, settings: kdeps.PretrainSettings):
 
 @command(kdeps.BasisSettings)
 def basis(settings: kdeps.BasisSettings):
-    """Make the basis of a teacher's features alone: for several students, or on several machines in turn.
+    """Compute only the basis of a teacher's features: for several students, or before training on another machine.
 
     To resume, repeat the command; any number of processes share the work.
 
