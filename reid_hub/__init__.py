@@ -7,8 +7,8 @@ use, so importing reid_hub costs no more than importing transformers.
 import importlib
 import os
 
-# Must be set before torch is imported. Spinning OpenMP threads make a step of a small network on two cores up to
-# fifteen times slower when anything else runs on the machine; sleeping threads cost nothing.
+# Must be set before torch is imported. Spinning OpenMP threads slow down a step of a small network on two cores by up
+# to fifteen times when other processes are running; sleeping threads cost nothing.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from reid_hub.models import (

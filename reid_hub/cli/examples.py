@@ -1,4 +1,4 @@
-"""Code shared by the examples: `transformers.HfArgumentParser` reads their options from the fields of their settings."""
+"""Code shared by the examples: `transformers.HfArgumentParser` reads their options from their settings' fields."""
 
 import argparse
 from collections.abc import Callable, Mapping

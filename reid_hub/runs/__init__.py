@@ -1,1 +1,1 @@
-"""Whole jobs, each a composition of the stages; what the command line and the examples call."""
+"""Complete runs, each composed of stages; the command line and the examples call them."""

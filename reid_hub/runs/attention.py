@@ -1,4 +1,4 @@
-"""Images of what a distilled student and its branches look at."""
+"""Attention maps of a distilled student and its branches."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +21,12 @@ from reid_hub.runs.settings import DataArguments
 
 @dataclass(frozen=True)
 class AttentionArguments(Part):
-    """What to draw of which student."""
+    """The student, and the images to draw its attention on."""
 
-    student: str = option(None, "Folder of a student's training, such as runs/fd/student.", argument=True)
+    student: str = option(None, "Folder of a student's training run, such as runs/fd/student.", argument=True)
     part: str = option("query", "Part of the data set: query, gallery or train.")
     count: int = option(6, "Number of images, evenly spread.")
-    out: str = option("attention.png", "File of the drawing.")
+    out: str = option("attention.png", "Output file.")
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,13 @@ def attention(settings: AttentionSettings) -> Path:
 
 
 def draw_attention(student: str | Path, split: Any, path: str | Path, *, count: int = 6) -> Path:
-    """Draw the attention of a training's student on images evenly spread over a split, one row for each.
+    """Draw the attention of a trained student on images evenly spread over a split, one row per image.
 
     Args:
-        student: folder of an FD training, with its branches beside the model.
+        student: folder of an FD training run, with the branches beside the model.
 
     Raises:
-        FileNotFoundError: if nothing of the training lies beside the model.
+        FileNotFoundError: if the folder has no files of the training run beside the model.
         ValueError: if it has no branches, or `count` is not positive.
     """
     if count < 1:

@@ -1,4 +1,4 @@
-"""What OSKT is compared with, from the same teacher: weight selection, DepGraph with sparsity learning, KD++."""
+"""Baselines for OSKT from the same teacher: weight selection, DepGraph with sparsity learning, KD++."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ SHRINKERS = ("wtsel", "depgraph")
 
 
 def shrink(teacher: str | Path, student: int | str | ReIDConfig, by: str, **options: Any) -> ReIDModel:
-    """A student cut out of a teacher, to be trained further.
+    """Extract a student from a teacher, to be trained further.
 
     Args:
         teacher: folder or repository.
@@ -33,8 +33,8 @@ def shrink(teacher: str | Path, student: int | str | ReIDConfig, by: str, **opti
         options: of `select_weights` or `prune_to`.
 
     Raises:
-        ReIDError: for another architecture or a wider student.
-        ImportError: "depgraph" without the torch-pruning library.
+        ReIDError: if the student has another architecture or is wider than the teacher.
+        ImportError: for "depgraph" if the torch-pruning library is not installed.
     """
     lookup(dict.fromkeys(SHRINKERS), by, "way to shrink")
     model = open_model(teacher)
@@ -44,15 +44,15 @@ def shrink(teacher: str | Path, student: int | str | ReIDConfig, by: str, **opti
     try:
         classifier = read_state(teacher).get("classifier.weight")
     except MissingError:
-        classifier = None  # one that was pulled from the Hub; its columns then do not count
+        classifier = None  # a model from the Hub has none; its columns are then ignored
     if len(model.part_dims) > 1:
-        classifier = None  # behind several vectors the library cannot trace
+        classifier = None  # the library cannot trace a classifier on several vectors
     return prune_to(model, config, classifier=classifier, **options)
 
 
 @dataclass(frozen=True)
 class ShrinkArguments(Part):
-    """What to cut out of which model."""
+    """The trained model, the student, and how to extract it."""
 
     model: str = option(None, "Trained model: a folder or NAMESPACE/NAME.", argument=True)
     student: str = option(None, "Variant or width of the student.", required=True)
@@ -69,15 +69,15 @@ class ShrinkSettings(Settings):
 
 @dataclass(frozen=True)
 class SparsityArguments(Part):
-    """How strongly unimportant channels fade, see `SparsityLearning`."""
+    """Strength of the decay of unimportant channels; see `SparsityLearning`."""
 
     reg: float = option(1e-4, "Decay of the most important channels.")
-    alpha: float = option(16.0, "How many times stronger the least important channels decay.")
+    alpha: float = option(16.0, "Factor by which the least important channels decay more strongly.")
 
 
 @dataclass(frozen=True)
 class SparseSettings(TrainSettings):
-    """A training that continues a model so that its unimportant channels fade."""
+    """Settings of continued training that decays a model's unimportant channels."""
 
     output: OutputArguments = OutputArguments(out="runs/sparse")
     sparsity: SparsityArguments = SparsityArguments()
@@ -85,7 +85,7 @@ class SparseSettings(TrainSettings):
 
 
 class TrainSparse(Train):
-    """DepGraph's sparsity learning; the model's classifier goes on too."""
+    """DepGraph's sparsity learning; it continues training the model's classifier too."""
 
     settings: SparseSettings
     kind: ClassVar[str] = "sparse"
@@ -105,7 +105,7 @@ class TrainSparse(Train):
 
 
 def train_sparse(settings: SparseSettings) -> RetrievalEvaluation | None:
-    """Go on training a model so that its unimportant channels fade.
+    """Continue training a model to decay its unimportant channels.
 
     Raises:
         ReIDError: see `train`.
@@ -115,7 +115,7 @@ def train_sparse(settings: SparseSettings) -> RetrievalEvaluation | None:
 
 @dataclass(frozen=True)
 class KDPPArguments(Part):
-    """Who teaches, and how."""
+    """The teacher and the options of KD++."""
 
     teacher: str = option(None, "Teacher: the folder of a training run on the same identities.", required=True)
     option: Pairs = option(Pairs, "Option of KD++: kd_weight, nd_weight, temperature, ...", metavar="NAME=VALUE")
@@ -123,7 +123,7 @@ class KDPPArguments(Part):
 
 @dataclass(frozen=True)
 class KDPPSettings(TrainSettings):
-    """A training beside a frozen teacher of the same identities."""
+    """Settings of distillation from a frozen teacher trained on the same identities."""
 
     output: OutputArguments = OutputArguments(out="runs/kdpp")
     kdpp: KDPPArguments = KDPPArguments()
@@ -131,7 +131,7 @@ class KDPPSettings(TrainSettings):
 
 
 class TrainKDPP(Train):
-    """KD++; without its classifier (a model from the Hub) only the teacher's features are distilled."""
+    """KD++; if the teacher has no classifier (a model from the Hub), only its features are distilled."""
 
     settings: KDPPSettings
     kind: ClassVar[str] = "kdpp"
@@ -153,7 +153,7 @@ class TrainKDPP(Train):
 
 
 def train_kdpp(settings: KDPPSettings) -> RetrievalEvaluation | None:
-    """Train a student beside a frozen teacher of the same identities, by KD++.
+    """Distill a frozen teacher trained on the same identities into a student with KD++.
 
     Raises:
         ReIDError: if the teacher was trained on other identities; see also `train`.

@@ -1,4 +1,4 @@
-"""A model's decision: the distance up to which two images count as one person, from labelled images."""
+"""Calibrate a model's decision: the distance up to which two images match, from labelled images."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ from reid_hub.runs.settings import CheckpointArguments, DataArguments, Embedding
 
 @dataclass(frozen=True)
 class CalibrateArguments(Part):
-    """Which errors are accepted."""
+    """The accepted error rate, and the output folder."""
 
-    false_match_rate: float = option(1e-3, "Wanted share of pairs of different people that match.")
+    false_match_rate: float = option(1e-3, "Target share of pairs of different people that match.")
     out: str | None = option(None, "Folder for the calibrated model (default: MODEL, if it is a folder).")
 
 
@@ -35,10 +35,10 @@ class CalibrateSettings(Settings):
 
     @property
     def folder(self) -> Path:
-        """Where the calibrated model goes.
+        """Folder for the calibrated model.
 
         Raises:
-            ReIDError: for a repository without a folder.
+            ReIDError: if the model is a repository and no folder is given.
         """
         model = Path(self.checkpoint.model)
         if self.how.out is None and not model.is_dir():
@@ -47,7 +47,7 @@ class CalibrateSettings(Settings):
 
 
 def calibrate_checkpoint(settings: CalibrateSettings) -> Decision:
-    """Find the threshold of a model by name and keep it with the model; see `calibrate_model`.
+    """Find the threshold of a model given by name and store it with the model; see `calibrate_model`.
 
     Raises:
         ReIDError: see there.
@@ -73,14 +73,14 @@ def calibrate_model(
     batch_size: int = 64,
     folder: str | Path | None = None,
 ) -> Decision:
-    """Find the threshold on query and gallery, as the model stores vectors (int8 if it was quantised), and keep it.
+    """Find the threshold on query and gallery vectors as the model stores them (int8 if quantised), and save it.
 
     Args:
-        splits: query and gallery of people whom the model was not trained on; those of another site will differ.
-        folder: the model is saved there with the decision in its configuration; its results.json stays.
+        splits: query and gallery of people that the model was not trained on; the threshold differs between sites.
+        folder: the model is saved there with the decision in its configuration; results.json is kept.
 
     Raises:
-        ValueError: if a split is missing, or there are too few pairs for the wanted rate, see `calibrate`.
+        ValueError: if a split is missing, or there are too few pairs for the target rate; see `calibrate`.
     """
     missing = {"query", "gallery"} - set(splits)
     if missing:
@@ -103,10 +103,10 @@ def calibrate_model(
 
 
 def decision_of(model: ReIDModel, index: GalleryIndex, flip: bool) -> tuple[Decision | None, str]:
-    """The decision that fits the distances of an index, or None, and why a model's own does not fit.
+    """Return the decision valid for the distances of an index, or None, and why the model's decision is not valid.
 
     Args:
-        index: whose distances they are; Hamming distances have no threshold of cosines.
+        index: the index that computes the distances; a cosine threshold does not apply to Hamming distances.
         flip: whether the vectors are averaged with those of the mirror images.
     """
     if model.config.decision is None:

@@ -1,4 +1,4 @@
-"""Train and evaluate a classifier of general images: PTL's CIFAR experiments and KDEP's transfer learning."""
+"""Train and evaluate a general image classifier: PTL's CIFAR experiments and KDEP's transfer learning."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -46,7 +46,7 @@ from reid_hub.training import ReIDTrainer, TrainingSubset, draw_images
 
 logger = get_logger(__name__)
 
-# Fields in front of the backbone and behind it.
+# Configuration fields before and after the backbone.
 _OF_EDGES = tuple(
     f"config.{name}"
     for name in (
@@ -57,11 +57,11 @@ _OF_EDGES = tuple(
 
 @dataclass(frozen=True)
 class ClassArguments(Part):
-    """Which images of each class are used, and how often the test set is looked at."""
+    """Selection of images per class, and the evaluation interval."""
 
     keep: float = option(1.0, "Share of the training images of each class kept, drawn by the seed (few-shot).")
-    per_class: int | None = option(None, "Number of images of each class, in place of a share.")
-    evaluate_every: int = option(1, "Number of epochs between two evaluations on the test set.")
+    per_class: int | None = option(None, "Number of images per class, instead of a share.")
+    evaluate_every: int = option(1, "Number of epochs between evaluations on the test set.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,10 +75,10 @@ class ClassArguments(Part):
 
 @dataclass(frozen=True)
 class ClassifySettings(RunSettings):
-    """What to train on which classes: a data set with the columns image and label and the splits train and test.
+    """Settings of a classifier's training, on a data set with columns image and label and splits train and test.
 
-    `model` is a variant, or a checkpoint of ours to go on with. Of one without a classifier the backbone goes on: neck,
-    normalisation and what is cut off are the recipe's, as a variant has them.
+    `model` is a variant, or a reid_hub checkpoint to continue. From a checkpoint without a classifier only the backbone
+    is used; neck, normalisation and cropping are the recipe's, as for a variant.
     """
 
     data: DataArguments = DataArguments(data="shapes")
@@ -88,10 +88,10 @@ class ClassifySettings(RunSettings):
 
 
 class Classify(TrainingRun[ClassifySettings]):
-    """Train a classifier of general images, watched on the test set.
+    """Train a general image classifier, with evaluations on the test set during training.
 
-    The folder has the last epoch's model, and in best/ that of the best evaluation. The papers report the best, which
-    was chosen on the test set and is therefore too good; the results have both.
+    The folder contains the last epoch's model, and best/ that of the best evaluation. The papers report the best one,
+    which is selected on the test set and therefore biased upwards; the results contain both.
     """
 
     kind: ClassVar[str] = "classify"
@@ -99,7 +99,7 @@ class Classify(TrainingRun[ClassifySettings]):
 
     @cached_property
     def data(self) -> Mapping[str, Any]:
-        """The splits, all images of train and test with a label."""
+        """The splits; all images of train and test have a label."""
         splits = self.splits or load_splits(self.settings)
         class_names(splits)
         return splits
@@ -165,17 +165,17 @@ class Classify(TrainingRun[ClassifySettings]):
 def classify(
     settings: ClassifySettings, *, splits: Mapping[str, Any] | None = None, said: Mapping[str, Any] | None = None
 ) -> ClassificationEvaluation:
-    """Train by a recipe, evaluate on the test set on the way and at the end; see `Classify`.
+    """Train with a recipe, and evaluate on the test set during and after training; see `Classify`.
 
     Args:
-        splits: in place of the settings' data set as it is.
-        said: more that decides the result, for the results to say.
+        splits: used instead of the settings' full data set.
+        said: further facts that determine the result, recorded in the results.
 
     Returns:
-        What results.json holds: "top1" and "top5" of the last epoch, "top1_best" of the best one, "best_epoch".
+        The contents of results.json: "top1" and "top5" of the last epoch, "top1_best" of the best one, "best_epoch".
 
     Raises:
-        ReIDError: for anything unknown or impossible, before training starts.
+        ReIDError: for unknown or invalid settings, before training starts.
     """
     method = settings.recipe.resolved.method
     if not issubclass(lookup(METHODS, method, "method"), ClassificationMethod):
@@ -187,12 +187,12 @@ def classify(
 
 
 def new_classifier(settings: ClassifySettings, names: Sequence[str]) -> ReIDForImageClassification:
-    """The model to train, of these classes: a variant with the recipe's configuration, or a checkpoint as it is.
+    """Create the model to train on these classes: a variant configured by the recipe, or an unchanged checkpoint.
 
-    A checkpoint's classifier goes on; on the backbone of a `ReIDModel` a new one is trained, see `_on_backbone`.
+    A checkpoint's classifier is kept; the backbone of a `ReIDModel` gets a new one, see `_on_backbone`.
 
     Raises:
-        ReIDError: for a name that is neither, or a classifier of other classes.
+        ReIDError: if the name is neither, or the checkpoint's classifier has other classes.
     """
     labels = {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
     name, image_size = settings.model.model, settings.model.image_size
@@ -212,7 +212,7 @@ def new_classifier(settings: ClassifySettings, names: Sequence[str]) -> ReIDForI
             size["resize_shortest"] = shortest_in(image_size, known.image_size, known.resize_shortest)
         model = ReIDForImageClassification.from_pretrained(name, **labels, **size)
     else:
-        # No neck: nothing compares the features in front of it.
+        # No neck: the features before it are not compared.
         fields = {"neck": "none", **recipe_config(settings), **size, **labels}
         model = ReIDForImageClassification(ReIDConfig.from_variant(name, **fields))
     return _begun(model, settings)
@@ -225,9 +225,9 @@ def _begun(model: ReIDForImageClassification, settings: ClassifySettings) -> ReI
 
 
 def _on_backbone(settings: ClassifySettings, labels: Mapping[str, Any]) -> ReIDForImageClassification:
-    """A new classifier on the backbone of a `ReIDModel`, with everything around the backbone as the recipe prescribes.
+    """Put a new classifier on the backbone of a `ReIDModel`; the recipe sets everything else.
 
-    So that it differs in nothing but weights from the same variant that starts from random ones.
+    It thus differs only in its weights from the same variant with random initial weights.
     """
     name, changes = settings.model.model, settings.recipe.set
     has_any_size = has_free_size(ReIDConfig.from_pretrained(name))
@@ -254,10 +254,10 @@ def evaluate_classifier(
     training: TrainingInfo,
     folder: str | Path | None = None,
 ) -> ClassificationEvaluation:
-    """Evaluate a trained classifier; returns what results.json holds, and writes it with the card into `folder`.
+    """Evaluate a trained classifier; write results.json and the card to `folder`, and return the results.
 
     Args:
-        history: the trainer's log, for the best evaluation; of equal ones the first counts.
+        history: the trainer's log, used to find the best evaluation; the first one wins a tie.
     """
     accuracy = topk_accuracy(*classify_split(model, test))
     watched = [(entry["eval_top1"], -entry["epoch"]) for entry in history if "eval_top1" in entry]
@@ -283,10 +283,10 @@ def evaluate_classifier(
 
 
 def class_names(splits: Mapping[str, Any]) -> list[str]:
-    """The names of the classes of a data set with the splits train and test.
+    """Class names of a data set with the splits train and test.
 
     Raises:
-        ReIDError: if a split is missing, or has no labels, or not of all its images.
+        ReIDError: if a split is missing, or some or all of its images have no label.
     """
     for part in ("train", "test"):
         if part not in splits or "label" not in splits[part].column_names:

@@ -1,4 +1,4 @@
-"""Compress a model's embedding: heads that are trained, heads that are fitted, and pruning down a ladder of sizes."""
+"""Compress a model's embedding: trained and fitted embedding layers, and iterative pruning to a list of sizes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -35,8 +35,8 @@ from reid_hub.runs.train import Train, load_splits
 from reid_hub.training import TrainingSubset
 
 Made = dict[Path, RetrievalEvaluation | None]  # results by folder
-Embeddings = Callable[[], Tensor]  # of the training images, (N, D); made when they are asked for
-Cut = Callable[[ReIDModel, Embeddings], ReIDModel]  # from a model to its compressed one
+Embeddings = Callable[[], Tensor]  # of the training images, (N, D); computed on demand
+Cut = Callable[[ReIDModel, Embeddings], ReIDModel]  # maps a model to its compressed model
 
 FITTED = ("pca", "random", "none")
 
@@ -45,28 +45,28 @@ FITTED = ("pca", "random", "none")
 class CompressArguments(Part):
     """How to shorten and quantise an embedding.
 
-    Trained heads: "slice", "low_rank" (one run for each size), "prune" (one run down the sizes, each from the one
-    before) and "matryoshka" (one run for all sizes, a control). Fitted to the training images without training, all
-    controls: "pca", "random", and "none", which keeps all dimensions.
+    Trained embedding layers: "slice", "low_rank" (one run per size), "prune" (sizes in descending order, each from the
+    one before) and "matryoshka" (one run for all sizes, a control). Controls without training, fitted to the training
+    images: "pca", "random", and "none", which keeps all dimensions.
     """
 
     head: Literal["slice", "low_rank", "prune", "matryoshka", "pca", "random", "none"] = option(
-        "low_rank", "What shortens the embedding; pca, random and none train nothing."
+        "low_rank", "Embedding layer that shortens the embedding; pca, random and none need no training."
     )
-    dim: list[int] = option(list, "Length of the short embedding. Repeat for several (default: the paper's, scaled).")
+    dim: list[int] = option(list, "Length of the short embedding (default: the paper's, scaled). Repeat for several.")
     int8: bool = option(False, "Store one byte per dimension, quantised in training (or after fitting).")
-    granularity: Literal["tensor", "dimension", "vector"] = option("tensor", "What has an int8 scale of its own.")
-    start: Literal["pca", "random", "slice"] = option("pca", "Where a low-rank map starts; the paper's is random.")
-    criterion: Literal["norm", "variance"] = option("norm", "By which prune ranks coordinates.")
-    retrain: float = option(0.2, "Epochs of each retraining of prune, as a share of the recipe's.")
+    granularity: Literal["tensor", "dimension", "vector"] = option("tensor", "Granularity of the int8 scales.")
+    start: Literal["pca", "random", "slice"] = option("pca", "Initialisation of a low-rank map; the paper uses random.")
+    criterion: Literal["norm", "variance"] = option("norm", "Criterion by which prune ranks coordinates.")
+    retrain: float = option(0.2, "Epochs of each retraining in prune, as a share of the recipe's.")
     base: bool | None = option(
-        None, "Train prune's full length first (default: where it is needed).", nargs="?", const=True
+        None, "Train the full length first for prune (default: if needed).", nargs="?", const=True
     )
 
 
 @dataclass(frozen=True)
 class CompressSettings(TrainSettings):
-    """What to compress and how. `model` is a trained one, or a variant to train from its start, as the paper does."""
+    """Settings of a compression. `model` is a trained model, or a variant to train from scratch, as in the paper."""
 
     model: ModelArguments = ModelArguments(model="runs/demo/model")
     recipe: RecipeArguments = RecipeArguments(recipe="compress-demo")
@@ -79,7 +79,7 @@ class CompressSettings(TrainSettings):
         return {"quantization": "int8" if self.compress.int8 else None, "granularity": self.compress.granularity}
 
     def at(self, dim: int, several: bool = True) -> "CompressSettings":
-        """The settings of one size: its folder, its repository, and the name of its result."""
+        """The settings of one size, with its own folder, repository and result name."""
         name = f"{self.compress.head}-{dim}" + ("-int8" if self.compress.int8 else "")
         push = self.output.push and self.output.push + (f"-{dim}" if several else "")
         return self.but(out=Path(self.output.out) / name, origin=name, push=push)
@@ -87,7 +87,7 @@ class CompressSettings(TrainSettings):
 
 @dataclass
 class TrainCompressed(Train):
-    """One size; `cut` makes the compressed model of the base, and `prefixes` are shorter sizes trained with it."""
+    """Train one size; `cut` compresses the base model, and `prefixes` are shorter sizes trained together with it."""
 
     settings: CompressSettings
     cut: Cut = field(kw_only=True)
@@ -131,12 +131,12 @@ class TrainCompressed(Train):
 
 @dataclass
 class Fit(Stage[RetrievalEvaluation | None]):
-    """A size that needs no training: what makes it of the base, evaluated and saved."""
+    """Create a size without training: compress the base model, evaluate and save it."""
 
     settings: CompressSettings
     source: str
     cut: Callable[[ReIDModel], ReIDModel]
-    training: TrainingInfo  # what the results say of it
+    training: TrainingInfo  # recorded in the results
     splits: Mapping[str, Any]
 
     kind: ClassVar[str] = "fit"
@@ -179,13 +179,13 @@ class Fit(Stage[RetrievalEvaluation | None]):
 
 
 def compress(settings: CompressSettings) -> Made:
-    """Make the compressed models, each a checkpoint folder below `out`; what is done is not done again.
+    """Create the compressed models, each a checkpoint folder below `out`. Finished stages are skipped.
 
     Returns:
-        Folder and results of each size, the longest first; no results where the data set has no query and gallery.
+        Folder and results of each size, the longest first; results are None if the data set has no query and gallery.
 
     Raises:
-        ReIDError: for anything unknown or impossible, before training starts.
+        ReIDError: for unknown or invalid settings, before training starts.
     """
     recipe, how = settings.recipe.resolved, settings.compress
     if how.head not in FITTED and recipe.method != "compression":
@@ -209,7 +209,7 @@ def compress(settings: CompressSettings) -> Made:
 
 
 def _check(settings: CompressSettings, model: ReIDModel) -> None:
-    """Refuse what cannot be, before anything is embedded or trained."""
+    """Reject invalid settings before anything is embedded or trained."""
     config, how = model.config, settings.compress
     given = settings.model.init is not None or settings.people.keep_ids != 1
     if how.head in FITTED and (model.name_or_path == "" or given):
@@ -249,7 +249,7 @@ def _train_each(settings: CompressSettings, dims: Sequence[int]) -> Made:
 
 
 def _prune(settings: CompressSettings, dims: Sequence[int]) -> Made:
-    """Train at full length, then prune and retrain from size to size (arXiv:2405.14730)."""
+    """Train at full length, then prune and retrain size by size (arXiv:2405.14730)."""
     how, model = settings.compress, new_model(settings.model.model, settings.model.image_size)
     made, source, full = {}, settings.model.model, model.embedding_dim
     trained = model.name_or_path != "" and (not how.int8 or model.precision == "int8")
@@ -264,8 +264,8 @@ def _prune(settings: CompressSettings, dims: Sequence[int]) -> Made:
 
     for dim in dims:
         if dim == full and made:
-            continue  # that was the base
-        # Initial weights are for the first training alone.
+            continue  # already trained as the base
+        # Initial weights apply only to the first training run.
         init = None if made else settings.model.init
         stage = settings.at(dim).but(model=source, epochs=how.retrain * settings.epochs, init=init)
         folder, made[folder] = _train(stage, partial(pruned, dim=dim))
@@ -282,7 +282,7 @@ def _train_matryoshka(settings: CompressSettings, dims: Sequence[int]) -> Made:
 
 
 def _fit(settings: CompressSettings, dims: Sequence[int]) -> Made:
-    """What needs no training: a linear map, a scale, or both, from the embeddings of the training images."""
+    """Fit a linear map, a scale, or both to the embeddings of the training images, without training."""
     how, seed, name = settings.compress, settings.recipe.seed, settings.model.model
     model = on_accelerator(new_model(name, settings.model.image_size), settings.recipe.arg)
     seen = torch.from_numpy(embed(model, load_splits(settings)["train"], flip=settings.embedding.flip).embeddings)
@@ -305,7 +305,7 @@ def _fit(settings: CompressSettings, dims: Sequence[int]) -> Made:
 def _fit_each(
     cut: Sequence[tuple[CompressSettings, Callable[[ReIDModel], ReIDModel]]], source: str, training: TrainingInfo
 ) -> Made:
-    """Make, evaluate and save models that are cut out of one."""
+    """Create, evaluate and save compressed models of one base model."""
     splits = load_splits(cut[0][0]) if cut else {}
     stages = [Fit(settings, source, make, training, splits) for settings, make in cut]
     return {stage.folder: stage.run() for stage in stages}

@@ -1,4 +1,4 @@
-"""The whole way on drawn people: train, evaluate, save, load back through AutoModel, index, search, images."""
+"""The complete pipeline on synthetic people: train, evaluate, save, reload through AutoModel, index, search, plots."""
 
 import time
 from dataclasses import dataclass
@@ -23,9 +23,9 @@ IMAGE_SIZE = (128, 64)
 
 @dataclass(frozen=True)
 class DemoArguments(Part):
-    """Where the demo writes, and how long it trains."""
+    """Output folder and number of epochs of the demo."""
 
-    out: str = option("runs/demo", "Folder for everything that is made.")
+    out: str = option("runs/demo", "Folder for all outputs.")
     epochs: float | None = option(None, "Number of epochs (default: the recipe's).")
 
 
@@ -37,7 +37,7 @@ class DemoSettings(Settings):
 
 
 def run_demo(out: str | Path, *, epochs: float | None = None) -> dict[str, str]:
-    """Run every stage once on the embedded data set; returns what was made and where it lies."""
+    """Run every stage once on the built-in data set; returns the outputs and their paths."""
     out, start = Path(out), time.perf_counter()
     model_dir, gallery, index = out / "model", out / "gallery", out / "gallery.index"
     logger.info("1/4  train a compact model on drawn people, and evaluate it")
@@ -84,7 +84,7 @@ def run_demo(out: str | Path, *, epochs: float | None = None) -> dict[str, str]:
 
 
 def write_images(split, folder: Path) -> None:
-    """Write a split as PNG files, as a user's own folder would be."""
+    """Write a split as a folder of PNG files, like a user's own images."""
     with atomic_folder(folder) as temporary:
         for row in split:
             row["image"].save(temporary / f"{Path(row['path']).stem}.png")

@@ -1,4 +1,4 @@
-"""Evaluate a model on a data set and record the result beside it: results.json, card and images."""
+"""Evaluate a model on a data set and save the results beside it: results.json, card and plots."""
 
 import sys
 import time
@@ -46,12 +46,12 @@ from reid_hub.runs.settings import CheckpointArguments, DataArguments, Embedding
 
 @dataclass(frozen=True)
 class EvaluateArguments(Part):
-    """How a model is evaluated."""
+    """How to evaluate a model."""
 
     rerank: bool = option(False, "Re-rank by k-reciprocal neighbours (k1 20, k2 6, lambda 0.3).")
     codec: str | None = option(None, "Rank stored codes: float16, int8, binary, binary+float16, binary+int8, ...")
-    shortlist: int = option(100, "Number of candidates that the second part of a codec like binary+int8 ranks again.")
-    batch_size: int = option(64, "Number of images in a batch.")
+    shortlist: int = option(100, "Number of candidates re-ranked by the second part of a codec such as binary+int8.")
+    batch_size: int = option(64, "Number of images per batch.")
     name: str | None = option(None, "Name of the model in the results (default: variant and method).")
     out: str | None = option(None, "Checkpoint folder for results.json and card (default: MODEL, if it is a folder).")
     plots: str | None = option(None, "Folder for rank lists, CMC curve and embedding map.")
@@ -68,16 +68,16 @@ class EvaluateSettings(Settings):
 
     @property
     def folder(self) -> Path | None:
-        """The folder that gets the results."""
+        """Folder for the results."""
         model = Path(self.checkpoint.model)
         return Path(self.how.out) if self.how.out else model if model.is_dir() else None
 
 
 def evaluate_checkpoint(settings: EvaluateSettings) -> Results:
-    """Evaluate a model by name on the query and gallery of a data set; see `evaluate`.
+    """Evaluate a model given by name on the query and gallery of a data set; see `evaluate`.
 
     Raises:
-        ReIDError: for anything unknown, see `evaluate`.
+        ReIDError: for unknown names; see `evaluate`.
     """
     how, data, model = settings.how, settings.data, settings.checkpoint.model
     if how.shortlist < 1 or how.batch_size < 1:
@@ -114,19 +114,19 @@ def evaluate(
     folder: str | Path | None = None,
     plots: str | Path | None = None,
 ) -> RetrievalEvaluation:
-    """Evaluate on query and gallery; returns what results.json holds.
+    """Evaluate on query and gallery; returns the contents of results.json.
 
     Args:
-        codec: rank what a gallery with this codec holds instead of the embeddings: "float16", "int8", "binary", or
-            "binary+float16" and its like, which rank the `shortlist` nearest by their bits again. Bytes per vector and
-            the search time are then those of the codec.
-        name: of the model in the results; by default variant and method.
-        training: how the model was trained, for the record.
-        folder: a checkpoint folder that gets results.json and the card rendered from it.
-        plots: a folder that gets rank lists, CMC curve and embedding map.
+        codec: rank codes stored with this codec instead of the embeddings: "float16", "int8", "binary", or a pair such
+            as "binary+float16", which re-ranks the `shortlist` nearest by their bits. Bytes per vector and search time
+            are then those of the codec.
+        name: of the model in the results (default: variant and method).
+        training: how the model was trained, recorded in the results.
+        folder: checkpoint folder for results.json and the card rendered from it.
+        plots: folder for rank lists, CMC curve and embedding map.
 
     Raises:
-        ValueError: if a split is missing, the model gives NaN or Inf, or no query has a true match.
+        ValueError: if a split is missing, the model outputs NaN or Inf, or no query has a true match.
     """
     missing = {"query", "gallery"} - set(splits)
     if missing:
@@ -167,7 +167,7 @@ def evaluate(
 def evaluate_stored(
     model: ReIDModel, query: Embedded, gallery: Embedded, codec: str, *, shortlist: int = 100, **options: Any
 ) -> RetrievalResults:
-    """Metrics of vectors in front of the model's quantiser when query and gallery are stored by a codec.
+    """Metrics of vectors before the model's quantiser, with query and gallery stored with a codec.
 
     Raises:
         ValueError: for an unknown codec.
@@ -186,7 +186,7 @@ def evaluate_stored(
 
 
 def search_ms(model: ReIDModel, queries: np.ndarray, gallery: np.ndarray, codec: str, k: int = 10) -> float:
-    """Milliseconds to find one query's `k` nearest in an index with this codec, all queries asked at once; warm."""
+    """Milliseconds per query to find its `k` nearest in an index with this codec, all queries in one batch; warm."""
     index = new_index(model, codec)
     index.add(gallery, map(str, range(len(gallery))))
     seconds = []
@@ -198,13 +198,13 @@ def search_ms(model: ReIDModel, queries: np.ndarray, gallery: np.ndarray, codec:
 
 
 def recorded_training(folder: str | Path) -> TrainingInfo:
-    """How the model of a checkpoint folder was trained, as an earlier results.json in it says."""
+    """Read how a checkpoint folder's model was trained from an earlier results.json in the folder."""
     path = Path(folder) / "results.json"
     return Results.read(path).training if path.is_file() else UNKNOWN_TRAINING
 
 
 def describe_dataset(name: str, splits: Mapping[str, Any]) -> DatasetInfo:
-    """The data set part of results.json: name, split, and what was really found, images and identities per split."""
+    """The data set section of results.json: name, split, and the images and identities found in each split."""
     counts = {
         part: {"images": len(split), "identities": len(np.unique(np.asarray(split["pid"])))}
         for part, split in splits.items()
@@ -221,10 +221,10 @@ def draw_plots(
     gallery: Embedded,
     rows: int = 6,
 ) -> list[Path]:
-    """Rank lists of evenly spaced queries, the CMC curve, and a map of the people searched for."""
+    """Draw rank lists of evenly spaced queries, the CMC curve, and an embedding map of the query identities."""
     chosen = np.linspace(0, len(query.pids) - 1, min(6, len(query.pids))).astype(int)
     images = splits["query"].select(chosen)["image"]
-    known = np.isin(gallery.pids, query.pids)  # distractors share a pid without being one person
+    known = np.isin(gallery.pids, query.pids)  # distractors share a pid but are different people
     return [
         plot_rank_lists(
             folder / "rank_lists.png",

@@ -1,4 +1,4 @@
-"""Students out of a weight chain: by name, by width, or the widest within a budget."""
+"""Expand students from a weight chain: by name, by width, or the widest within a budget."""
 
 import math
 import re
@@ -25,10 +25,12 @@ class ExpandArguments(Part):
     revision: str | None = option(None, "Branch, tag or commit of a repository.")
     out: str = option(None, "Folder for the student.", required=True)
     student: str | None = option(None, "Variant (`reid-hub list variants`) or width of the student.")
-    budget_params: str | None = option(None, "Take the widest student with at most so many parameters, such as 1.5M.")
-    budget_macs: str | None = option(None, "... with at most so many multiply-adds, such as 0.2G.")
-    budget_ms: float | None = option(None, "... that takes at most so many milliseconds for an image on this machine.")
-    statistics: bool = option(True, "Keep the running statistics of the norms, and the neck.")
+    budget_params: str | None = option(
+        None, "Expand the widest student with at most this many parameters, such as 1.5M."
+    )
+    budget_macs: str | None = option(None, "... with at most this many multiply-adds, such as 0.2G.")
+    budget_ms: float | None = option(None, "... that takes at most this many milliseconds per image on this machine.")
+    statistics: bool = option(True, "Keep the running statistics of the norm layers, and the neck.")
     rescale_queries: bool = option(False, "ViT: keep the attention of merged channels.")
 
 
@@ -41,16 +43,16 @@ class ExpandSettings(Settings):
 
 @dataclass(frozen=True)
 class StudentArguments(Part):
-    """Which students to expand from which chains, to be trained afterwards."""
+    """Chains, and the students to expand from them before training."""
 
     chain: list[str] = option(list, "Chain: a folder or NAMESPACE/NAME. Repeat for several chains of one teacher.")
     student: list[str] = option(list, "Variant or width of a student. Repeat for several.")
-    paper_faithful: bool = option(False, "Carry over neither the running statistics of the norms nor the neck.")
+    paper_faithful: bool = option(False, "Transfer neither the running statistics of the norm layers nor the neck.")
 
 
 @dataclass(frozen=True)
 class StudentSettings(TrainSettings):
-    """Which students of weight chains to train. `model` counts for nothing: each starts as it was expanded."""
+    """Settings for training students of weight chains. `model` is ignored: each student starts as expanded."""
 
     output: OutputArguments = OutputArguments(out="runs/oskt-demo")
     students: StudentArguments = StudentArguments(chain=["runs/oskt-demo/chain"], student=["8", "12"])
@@ -60,7 +62,7 @@ def expand(settings: ExpandSettings) -> ReIDModel:
     """Expand a student from a weight chain and save it. Needs no data.
 
     Raises:
-        ReIDError: unless a student, or budgets, are given; for a budget or student that the chain cannot meet.
+        ReIDError: if neither a student nor a budget is given, or the chain cannot provide the student or meet a budget.
     """
     how = settings.expand
     budgets = {
@@ -84,10 +86,10 @@ SUFFIXES = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}
 
 
 def choose_chain(chains: Sequence[WeightChain], student: int | str | ReIDConfig) -> WeightChain:
-    """The widest of several chains of one teacher that is in no layer wider than the student.
+    """Choose, from several chains of one teacher, the widest that is no wider than the student in any layer.
 
     Raises:
-        ReIDError: if all are wider, naming why the narrowest is.
+        ReIDError: if all are wider; the message gives the reason for the narrowest.
     """
     fitting, reasons = [], []
     for chain in sorted(chains, key=lambda chain: width_of(chain.config.student_config)):
@@ -105,7 +107,7 @@ def parse_amount(text: str | float) -> float:
     """`"1.5M"` -> 1500000.0; k, M and G, of parameters or multiply-adds.
 
     Raises:
-        ReIDError: if it reads otherwise.
+        ReIDError: for any other format.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?(?:e\d+)?)\s*([kmg]?)\s*", str(text), re.IGNORECASE)
     if not match:
@@ -122,15 +124,15 @@ def expand_within(
     statistics: bool = True,
     rescale_queries: bool = False,
 ) -> ReIDModel:
-    """The widest student, all stages scaled alike, within every budget that is given.
+    """Expand the widest student, with all stages scaled equally, that meets every given budget.
 
     Args:
-        params: parameters of the model, head and neck included.
-        macs: multiply-adds for one image, those of attention included.
-        ms: milliseconds for one image on this machine, measured.
+        params: parameters of the model, including embedding layer and neck.
+        macs: multiply-adds per image, including those of attention.
+        ms: milliseconds per image, measured on this machine.
 
     Raises:
-        ReIDError: without a budget, or if not even the narrowest student is within it; says what that one costs.
+        ReIDError: if no budget is given, or even the narrowest student exceeds it; the message gives its cost.
     """
     budgets = {name: value for name, value in {"params": params, "macs": macs, "ms": ms}.items() if value is not None}
     if not budgets or not all(0 < value < math.inf for value in budgets.values()):
@@ -144,7 +146,7 @@ def expand_within(
         return any(value > budgets[name] for name, value in spent[width].items())
 
     widths = legal_widths(chain)
-    # Cost grows with the width: the first `low` widths are within, those from `high` on over.
+    # Cost grows with width: the first `low` widths meet the budgets, those from `high` on exceed them.
     low, high = 0, len(widths)
     while low < high:
         middle = (low + high) // 2
@@ -161,14 +163,14 @@ def expand_within(
 
 
 def legal_widths(chain: WeightChain) -> list[int]:
-    """The widths at which the chain has a student with all stages scaled alike, ascending."""
+    """Widths of the chain's students with all stages scaled equally, ascending."""
     first, last = width_of(chain.config.student_config), width_of(chain.config.teacher_config)
     found = []
     for width in range(first, last + 1):
         try:
             at_width(chain.config.teacher_config, width)
         except ValueError:
-            continue  # broken channel numbers, or not a multiple of the heads
+            continue  # non-integer channel numbers, or not a multiple of the attention heads
         found.append(width)
     return found
 
