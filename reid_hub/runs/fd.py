@@ -1,4 +1,4 @@
-"""Factorized Distillation: an initial student and teachers of views, what the teachers say, and the final student."""
+"""Factorized Distillation: initial student, teachers of views, their representations, and the final student."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ from reid_hub.runs.settings import EmbeddingArguments, OutputArguments, RecipeAr
 from reid_hub.runs.train import Train, load_splits
 from reid_hub.training import Recipe, TrainingSubset
 
-# Recipes of the initial student and whole-image teacher, and of the other teachers, by the final student's.
+# Maps the final student's recipe to those of the initial student and whole-image teacher, and of the other teachers.
 STAGES = {"fd-student": ("fd", "fd-teacher"), "fd-demo": ("demo", "demo")}
 _SAME = "train all of them with the same data, --validation, --keep-ids and --seed"
 _VIEWS = (
@@ -40,40 +40,42 @@ _VIEWS = (
 
 @dataclass(frozen=True)
 class ViewArguments(Part):
-    """What the teachers look at; `image_size` is that of the whole image."""
+    """The teachers' views of an image; `image_size` is that of the whole image."""
 
     view: list[str] = option(list, _VIEWS)
-    view_size: list[int] | None = option(None, "Height and width of a part of an image.", nargs=2)
+    view_size: list[int] | None = option(None, "Height and width of an image part.", nargs=2)
 
 
 @dataclass(frozen=True)
 class TeacherArguments(Part):
-    """The teachers, and the initial student: all that goes before the final student."""
+    """The teachers and the initial student, which are trained before the final student."""
 
-    initial: str | None = option(None, "Folder of an initial student's training, in place of training one.")
+    initial: str | None = option(None, "Folder of a trained initial student (default: train one).")
     backbone: str = option("res18-x0.25", "Variant of the teachers.")
     teacher_init: str | None = option(None, "Initial weights of the teachers.")
     teacher: Pairs = option(Pairs, "Use this trained teacher for a view: folder or repository.", metavar="VIEW=MODEL")
-    teacher_epochs: float | None = option(None, "Number of epochs of teachers and initial student.")
-    set_teacher: Pairs = option(Pairs, "Replace a value of the recipes of teachers and initial student.",
+    teacher_epochs: float | None = option(None, "Number of epochs for the teachers and the initial student.")
+    set_teacher: Pairs = option(Pairs, "Replace a value in the recipes of the teachers and the initial student.",
                                 metavar="NAME=VALUE")  # fmt: skip
-    initial_recipe: str | None = option(None, "Recipe of initial student and whole-image teacher.")
+    initial_recipe: str | None = option(
+        None, "Recipe of the initial student and the whole-image teacher (default: by --recipe)."
+    )
     teacher_recipe: str | None = option(None, "Recipe of the other teachers (default: by --recipe).")
 
 
 @dataclass(frozen=True)
 class RepresentationArguments(Part):
-    """What the teachers say."""
+    """The teachers' representations: stored or computed online."""
 
     cache: str | None = option(None, "Folder of the teachers' representations (default: below --out).")
-    online: bool = option(False, "Ask the teachers in every step and store nothing.")
+    online: bool = option(False, "Run the teachers in every training step instead of storing representations.")
 
 
 @dataclass(frozen=True)
 class FDSettings(TrainSettings):
-    """What to distill from what; below `out` there will be initial, teachers/VIEW, cache and student.
+    """Settings of Factorized Distillation; writes initial, teachers/VIEW, cache and student below `out`.
 
-    `model` and `init` are the initial student's; `set` and `epochs` the final student's.
+    `model` and `init` apply to the initial student, `set` and `epochs` to the final student.
     """
 
     recipe: RecipeArguments = RecipeArguments(recipe="fd-demo")
@@ -82,7 +84,7 @@ class FDSettings(TrainSettings):
     views: ViewArguments = ViewArguments()
     teachers: TeacherArguments = TeacherArguments()
     representations: RepresentationArguments = RepresentationArguments()
-    cut: tuple[View, ...] = ()  # views of any kind, such as regions, in place of those by name
+    cut: tuple[View, ...] = ()  # views of any kind, such as regions, instead of named views
 
     @property
     def chosen(self) -> tuple[View, ...]:
@@ -94,20 +96,21 @@ class FDSettings(TrainSettings):
 
     @property
     def cache_dir(self) -> Path:
-        """Where the representations lie."""
+        """Folder of the representations."""
         return Path(self.representations.cache or Path(self.output.out) / "cache")
 
     @property
     def taught(self) -> bool:
-        """Whether the student learns from teachers at all."""
+        """Whether the student learns from teachers."""
         options = self.student_recipe().options
         return bool(options.get("alpha", 4.0) or options.get("beta", 2.0))
 
     def student_recipe(self) -> Recipe:
-        """The final student's.
+        """The final student's recipe.
 
         Raises:
-            ReIDError: if it is of another method, or moves the image so that views are no views of it any more.
+            ReIDError: if it belongs to another method, or its augmentation shifts the image so that views no longer
+                match.
         """
         recipe = self.recipe.resolved
         if recipe.method != "fd":
@@ -124,7 +127,7 @@ class FDSettings(TrainSettings):
         return recipe
 
     def earlier(self, folder: str, *, part: bool = False, **options: Any) -> TrainSettings:
-        """The settings of a stage before the last: an initial student or a teacher."""
+        """The settings of an earlier stage: the initial student or a teacher."""
         whole, parts = STAGES.get(self.recipe.recipe, ("fd", "fd-teacher"))
         given = self.teachers
         recipe = (given.teacher_recipe or parts) if part else (given.initial_recipe or whole)
@@ -135,27 +138,27 @@ class FDSettings(TrainSettings):
 
 @dataclass(frozen=True)
 class CacheArguments(Part):
-    """Whose words are stored, and how."""
+    """The teachers whose representations are stored, and the file size."""
 
     teachers: str | None = option(None, "Folder with a teacher for each view (default: below --out).")
-    shard_size: int = option(2048, "Number of images in a file of representations.")
+    shard_size: int = option(2048, "Number of images per file of representations.")
 
 
 @dataclass(frozen=True)
 class CacheSettings(FDSettings):
-    """Which teachers' representations to store; `teacher` has others for some views."""
+    """Settings for storing the teachers' representations; `teacher` overrides the teacher of single views."""
 
     shards: CacheArguments = CacheArguments()
 
     def with_teachers(self) -> "CacheSettings":
-        """The same with a teacher for each view."""
+        """A copy with a teacher for each view."""
         folder = Path(self.shards.teachers or Path(self.output.out) / "teachers")
         found = {view.name: str(folder / view.name) for view in self.chosen}
         return self.but(teacher={**found, **self.teachers.teacher})
 
 
 class TrainFDStudent(Train):
-    """The final student, from the initial one and its classifier."""
+    """Train the final student, starting from the initial student and its classifier."""
 
     settings: FDSettings
     kind: ClassVar[str] = "fd"
@@ -167,7 +170,7 @@ class TrainFDStudent(Train):
 
     @cached_property
     def representations(self) -> Representations | None:
-        """What the student learns from."""
+        """The representations that the student learns from."""
         settings = self.settings
         if not settings.taught:
             return None
@@ -200,14 +203,14 @@ class TrainFDStudent(Train):
 
 
 def distill(settings: FDSettings) -> RetrievalEvaluation | None:
-    """All of it in one call; with `resume`, what is done is not done again and what was begun goes on.
+    """Run all stages. With `resume`, finished stages are skipped and interrupted ones are resumed.
 
     Returns:
-        What the student's results.json holds, or None where the data set has no query and gallery.
+        The contents of the student's results.json, or None if the data set has no query and gallery.
 
     Raises:
-        ReIDError: for anything unknown or impossible; before training starts for a recipe, a view, an image that has
-            no such view, or a student that can have no branches.
+        ReIDError: for unknown or invalid settings; before training starts for a recipe, a view, an image without such
+            a view, or a student that cannot have branches.
     """
     _check_teachers(settings)
     if settings.taught:
@@ -229,13 +232,14 @@ def train_initial(settings: FDSettings) -> Path:
 
 
 def train_teachers(settings: FDSettings) -> dict[str, str]:
-    """Train a teacher for each view that has none; returns the folders, or repositories, of all by view.
+    """Train a teacher for each view that has none; returns the folders or repositories of all teachers by view.
 
-    Each is FD's network of the view's length, as far as `set_teacher` says nothing else: stabilised max pooling, FC
-    and BN. A trained model as backbone goes on with what it has, and one of tokens or branches keeps its own.
+    Unless `set_teacher` overrides it, each is FD's network with the view's embedding length: stabilised max pooling, FC
+    and BN. A trained model used as backbone keeps its own layers, as does one with tokens or branches.
 
     Raises:
-        ReIDError: for a teacher of a view that is not among the settings', or see `cut_views`; before training starts.
+        ReIDError: if a teacher is given for a view that is not in the settings; see also `cut_views`. Raised before
+            training starts.
     """
     _check_teachers(settings)
     given, teachers, cut = settings.teachers, dict(settings.teachers.teacher), cut_views(settings)
@@ -261,12 +265,12 @@ def train_teachers(settings: FDSettings) -> dict[str, str]:
 
 
 def cut_views(settings: FDSettings) -> dict[str, dict[str, Any]]:
-    """The data set as the teachers of all views see it, by view and split; cut once, and kept by `datasets`.
+    """The data set as seen by each view's teacher, by view and split; cropped once and cached by `datasets`.
 
-    Query and gallery are there for teachers that are to be trained; for a region, if all of their images have one.
+    Query and gallery are included for teachers to be trained; for a region, only if all of their images have one.
 
     Raises:
-        ReIDError: if an image is damaged, is too small for a view, or has no region, naming it.
+        ReIDError: if an image is damaged, too small for a view, or has no region; the message names the image.
     """
     splits, cut = load_splits(settings), {}
     for view in settings.chosen:
@@ -277,7 +281,7 @@ def cut_views(settings: FDSettings) -> dict[str, dict[str, Any]]:
 
 
 def open_teachers(settings: FDSettings, split: Any) -> list[ViewTeacher]:
-    """The teachers of the settings' views, in that order, frozen and on the accelerator where there is one.
+    """Open the teachers of the settings' views, in that order, frozen and on the accelerator if there is one.
 
     Raises:
         ReIDError: if a view has no teacher, or teachers were trained on different identities.
@@ -301,7 +305,10 @@ def open_teachers(settings: FDSettings, split: Any) -> list[ViewTeacher]:
 
 
 def make_cache(settings: FDSettings, **options: Any) -> Path:
-    """Store what the teachers say of the training images; `options` of `write_representations`. Returns the folder.
+    """Store the teachers' representations of the training images; returns the folder.
+
+    Args:
+        options: of `write_representations`.
 
     Raises:
         ReIDError: see `open_teachers` and `write_representations`.
@@ -312,12 +319,12 @@ def make_cache(settings: FDSettings, **options: Any) -> Path:
 
 
 def train_student(settings: FDSettings) -> RetrievalEvaluation | None:
-    """Train the final student, from the initial one and its classifier.
+    """Train the final student, starting from the initial student and its classifier.
 
-    With alpha = beta = 0 this is the control that the paper lacks: the initial student, continued for as long.
+    With alpha = beta = 0 this is a control that the paper lacks: the initial student, continued for as many epochs.
 
     Raises:
-        ReIDError: without an initial student, or if it, the teachers and the data do not belong together.
+        ReIDError: if there is no initial student, or it does not match the teachers and the data.
     """
     settings.student_recipe()
     if settings.teachers.initial is None:
@@ -336,7 +343,7 @@ def _check_teachers(settings: FDSettings) -> None:
 
 
 def _check_student(settings: FDSettings) -> None:
-    """Refuse a student that cannot be taught, by the model that its training starts from."""
+    """Reject a student that cannot be distilled, based on its initial model."""
     initial = settings.teachers.initial
     model = model_to_train(settings.earlier("initial") if initial is None else settings.but(model=initial))
     check_sees_all(model.config)
@@ -345,7 +352,7 @@ def _check_student(settings: FDSettings) -> None:
 
 
 def _has_map(backbone: str, image_size: Sequence[int]) -> bool:
-    """Whether it is a variant that makes one map of an image, not tokens or branches, for a pooling of FD's."""
+    """Whether a backbone is a variant with one feature map, not tokens or branches, as FD's pooling requires."""
     if is_checkpoint(backbone):
         return False
     with torch.device("meta"):

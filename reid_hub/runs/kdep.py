@@ -55,41 +55,45 @@ logger = get_logger(__name__)
 
 @dataclass(frozen=True)
 class ImageArguments(Part):
-    """Which images, whose labels are not used; what cannot be read is left out and counted. See `load_images`."""
+    """Images to use, without their labels; unreadable images are skipped and counted. See `load_images`."""
 
     split: str = option("train", "Part of the data set.")
     share: float = option(1.0, "Share of the images, drawn by the seed.")
-    per_class: int | None = option(None, "Number of images of each class, in place of a share.")
-    limit: int | None = option(None, "Use the first so many images only.")
+    per_class: int | None = option(None, "Number of images per class, instead of a share.")
+    limit: int | None = option(None, "Use only this many images, from the start.")
     streaming: bool = option(False, "Read the data set as a stream, up to --limit.")
 
 
 @dataclass(frozen=True)
 class FeatureArguments(Part):
-    """Who teaches, and where its features are taken."""
+    """The teacher, and the layer that its features are taken from."""
 
     teacher: str | None = option(
         None, "Trained model: folder, NAMESPACE/NAME or timm/NAME (default: a small one is trained on the same data)."
     )
-    tap: str = option("features", "Features in front of the teacher's classifier, or of its map.", choices=list(TAPS))
-    basis: str | None = option(None, "File of the basis, made where it is missing (default: below --out).")
+    tap: str = option(
+        "features", "Layer of the teacher's features: before its classifier, or its feature map.", choices=list(TAPS)
+    )
+    basis: str | None = option(None, "File of the basis, computed if missing (default: below --out).")
 
 
 @dataclass(frozen=True)
 class PretrainArguments(Part):
-    """How the student is compared with its teacher."""
+    """How the student's features are matched to the teacher's."""
 
     align: str | None = option(
         None, "Alignment of teacher and student (default: the recipe's): svd+pts, svd, sn, sm, cs.var, interp, ..."
     )
-    weight: str | None = option(None, "Weight of the loss: a number, or a pair of the paper (default: as computed).")
-    crops: int = option(0, "Show each image as so many crops, for which the teacher is asked once; 0 draws new ones.")
+    weight: str | None = option(None, "Weight of the loss: a number, or one of the paper's pairs (default: computed).")
+    crops: int = option(
+        0, "Number of fixed crops per image, on each of which the teacher runs once; 0 samples new crops."
+    )
     cache: str | None = option(None, "Folder of the teacher's features of these crops (default: below --out).")
 
 
 @dataclass(frozen=True)
 class BasisSettings(RunSettings):
-    """Whose features of which images a basis is made of; `model` is a student, whose image size counts."""
+    """Settings for the basis of a teacher's features; `model` is the student, which determines the image size."""
 
     recipe: RecipeArguments = RecipeArguments(recipe="kdep-demo")
     output: OutputArguments = OutputArguments(out="runs/kdep")
@@ -101,25 +105,27 @@ class BasisSettings(RunSettings):
             basis = self.features.basis
             raise ReIDError(f"the basis is one file, got the folder {basis}: give {basis}/basis.safetensors")
         lookup(TAPS, self.features.tap, "tap")
-        if self.recipe.recipe == "kdep" and "mobilenetv2" in self.model.model:  # the published rate of this student
+        if (
+            self.recipe.recipe == "kdep" and "mobilenetv2" in self.model.model
+        ):  # the published learning rate of this student
             changed = RecipeArguments(**{**vars(self.recipe), "set": {"learning_rate": 0.1, **self.recipe.set}})
             object.__setattr__(self, "recipe", changed)
 
     @property
     def basis_file(self) -> Path:
-        """Where the basis lies, or will lie."""
+        """Path of the basis, whether or not it exists."""
         return Path(self.features.basis or Path(self.output.out) / STATE_FILE.with_name("basis.safetensors"))
 
     @property
     def align(self) -> str | None:
-        """The alignment that is asked for in place of the recipe's."""
+        """The requested alignment that replaces the recipe's."""
         return None
 
     def pretraining_recipe(self) -> Recipe:
-        """The recipe with what replaces its values.
+        """The recipe with the settings' changes applied.
 
         Raises:
-            ReIDError: if it is of another method, or has an unknown alignment.
+            ReIDError: if it belongs to another method, or has an unknown alignment.
         """
         recipe = self.recipe.resolved
         if recipe.method != "kdep":
@@ -131,13 +137,13 @@ class BasisSettings(RunSettings):
         return recipe
 
     def with_teacher(self) -> "BasisSettings":
-        """The same with a teacher; a small one is trained where none is given."""
+        """A copy with a teacher; a small one is trained if none is given."""
         return self if self.features.teacher else self.but(teacher=small_teacher(self))
 
 
 @dataclass(frozen=True)
 class PretrainSettings(BasisSettings):
-    """What to pre-train from which teacher."""
+    """Settings for pre-training a student from a teacher."""
 
     embedding: EmbeddingArguments = EmbeddingArguments()
     kdep: PretrainArguments = PretrainArguments()
@@ -153,10 +159,10 @@ class PretrainSettings(BasisSettings):
 
     @property
     def weight(self) -> float | None:
-        """The loss' weight, if the settings say one.
+        """The weight of the loss, if the settings give one.
 
         Raises:
-            ReIDError: if it is neither a number above 0 nor a pair.
+            ReIDError: if it is neither a number above 0 nor one of the paper's pairs.
         """
         if self.kdep.weight is None:
             return None
@@ -168,20 +174,20 @@ class PretrainSettings(BasisSettings):
 
     @property
     def cache_dir(self) -> Path:
-        """Where the features of fixed crops lie."""
+        """Folder of the features of fixed crops."""
         return Path(self.kdep.cache or Path(self.output.out) / "features")
 
 
 @dataclass(frozen=True)
 class TaskArguments(Part):
-    """What a pre-trained backbone is fine-tuned for."""
+    """The task to fine-tune a pre-trained backbone for."""
 
-    task: Literal["reid", "classification"] = option("reid", "Re-identification of people, or classification.")
+    task: Literal["reid", "classification"] = option("reid", "Person re-identification, or classification.")
 
 
 @dataclass(frozen=True)
 class TuneSettings(TrainSettings):
-    """What to fine-tune for which task; options of the other task are refused."""
+    """Settings for fine-tuning on a task; options of the other task are rejected."""
 
     output: OutputArguments = OutputArguments(out="runs/kdep-transfer")
     classes: ClassArguments = ClassArguments()
@@ -197,7 +203,7 @@ class TuneSettings(TrainSettings):
 
 
 class Pretrain(TrainingRun[PretrainSettings]):
-    """Pre-train a student; the folder becomes a model like any other, to be fine-tuned with `--model`."""
+    """Pre-train a student; the result is an ordinary model folder, to be fine-tuned with `--model`."""
 
     kind: ClassVar[str] = "pretrain"
     method: ClassVar[str] = "kdep"
@@ -208,9 +214,9 @@ class Pretrain(TrainingRun[PretrainSettings]):
 
     @cached_property
     def crops(self) -> Crops:
-        """The images as the student will see them, and the teacher.
+        """The images as the student sees them, and the teacher.
 
-        What cannot be is said before all images are opened, which may take hours.
+        Invalid settings are rejected before opening all images, which may take hours.
         """
         settings, student = self.settings, model_to_train(self.settings)
         teacher = _teacher(settings, self.recipe, student.config)
@@ -242,7 +248,7 @@ class Pretrain(TrainingRun[PretrainSettings]):
 
     @cached_property
     def basis(self) -> Basis | None:
-        """The basis of the teacher's features, made where it is missing; None for an alignment without one."""
+        """The basis of the teacher's features, computed if missing; None for an alignment without a basis."""
         return _fit(self.settings, self.crops) if self.has_basis else None
 
     @property
@@ -257,7 +263,7 @@ class Pretrain(TrainingRun[PretrainSettings]):
     def done(self) -> bool:
         if not super().done():
             return False
-        # The basis may have been removed since; it is not made anew to find that nothing is left to do.
+        # The basis may have been removed since; do not recompute it if nothing is left to do.
         if self.has_basis and self.settings.basis_file.is_file():
             found = {"basis": self.result().training.extra["basis"]}
             check_same(self.folder, found, {"basis": Basis.load(self.settings.basis_file).digest()})
@@ -279,7 +285,7 @@ class Pretrain(TrainingRun[PretrainSettings]):
         note_teachers(model.config, {settings.features.teacher: crops.teacher.model.config})
         features: Any = crops.teacher
         if settings.kdep.crops:
-            # One folder serves all alignments, of which one wants what is behind the ReLU.
+            # One folder serves all alignments, one of which needs the features after the ReLU.
             cache = settings.cache_dir / ("post-relu" if crops.teacher.relu else "")
             write_features(cache, crops, settings.kdep.crops)
             features = CachedFeatures(cache, settings.kdep.crops, crops.images.dataset["path"][:], crops.mark())
@@ -297,7 +303,7 @@ class Pretrain(TrainingRun[PretrainSettings]):
         return replace(super().describe(trainer), identities=None).with_extra(more)
 
     def evaluate(self, trainer: ReIDTrainer, splits: Mapping[str, Any], training: TrainingInfo) -> Results:
-        """Results and card: with what the student retrieves as it is, where the data have a query and a gallery."""
+        """Write results and card, with retrieval metrics before fine-tuning if there are query and gallery."""
         model, data = trainer.model.export(), self.settings.data
         found = {}
         if "/" not in data.data and not self.settings.images.streaming:
@@ -322,30 +328,30 @@ class Pretrain(TrainingRun[PretrainSettings]):
 def pretrain(settings: PretrainSettings) -> Results:
     """Pre-train a student from a teacher's features.
 
-    With `resume` what is done is not done again, and what was begun goes on: basis, features and training.
+    With `resume`, finished stages (basis, features, training) are skipped and interrupted ones are resumed.
 
     Returns:
-        What results.json holds: how it was made, and where the data set has a query and a gallery, what it retrieves
-        as it is.
+        The contents of results.json: how the student was trained and, if the data set has a query and a gallery, its
+        retrieval metrics before fine-tuning.
 
     Raises:
-        ReIDError: for anything unknown or impossible, before training starts; so for a student wider than the teacher,
-            or a basis of another one.
+        ReIDError: for unknown or invalid settings, before training starts; also if the student is wider than the
+            teacher, or the basis belongs to another teacher.
     """
     settings.pretraining_recipe()
-    _ = settings.weight  # said before hours go into a basis
+    _ = settings.weight  # raises before hours are spent on a basis
     if not settings.output.resume:
         check_fresh(settings.output.out)
     return Pretrain(settings.with_teacher()).run()
 
 
 def make_basis(settings: BasisSettings) -> Path:
-    """Make the basis of the teacher's features of the settings' images, or keep the one that is there.
+    """Compute the basis of the teacher's features of the settings' images, or keep an existing one; returns the file.
 
-    Any number of processes share the work, and a killed run goes on. Returns the file.
+    Any number of processes share the work, and an interrupted run can be resumed.
 
     Raises:
-        ReIDError: for anything unknown, too few images, or the basis of another teacher.
+        ReIDError: for unknown settings, too few images, or an existing basis of another teacher.
     """
     recipe = settings.pretraining_recipe()
     settings = settings.with_teacher()
@@ -357,7 +363,7 @@ def make_basis(settings: BasisSettings) -> Path:
 
 
 def _teacher(settings: BasisSettings, recipe: Recipe, student: ReIDConfig) -> TappedTeacher:
-    """The teacher on the accelerator of this process, which will be shown what the student sees."""
+    """Open the teacher on this process's accelerator, for the same inputs as the student's."""
     model = on_accelerator(open_teacher(settings.features.teacher), settings.recipe.arg)
     if settings.model.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # as transformers wraps it
@@ -366,19 +372,19 @@ def _teacher(settings: BasisSettings, recipe: Recipe, student: ReIDConfig) -> Ta
 
 
 def _check_basis(settings: BasisSettings, recipe: Recipe, teacher: TappedTeacher) -> None:
-    """Refuse a basis that is there and of another teacher."""
+    """Reject an existing basis of another teacher."""
     if recipe.options["align"] not in WITHOUT_BASIS and settings.basis_file.is_file():
         Basis.load(settings.basis_file, teacher.fingerprint())
 
 
 def _check_batch(settings: BasisSettings, recipe: Recipe, images: ImageDataset) -> None:
-    """Refuse a batch that these images do not fill, before a pass over them."""
+    """Reject a batch that these images cannot fill, before a pass over them."""
     processes = int(os.environ.get("WORLD_SIZE", 1))
     build_sampler(recipe, images.pids, batch_size=recipe.batch_size, seed=settings.recipe.seed, num_processes=processes)
 
 
 def _crops(settings: BasisSettings, recipe: Recipe, config: ReIDConfig, teacher: TappedTeacher) -> Crops:
-    """The images as the student of this configuration will see them."""
+    """The images as a student of this configuration sees them."""
     data, chosen, seed = settings.data, settings.images, settings.recipe.seed
     found = load_images(
         data.data,

@@ -1,4 +1,4 @@
-"""Where weights come from: what models and results say of how they were made."""
+"""Lineage of weights: how models and results record their training history."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,21 +15,21 @@ from reid_hub.training import ReIDTrainer
 
 
 def note_step(config: ReIDConfig, settings: RunSettings) -> None:
-    """Note in a model's configuration the training that is about to begin, behind what its weights went through."""
+    """Append the training run about to start to the lineage in a model's configuration."""
     step = {"method": settings.method, "recipe": settings.recipe.recipe, "epochs": settings.epochs}
     step |= {"dataset": settings.data.name, "init": first_weights(settings.model)}
     config.lineage = [*(config.lineage or []), step]
 
 
 def note_teachers(config: ReIDConfig, teachers: Mapping[str, ReIDConfig]) -> None:
-    """Note in the step that is about to begin who teaches, and which data sets they learned from as far as is known."""
+    """Record the teachers of the step about to start and, as far as known, the data sets they were trained on."""
     saw = dict.fromkeys(name for teacher in teachers.values() for name in datasets_of(teacher.lineage))
     step = {**config.lineage[-1], "teachers": [public_source(name) for name in teachers], "teachers_saw": list(saw)}
     config.lineage = [*config.lineage[:-1], step]
 
 
 def origin_of(settings: RunSettings) -> dict[str, Any]:
-    """What a training learns and starts from, as its key and its results say it."""
+    """Data and initial weights of a training run, as recorded in its key and its results."""
     data, people = settings.data, getattr(settings, "people", None)
     defaults = DATASETS[data.data].options if data.data in DATASETS else {}
     options = {
@@ -38,13 +38,13 @@ def origin_of(settings: RunSettings) -> dict[str, Any]:
         if name not in defaults or defaults[name] != value
     }
     said = {"model": Path(settings.model.model).name, "dataset": data.name, "data_options": options}
-    # Without labels, or with classes, nobody is held out.
+    # Without identity labels, no identities are held out.
     said |= {"validation": people.validation if people else 0.0, "keep_ids": people.keep_ids if people else 1.0}
     return canonical(said)
 
 
 def training_info(settings: RunSettings, trainer: ReIDTrainer) -> TrainingInfo:
-    """What results.json says of the training."""
+    """The training section of results.json."""
     args, model = trainer.args, settings.model.model
     return TrainingInfo(
         method=settings.method,
@@ -64,10 +64,10 @@ def training_info(settings: RunSettings, trainer: ReIDTrainer) -> TrainingInfo:
 
 
 def first_weights(model: ModelArguments) -> str:
-    """What a training starts from: weights or a model, or "random"."""
+    """Initial weights of a training run: weights or a model, or "random"."""
     return public_source(model.init or (model.model if is_checkpoint(model.model) else "random"))
 
 
 def public_source(source: str | Path) -> str:
-    """Where weights came from, without the folders of this machine."""
+    """The source of weights, without local folders."""
     return Path(source).name if Path(source).exists() else str(source)

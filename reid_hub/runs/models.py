@@ -1,4 +1,4 @@
-"""A model by name: a variant, a folder, or a repository of the Hub."""
+"""Open or create models by name: a variant, a folder, or a Hub repository."""
 
 import json
 import os
@@ -18,11 +18,11 @@ from reid_hub.runs.settings import RunSettings
 
 
 def open_model(name: str | Path, revision: str | None = None) -> ReIDModel:
-    """Load a model of ours from a folder or from a repository of the Hub.
+    """Load a reid_hub model from a folder or a Hub repository.
 
     Raises:
-        FileNotFoundError: if a path does not lead to a checkpoint folder.
-        ValueError, OSError: if the checkpoint does not fit, or the Hub does not have it or cannot be reached.
+        FileNotFoundError: if a path is not a checkpoint folder.
+        ValueError, OSError: if the checkpoint is not valid, or the Hub does not have it or cannot be reached.
     """
     model = _open(name, revision)
     if isinstance(model, WeightChain):
@@ -31,11 +31,11 @@ def open_model(name: str | Path, revision: str | None = None) -> ReIDModel:
 
 
 def open_chain(name: str | Path, revision: str | None = None) -> WeightChain:
-    """Load a weight chain from a folder or from a repository of the Hub.
+    """Load a weight chain from a folder or a Hub repository.
 
     Raises:
-        FileNotFoundError: if a path does not lead to a checkpoint folder.
-        ValueError, OSError: if it is something else or damaged, or the Hub does not have it or cannot be reached.
+        FileNotFoundError: if a path is not a checkpoint folder.
+        ValueError, OSError: if it is not a weight chain or damaged, or the Hub does not have it or cannot be reached.
     """
     chain = _open(name, revision)
     if not isinstance(chain, WeightChain):
@@ -57,11 +57,11 @@ def _open(name: str | Path, revision: str | None) -> ReIDModel | WeightChain:
 def new_model(
     name: str, image_size: Sequence[int] | None = None, defaults: Mapping[str, Any] | None = None
 ) -> ReIDModel:
-    """A model to train: a variant with `defaults` for its configuration, or one of our checkpoints as it is.
+    """Create a model to train: a variant with `defaults` for its configuration, or an unchanged reid_hub checkpoint.
 
     Raises:
-        ValueError: for a name that is neither, see `ReIDConfig.from_variant`, or a checkpoint of a transformer that has
-            a position for each patch of another image size.
+        ValueError: if the name is neither (see `ReIDConfig.from_variant`), or the checkpoint is a transformer with
+            position embeddings for another image size.
     """
     size = {} if image_size is None else {"image_size": tuple(image_size)}
     if is_checkpoint(name):
@@ -77,7 +77,7 @@ def new_model(
 
 
 def model_to_train(settings: RunSettings) -> ReIDModel:
-    """The model that a training starts from, without the initial weights that the settings may name.
+    """The model to train, before loading any initial weights named in the settings.
 
     Raises:
         ReIDError: see `new_model` and `check_changes`.
@@ -91,10 +91,10 @@ def model_to_train(settings: RunSettings) -> ReIDModel:
 
 
 def check_changes(config: ReIDConfig, changes: Mapping[str, Any]) -> None:
-    """Refuse changes of a trained model's configuration, which come too late; what it is already may be said again.
+    """Reject changes to a trained model's configuration; values equal to the present ones are accepted.
 
     Raises:
-        ValueError: naming the first that differs.
+        ValueError: if a value differs; the message names the first one.
     """
     found, flat = json.loads(config.to_json_string(use_diff=False)), flat_fields(config)
     for name, value in changes.items():
@@ -110,7 +110,7 @@ def check_changes(config: ReIDConfig, changes: Mapping[str, Any]) -> None:
 
 
 def _agrees(found: Any, asked: Any) -> bool:
-    """Whether nothing is asked that is not so; of options by name, those that are named; of a part, its name."""
+    """Whether the requested value matches; for named options only the given ones count, for a part only its name."""
     if isinstance(found, dict) and isinstance(asked, dict):
         return asked.items() <= found.items()
     if isinstance(found, dict) and isinstance(asked, str):
@@ -119,7 +119,7 @@ def _agrees(found: Any, asked: Any) -> bool:
 
 
 def image_size_of(settings: RunSettings) -> list[int]:
-    """(height, width) of the images of a run: as asked for, or the recipe's, or the model's own."""
+    """(height, width) of a run's images: as requested, else the recipe's, else the model's."""
     name, of_recipe = settings.model.model, settings.recipe.resolved.config.get("image_size")
     if settings.model.image_size is not None:
         return list(settings.model.image_size)
@@ -130,7 +130,7 @@ def image_size_of(settings: RunSettings) -> list[int]:
 
 
 def recipe_config(settings: RunSettings, image_size: Sequence[int] | None = None) -> dict[str, Any]:
-    """What a recipe prescribes of a model's configuration, for images of a size (default: the settings')."""
+    """The model configuration set by a recipe, for an image size (default: the settings')."""
     config, size = settings.recipe.resolved.config, image_size or settings.model.image_size
     if size is None or "resize_shortest" not in config or "config.resize_shortest" in settings.recipe.set:
         return dict(config)
@@ -138,9 +138,9 @@ def recipe_config(settings: RunSettings, image_size: Sequence[int] | None = None
 
 
 def shortest_in(image_size: Sequence[int], before: Sequence[int], shortest: int | None) -> int | None:
-    """The `resize_shortest` that cuts away as much of images of another size; None for one of other proportions.
+    """Scale `resize_shortest` to another image size, cropping the same share; None if the aspect ratio differs.
 
-    Left as it is, a small image would be the middle of a large one, and nothing of what it shows.
+    Unscaled, a small input would be a crop from the centre of a much larger image.
     """
     if shortest is None or image_size[0] * before[1] != image_size[1] * before[0]:
         return None
@@ -148,20 +148,20 @@ def shortest_in(image_size: Sequence[int], before: Sequence[int], shortest: int 
 
 
 def is_checkpoint(name: str) -> bool:
-    """Whether a name is that of a folder or repository, not of a variant."""
+    """Whether a name is a folder or repository, not a variant."""
     return Path(name).is_dir() or ("/" in name and not name.startswith("timm/"))
 
 
 def has_free_size(config: ReIDConfig) -> bool:
-    """Whether a trained model takes images of any size; not one that has a position for each patch."""
+    """Whether a trained model accepts images of any size; False for one with a position embedding per patch."""
     return takes_any_size(config.backbone_config)
 
 
 def check_free_size(config: ReIDConfig, image_size: Sequence[int]) -> None:
-    """Refuse another image size for a trained model that has a position for each patch.
+    """Reject another image size for a trained model with a position embedding per patch.
 
     Raises:
-        ValueError: saying what to do instead.
+        ValueError: if the size differs; the message says what to do instead.
     """
     if not has_free_size(config):
         sizes = ["x".join(map(str, size)) for size in (config.image_size, image_size)]
@@ -173,10 +173,10 @@ def check_free_size(config: ReIDConfig, image_size: Sequence[int]) -> None:
 
 
 def on_accelerator(model: ReIDModel, arguments: Mapping[str, Any]) -> ReIDModel:
-    """The model on the accelerator of this process, if there is one; before a trainer is there to say which it is.
+    """Move a model to this process's accelerator, if there is one, before a trainer exists to choose the device.
 
     Args:
-        arguments: of the trainer; "use_cpu" leaves the model where it is.
+        arguments: of the trainer; with "use_cpu" the model is not moved.
     """
     if torch.accelerator.is_available() and not arguments.get("use_cpu"):
         model.to(torch.device(torch.accelerator.current_accelerator().type, int(os.environ.get("LOCAL_RANK", 0))))
