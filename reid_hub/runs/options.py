@@ -30,7 +30,7 @@ class Pairs(dict[str, Any]):
 
 
 class Gather(argparse.Action):
-    """Lets an option of several values that is given again add to what it had."""
+    """Append the values of a repeated option to those given before."""
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         before = getattr(namespace, self.dest)
@@ -45,7 +45,7 @@ def option(default: Any, help: str, **metadata: Any) -> Any:
 
     Args:
         default: a value, or `list` or `Pairs` for an option of several values, which may be given again.
-        help: what `--help` says of it.
+        help: the text shown by `--help`.
         metadata: "metavar", "nargs"; "argument" for one that the command line takes by its position.
     """
     values = {"help": help, **metadata}
@@ -74,20 +74,20 @@ class Part:
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a run, composed of parts; what is no part is not an option and has no flag."""
+    """The settings of a run, composed of parts; fields that are not parts have no command-line option."""
 
     @classmethod
     def of(cls, **options: Any) -> Self:
         """Settings with some options set by their names, whichever part they belong to.
 
         Raises:
-            ReIDError: for an unknown name; the nearest is offered.
+            ReIDError: for an unknown name; the message suggests the nearest one.
         """
         return cls().but(**options)
 
     @classmethod
     def like(cls, other: "Settings", **options: Any) -> Self:
-        """Settings with the options of others, as far as these have them too, and some changed; see `of`."""
+        """Settings with the shared options of other settings, some of them changed; see `of`."""
         shared = {name: value for name, value in other.values().items() if name in cls.options()}
         return cls.of(**{**shared, **options})
 

@@ -39,12 +39,12 @@ SCENARIOS = {
 
 @dataclass(frozen=True)
 class Family:
-    """A teacher, its recipes (teacher, refinement, student), and its students with the chain that each comes from.
+    """A teacher, its recipes (teacher, refinement, student), and its students with the chain width of each.
 
     Attributes:
-        narrowest: whether a student is the chain's own narrowest, embedding included, whatever its variant has.
-        refinement: changes of the refinement's recipe, so that it goes on with the teacher's classifier and losses.
-        refine_epochs: in place of that recipe's.
+        narrowest: whether a student is the chain's narrowest, including its embedding, regardless of its variant.
+        refinement: changes to the refinement recipe, to continue with the teacher's classifier and losses.
+        refine_epochs: overrides that recipe's epochs.
     """
 
     teacher: str
@@ -63,7 +63,7 @@ FAMILIES = {
     # The published scripts' chain widths; the supplement has 96 and 192.
     "vit-s": Family("vit-s", ("vit", "oskt-vit", "vit"), {"vit-s-s1": 120, "vit-s-s2": 120}),
     "vit-b": Family("vit-b", ("vit", "oskt-vit", "vit"), {"vit-b-s1": 264, "vit-b-s2": 264}),
-    # The paper says 50 epochs and nothing more: losses are those of the teachers' own recipes.
+    # The paper only gives 50 epochs: the losses are those of the teachers' own recipes.
     "osnet": Family(
         "osnet-x1.0", ("osnet", "oskt", "osnet"), {"osnet-x0.25": 16, "osnet-x0.5": 32}, narrowest=True,
         refinement={"options.metric": None, "options.center_weight": 0.0, "options.classifier_bias": True},
@@ -82,7 +82,7 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class ScenarioArguments(Part):
-    """Which published experiment to run, and on what."""
+    """The published experiment to run, and its data."""
 
     scenario: str = option(
         "m",
@@ -92,7 +92,7 @@ class ScenarioArguments(Part):
     student: str = option("res50-s1", "A published student, such as res50-s1, vit-s-s1 or osnet-x0.25.")
     data_dirs: Pairs = option(Pairs, "Folder of each data set, such as market1501=DIR.", metavar="NAME=DIR")
     init: str | None = option(None, "Initial weights of the teacher, such as LUPerson's or PASS's.")
-    out: str = option("runs/oskt", "Folder of teacher, chain and student.")
+    out: str = option("runs/oskt", "Folder for teacher, chain and student.")
     keep_ids: float = option(1.0, "Share of the student's training identities kept, drawn by the seed (few-shot).")
     epochs: float | None = option(None, "Number of epochs of each training (default: the recipes').")
     image_size: list[int] | None = option(None, IMAGE_SIZE, nargs=2, metavar="PIXELS")
@@ -112,7 +112,7 @@ def family_of(student: str) -> Family:
     """The family that a student belongs to.
 
     Raises:
-        ReIDError: if no published experiment has it; the nearest name is offered.
+        ReIDError: if no published experiment has it; the message suggests the nearest name.
     """
     return lookup({name: family for family in FAMILIES.values() for name in family.students}, student, "student")
 
@@ -127,7 +127,7 @@ def run_scenario(
     share: float = 1.0,
     common: Mapping[str, Any] | None = None,
 ) -> RetrievalEvaluation | None:
-    """Train a teacher, refine its chain, expand a student and train it, each step resumed or skipped if it is done.
+    """Train a teacher, refine its chain, expand a student and train it. Finished steps are skipped, others resumed.
 
     Args:
         name: of `SCENARIOS`.
@@ -152,7 +152,7 @@ def run_scenario(
 
     width = family.students[student]
     name = f"{family.teacher}-{scenario.chain}"
-    # The seed is the student's: few-shot runs of one chain differ in nothing else.
+    # The seed is the student's: few-shot runs of one chain differ only in it.
     teacher = options(scenario.chain, family.recipes[0], name, model=family.teacher, init=init, seed=0)
     chain = options(
         scenario.chain, family.recipes[1], f"{name}.chain{width}", model=str(out / name), width=width, seed=0,

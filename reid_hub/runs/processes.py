@@ -1,4 +1,4 @@
-"""What a run does once, on the first of several processes, before all read it."""
+"""Synchronisation of processes: the main process does work once, before all processes read the result."""
 
 import os
 
@@ -6,11 +6,11 @@ import torch.distributed as dist
 
 
 def is_main_process() -> bool:
-    """Whether this is the first process, or the only one."""
+    """Whether this is the main process, or the only one."""
     return (dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))) == 0
 
 
 def wait_for_everyone() -> None:
-    """Return when all processes have come here; at once before they know of one another."""
+    """Wait until all processes get here; return at once if no process group is initialised."""
     if dist.is_initialized():
         dist.barrier()

@@ -1,4 +1,4 @@
-"""Progressive Transfer Learning: fine-tuning with a memory, over several data sets in turn, and distillation of it."""
+"""Progressive Transfer Learning: fine-tuning with a memory, on several data sets in sequence, and distillation."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,17 +32,17 @@ from reid_hub.training import TrainingSubset
 Made = dict[Path, RetrievalEvaluation | None]  # results by folder
 
 CELLS = ("none", "v1", "v2", "plain")
-# As the paper calls them.
+# The paper's names.
 DATASET_NAMES = {"market": "market1501", "duke": "dukemtmc", "msmt": "msmt17", "market-duke": "market_duke"}
 
 
 def side_network(backbone: str, cell: str = "v1", memory: bool = True) -> dict[str, Any]:
-    """One of the arms that tell what the memory does, as options of `TrainSettings`: the variant and its side network.
+    """One ablation arm for the memory, as options of `TrainSettings`: the variant and its side network.
 
     Args:
-        backbone: res50, densenet161, mgn, res18-x0.25, ...: what has a variant "-ptl".
+        backbone: res50, densenet161, mgn, res18-x0.25, ...: any backbone with a variant "-ptl".
         cell: "v1", "v2", "none" (the backbone alone) or "plain" (as many weights, but neither gates nor memory).
-        memory: False lets it forget before every batch, as the released training did.
+        memory: False resets the memory before every batch, as in the released training code.
 
     Raises:
         ReIDError: for an unknown cell, or a backbone without such a variant.
@@ -74,10 +74,10 @@ def classification_arm(backbone: str, cell: str = "v1", memory: bool = True, aug
 
 
 def with_changes(arm: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of an arm with further changes of the recipe; of mappings of its own only the keys that they name.
+    """Merge further recipe changes into the fields of an arm; in the arm's mappings only the given keys are replaced.
 
     Raises:
-        ReIDError: for options of a side network where the arm has none.
+        ReIDError: for side network options if the arm has no side network.
     """
     own = arm["set"]
     if isinstance(changes.get("config.side"), Mapping) and "config.side" not in own:
@@ -91,7 +91,7 @@ def with_changes(arm: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str
 
 @dataclass(frozen=True)
 class ArmArguments(Part):
-    """Which arm of the experiment on the memory is trained; see `side_network`."""
+    """The arm of the memory ablation to train; see `side_network`."""
 
     backbone: str = option("res18-x0.25", "Backbone of the arm: res50, densenet161, mgn, res18-x0.25, ...")
     cell: Literal["none", "v1", "v2", "plain"] = option(
@@ -102,7 +102,7 @@ class ArmArguments(Part):
 
 @dataclass(frozen=True)
 class ArmSettings(TrainSettings):
-    """Which arm to train on people; `model` takes the place of the arm."""
+    """Settings for training an arm on people; `model` overrides the arm."""
 
     model: ModelArguments = ModelArguments(model=None)
     recipe: RecipeArguments = RecipeArguments(recipe="ptl-demo")
@@ -113,14 +113,14 @@ class ArmSettings(TrainSettings):
 
 @dataclass(frozen=True)
 class ClassifierArmArguments(ArmArguments):
-    """Which arm is trained on classes; see `classification_arm`."""
+    """The arm to train on classes; see `classification_arm`."""
 
     augment: bool = option(False, "Flip and crop; without, a DenseNet has a dropout of 0.2.")
 
 
 @dataclass(frozen=True)
 class ClassifierArmSettings(ClassifySettings):
-    """Which arm to train on classes; `model` takes the place of the arm."""
+    """Settings for training an arm on classes; `model` overrides the arm."""
 
     model: ModelArguments = ModelArguments(model=None)
     output: OutputArguments = OutputArguments(out="runs/ptl-cifar")
@@ -131,7 +131,7 @@ AnySettings = TypeVar("AnySettings", bound=RunSettings)
 
 
 def with_arm(settings: AnySettings) -> AnySettings:
-    """Settings with a part `arm`, with the model and the recipe's changes of that arm unless they name a model.
+    """Apply the model and recipe changes of the settings' `arm`, unless the settings name a model.
 
     Raises:
         ReIDError: see `side_network` and `with_changes`.
@@ -144,7 +144,7 @@ def with_arm(settings: AnySettings) -> AnySettings:
 
 @dataclass(frozen=True)
 class STDArguments(Part):
-    """Who teaches, and how strongly."""
+    """The teacher and the weights of the distillation."""
 
     teacher: str | None = option(None, "Teacher: a trained model's folder or repository; none for --lam 0 alone.")
     lam: list[float] = option(list, "Weight of the distillation; 0 is the baseline. Repeat for a sweep.")
@@ -152,7 +152,7 @@ class STDArguments(Part):
 
 @dataclass(frozen=True)
 class STDSettings(TrainSettings):
-    """What to distill into which student; below `out` there will be lam-VALUE for each weight, and table.md."""
+    """Settings of PTL's STD; writes lam-VALUE for each weight, and table.md, below `out`."""
 
     model: ModelArguments = ModelArguments(model="res18-x0.25-conv")
     recipe: RecipeArguments = RecipeArguments(recipe="std-demo")
@@ -170,7 +170,7 @@ class TrainSTD(Train):
 
     @cached_property
     def teacher(self) -> ReIDModel | None:
-        """Who teaches, if anybody does."""
+        """The teacher, if there is one."""
         return open_model(self.settings.std.teacher) if self.recipe.options["lam"] else None
 
     @cached_property
@@ -184,13 +184,13 @@ class TrainSTD(Train):
 
 
 def distill(settings: STDSettings) -> Made:
-    """Train a student for each weight; with `resume`, what is done is not done again and what was begun goes on.
+    """Train a student for each weight. With `resume`, finished runs are skipped and interrupted ones are resumed.
 
     Returns:
-        Folder and results of each; no results where the data set has no query and gallery.
+        Folder and results of each; results are None if the data set has no query and gallery.
 
     Raises:
-        ReIDError: before training starts, for anything unknown or impossible.
+        ReIDError: for unknown or invalid settings, before training starts.
     """
     recipe, lams = settings.recipe.resolved, settings.std.lam
     if recipe.method != "std":
@@ -204,7 +204,7 @@ def distill(settings: STDSettings) -> Made:
             f"{settings.recipe.set.get('options.lam')}"
         )
     teacher = None if settings.std.teacher is None else open_model(settings.std.teacher)
-    for lam in {min(lams), max(lams)}:  # what cannot be is said before anything is trained
+    for lam in {min(lams), max(lams)}:  # reject invalid settings before any training
         STDMethod(model_to_train(settings), 2, teacher=teacher, **{**recipe.options, "lam": lam})
     made: Made = {}
     for name, lam in zip(names, lams, strict=True):
@@ -222,22 +222,22 @@ def distill(settings: STDSettings) -> Made:
 
 @dataclass(frozen=True)
 class OrderArguments(Part):
-    """Over which data sets to go."""
+    """The sequence of data sets."""
 
     order: list[str] = option(
-        list, "Data sets in their order, also market, duke, msmt, market-duke; synthetic has other people in each step."
+        list, "Data sets in order, also market, duke, msmt, market-duke; synthetic has different people in each step."
     )
-    data_dirs: Pairs = option(Pairs, "Folder of a data set of the order (default: --data-dir).", metavar="NAME=DIR")
-    data_options: Pairs = option(Pairs, "Options of the loader of a data set, as a JSON mapping.", metavar="NAME=JSON")
+    data_dirs: Pairs = option(Pairs, "Folder of a data set in the order (default: --data-dir).", metavar="NAME=DIR")
+    data_options: Pairs = option(Pairs, "Options of a data set's loader, as a JSON mapping.", metavar="NAME=JSON")
 
 
 @dataclass(frozen=True)
 class TransferSettings(TrainSettings):
-    """Over which data sets to go; below `out` there will be 1-NAME, 2-NAME, ... for each step, and table.md.
+    """Settings of multi-step transfer; writes 1-NAME, 2-NAME, ... for the steps, and table.md, below `out`.
 
-    `data_dir` holds all data sets, each in its own layout; `data_dirs` has another folder by name in the order, and
-    `data_options` the options of each. `model` and `init` are what the first step starts from; each other one goes on
-    with the model of the step before, under a new classifier.
+    `data_dir` contains all data sets, each in its own layout; `data_dirs` overrides it by name in the order, and
+    `data_options` sets the options of each. The first step starts from `model` and `init`; each later step continues
+    the previous step's model with a new classifier.
     """
 
     model: ModelArguments = ModelArguments(model="res18-x0.25-ptl")
@@ -271,33 +271,33 @@ class TransferSettings(TrainSettings):
         return TrainSettings.like(self, **changed)
 
     def folder(self, number: int) -> Path:
-        """Where the model of a step lies."""
+        """Folder of a step's model."""
         return Path(self.output.out) / f"{number}-{self.order[number - 1].replace('/', '-')}"
 
 
 @dataclass(frozen=True)
 class ArmTransferSettings(TransferSettings):
-    """Over which data sets to go with which arm; `model` takes the place of the arm."""
+    """Settings of multi-step transfer with an arm; `model` overrides the arm."""
 
     model: ModelArguments = ModelArguments(model=None)
     arm: ArmArguments = ArmArguments()
 
 
 def transfer(settings: TransferSettings) -> Made:
-    """Fine-tune on one data set after the other; with `resume`, what is done is not done again.
+    """Fine-tune on several data sets in sequence. With `resume`, finished steps are skipped.
 
     Returns:
         Folder and results of each step, on the test set of its own data.
 
     Raises:
-        ReIDError: before training starts, for anything unknown or impossible.
+        ReIDError: for unknown or invalid settings, before training starts.
     """
     if not settings.order:
         raise ReIDError("the order names no data set: give at least one")
     for name in {*settings.steps.data_dirs, *settings.steps.data_options}:
         lookup(dict.fromkeys(settings.order), name, "data set of this order")
     steps = [settings.step(number) for number in range(1, len(settings.order) + 1)]
-    splits = [load_splits(step) for step in steps]  # all of them, before hours are spent on the first
+    splits = [load_splits(step) for step in steps]  # load all of them before hours are spent on the first
     start, made = public_source(settings.model.init or settings.model.model), {}
     for number, (step, data) in enumerate(zip(steps, splits, strict=True), start=1):
         stage = Train(step, data, {"order": settings.order[:number], "start": start})
@@ -307,7 +307,7 @@ def transfer(settings: TransferSettings) -> Made:
 
 
 def _write_table(settings: TrainSettings, made: Made, title: str) -> None:
-    """table.md: mAP and rank-1 of every folder, in percent."""
+    """Write table.md: mAP and rank-1 of every folder, in percent."""
     if not is_main_process():
         return
     lines = [f"| {title} | data | mAP | rank-1 |", "|---|---|---|---|"]

@@ -1,4 +1,4 @@
-"""Refine a weight chain: a trained teacher in, a chain out that students of every width are expanded from."""
+"""Refine a trained teacher into a weight chain, from which students of any width can be expanded."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -37,7 +37,7 @@ class ClusteringArguments(Part):
 
 @dataclass(frozen=True)
 class RefineSettings(TrainSettings):
-    """What to refine. `model` is the teacher: a folder or repository; a variant is a random one."""
+    """Settings of a refinement. `model` is the teacher: a folder or repository; a variant has random weights."""
 
     recipe: RecipeArguments = RecipeArguments(recipe="oskt-demo")
     output: OutputArguments = OutputArguments(out="runs/chain")
@@ -56,12 +56,12 @@ class ChainArguments(Part):
     """Which chains to refine."""
 
     width: list[int] = option(list, f"{WIDTH}. Repeat for several chains.")
-    progressive: bool = option(False, "Refine the widest chain first; its narrowest student teaches the next.")
+    progressive: bool = option(False, "Refine the widest chain first; its narrowest student is the next one's teacher.")
 
 
 @dataclass(frozen=True)
 class RefineAllSettings(TrainSettings):
-    """Which chains of one teacher to refine."""
+    """Settings for refining one or several chains of one teacher."""
 
     recipe: RecipeArguments = RecipeArguments(recipe="oskt-demo")
     output: OutputArguments = OutputArguments(out="runs/chain")
@@ -74,7 +74,7 @@ class RefineAllSettings(TrainSettings):
 
 
 class Refine(Train):
-    """Cluster a teacher and refine the chain; the folder becomes the chain's, with the refined teacher in it."""
+    """Cluster a teacher and refine the chain; the folder then contains the chain and the refined teacher."""
 
     settings: RefineSettings
     kind: ClassVar[str] = "refine"
@@ -104,13 +104,13 @@ class Refine(Train):
         return {"chain": chain}
 
     def clustered(self, teacher: ReIDModel) -> WeightChain:
-        """The chain before refinement; kept beside the run, so that a resumed one starts from the same tables at once.
+        """The chain before refinement, saved beside the run so that a resumed run reuses the same tables.
 
         Raises:
-            ReIDError: if the chain that lies there was asked for otherwise.
+            ReIDError: if the saved chain was made with other settings.
         """
         folder = self.folder / "clustered"
-        # Of several processes the first may be writing it just now: the weights are put in place after the rest.
+        # The main process may still be writing it: the weights are written last.
         if self.resume and (folder / "model.safetensors").is_file():
             chain = WeightChain.from_pretrained(folder)
             found, asked = chain.config, dict(self.clustering_key)
@@ -141,11 +141,11 @@ def refine(settings: RefineSettings) -> RetrievalEvaluation | None:
     """Cluster a teacher and refine the chain.
 
     Returns:
-        What results.json holds: the narrowest student as expanded, without further training. None where the data set
+        The contents of results.json: the narrowest student as expanded, without further training. None if the data set
         has no query and gallery.
 
     Raises:
-        ReIDError: for anything unknown or impossible, before training starts.
+        ReIDError: for unknown or invalid settings, before training starts.
     """
     return Refine(settings).run()
 

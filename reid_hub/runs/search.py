@@ -1,4 +1,4 @@
-"""A folder of images as a searchable gallery, and the answer to a query as a table and an image."""
+"""Index a folder of images as a gallery, and search it with query images."""
 
 import re
 from collections.abc import Sequence
@@ -57,15 +57,15 @@ class IndexBuildSettings(IndexAddSettings):
 
 @dataclass(frozen=True)
 class SearchArguments(Part):
-    """What to search for in which index."""
+    """The index, and the query images."""
 
-    index: str = option(None, "Folder that `reid-hub index build` wrote.", argument=True)
+    index: str = option(None, "Folder written by `reid-hub index build`.", argument=True)
     query: list[str] = option(list, "Images to search for.", argument=True)
     model: str = option(None, "The model that the index was built with.", required=True)
-    top: int = option(10, "Number of answers.")
-    exclude_camera: int | None = option(None, "Leave out images of this camera.")
+    top: int = option(10, "Number of results per query.")
+    exclude_camera: int | None = option(None, "Exclude images of this camera.")
     gallery: str | None = option(None, "The folder that was indexed, for --plot.")
-    plot: str | None = option(None, "Draw the answers into this file.")
+    plot: str | None = option(None, "Draw the results to this file.")
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,12 @@ class SearchSettings(Settings):
 
 @dataclass(frozen=True)
 class DatabaseArguments(Part):
-    """Which gallery lies where, and what is asked of it."""
+    """The database of a gallery, and the number of results."""
 
     model: str = option("runs/supervised", "Checkpoint folder or NAMESPACE/NAME that embeds the images.")
     uri: str = option("people.db", "Address of a server, or a path that ends in .db.")
     collection: str = option("gallery", "Name of the collection in the database.")
-    top: int = option(10, "Number of answers to each query.")
+    top: int = option(10, "Number of results per query.")
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def find_images(folder: str | Path) -> list[Path]:
 
 
 def new_index(model: ReIDModel, codec: str, **options: Any) -> GalleryIndex:
-    """An empty index for a model's vectors in front of its quantiser, with its scale and its centre.
+    """Create an empty index for a model's vectors before its quantiser, with its scale and centre.
 
     Args:
         codec: of `STORED_AS`; "binary+float16" keeps float16 beside the bits.
@@ -146,7 +146,7 @@ def build_index(
 
     Args:
         codec: see `new_index`; by default "int8" for a model that was quantised, else "float32".
-        add: grow the index that lies in `out` by the images that it does not have yet.
+        add: add images to the existing index in `out` that it does not contain yet.
         camera_pattern: a regular expression; its first group, found in a path, is the camera's number.
 
     Returns:
@@ -187,10 +187,10 @@ def _camera(name: str, pattern: str) -> int:
 
 
 class Answer(NamedTuple):
-    """What a search found: distances and ids, each (Q, K), nearest first.
+    """Search results: distances and ids, each (Q, K), nearest first.
 
-    `verdicts` (Q, K) are "match" and "no match" where the model has a threshold that fits, else "".
-    `note` says why a threshold of the model does not fit.
+    `verdicts` (Q, K) are "match" or "no match" if the model has a valid threshold, else "".
+    `note` says why the model's threshold is not valid.
     """
 
     distances: np.ndarray
@@ -213,7 +213,7 @@ def search_index(
     """Search an index for query images.
 
     Args:
-        exclude_camera: leaves out what this camera took, in an index that knows cameras.
+        exclude_camera: excludes this camera's images, in an index with cameras.
         gallery_dir: the folder that was indexed, needed to draw the `plot` of the answer.
 
     Raises:

@@ -14,10 +14,10 @@ IMAGE_SIZE = "Height and width of the images in pixels (default: the model's)."
 
 @dataclass(frozen=True)
 class DataArguments(Part):
-    """What a run learns from or is measured on."""
+    """The data set to train or evaluate on."""
 
     data: str = option("synthetic", "Data set: a name of `reid-hub list datasets`, or NAMESPACE/NAME on the Hub.")
-    data_dir: str | None = option(None, "Folder in which the data set was unpacked.")
+    data_dir: str | None = option(None, "Folder of the unpacked data set.")
     data_option: Pairs = option(Pairs, "Option of the data set's loader, such as camera=PATTERN.", metavar="NAME=VALUE")
     dataset_name: str | None = option(None, "Name of the data set in results and card (default: --data).")
 
@@ -29,7 +29,7 @@ class DataArguments(Part):
 
 @dataclass(frozen=True)
 class ModelArguments(Part):
-    """What is trained."""
+    """The model to train."""
 
     model: str = option("res18-x0.25", "Variant (`reid-hub list variants`), checkpoint folder or NAMESPACE/NAME.")
     init: str | None = option(None, "Initial weights: a file, torchvision/NAME, timm/NAME or a checkpoint.")
@@ -45,9 +45,9 @@ class ModelArguments(Part):
 
 @dataclass(frozen=True)
 class RecipeArguments(Part):
-    """How it is trained.
+    """How to train.
 
-    What can be said in two ways is kept in one: a trainer argument that the recipe or an option here decides
+    Equivalent settings are stored once: a trainer argument that the recipe or an option here also sets
     (`--arg num_train_epochs=3`, `--arg learning_rate=0.1`) becomes that option or that value of the recipe.
     """
 
@@ -103,17 +103,17 @@ class RecipeArguments(Part):
 
 @dataclass(frozen=True)
 class OutputArguments(Part):
-    """Where the result goes."""
+    """Output folder and repository."""
 
     out: str = option("runs/train", "Folder of the result.")
-    resume: bool = option(False, "Skip what is done and continue what was begun in --out.")
-    push: str | None = option(None, "Publish the result as this repository of the Hub.", metavar="NAMESPACE/NAME")
-    private: bool | None = option(None, "Make a new repository private.", nargs="?", const=True)
+    resume: bool = option(False, "Skip finished stages and resume interrupted ones in --out.")
+    push: str | None = option(None, "Publish the result to this Hub repository.", metavar="NAMESPACE/NAME")
+    private: bool | None = option(None, "Make the repository private if it is created.", nargs="?", const=True)
 
 
 @dataclass(frozen=True)
 class PeopleArguments(Part):
-    """Whose labels are used."""
+    """Selection of the training identities."""
 
     validation: float = option(0.1, "Share of the training identities held out to watch the training; 0 for none.")
     keep_ids: float = option(1.0, "Share of the training identities kept, drawn by the seed (few-shot).")
@@ -128,13 +128,13 @@ class EmbeddingArguments(Part):
 
 @dataclass(frozen=True)
 class RunSettings(Settings):
-    """What every training has."""
+    """Settings common to all training runs."""
 
     data: DataArguments = DataArguments()
     model: ModelArguments = ModelArguments()
     recipe: RecipeArguments = RecipeArguments()
     output: OutputArguments = OutputArguments()
-    origin: str | None = None  # how the initial weights came about ("oskt", "wtsel", ...); names the result
+    origin: str | None = None  # origin of the initial weights ("oskt", "wtsel", ...); names the result
 
     @property
     def method(self) -> str:
@@ -149,7 +149,7 @@ class RunSettings(Settings):
 
 @dataclass(frozen=True)
 class TrainSettings(RunSettings):
-    """A training on people with labels."""
+    """Settings of training on labelled people."""
 
     people: PeopleArguments = PeopleArguments()
     embedding: EmbeddingArguments = EmbeddingArguments()
@@ -157,14 +157,14 @@ class TrainSettings(RunSettings):
 
 @dataclass(frozen=True)
 class CheckpointArguments(Part):
-    """A model that is there."""
+    """An existing model."""
 
     model: str = option(None, "Checkpoint folder or NAMESPACE/NAME.", argument=True)
     revision: str | None = option(None, "Branch, tag or commit of a repository.")
 
 
 def check_size(size: Any) -> None:
-    """Refuse what is no image size.
+    """Reject an invalid image size.
 
     Raises:
         ReIDError: unless it is a height and a width.

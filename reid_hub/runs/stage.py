@@ -15,8 +15,8 @@ Result = TypeVar("Result")
 class Stage(ABC, Generic[Result]):
     """One step of a run.
 
-    A subclass says what decides the result (`key`), how it is made (`make`) and how it is read back (`result`).
-    `run` skips what is done, continues what was begun, and refuses a folder that belongs to something else.
+    A subclass defines what determines the result (`key`), how to make it (`make`) and how to read it back (`result`).
+    `run` skips a finished stage, resumes an interrupted one, and rejects a folder that belongs to something else.
 
     Attributes:
         kind: names the stage in its record.
@@ -27,16 +27,16 @@ class Stage(ABC, Generic[Result]):
     @property
     @abstractmethod
     def folder(self) -> Path:
-        """Where the result lies."""
+        """Folder of the result."""
 
     @property
     def resume(self) -> bool:
-        """Whether what lies in the folder counts; else the stage is made anew."""
+        """Whether to use what is in the folder; otherwise the stage starts over."""
         return True
 
     @abstractmethod
     def key(self) -> Mapping[str, Any]:
-        """All that decides the result, each value in one spelling; see `records.canonical`."""
+        """Everything that determines the result, with each value in canonical form; see `records.canonical`."""
 
     @abstractmethod
     def make(self) -> Result:
@@ -48,14 +48,14 @@ class Stage(ABC, Generic[Result]):
 
     @cached_property
     def record(self) -> RunRecord:
-        """What the folder will say."""
+        """The record to write to the folder."""
         return RunRecord(self.kind, self.key())
 
     def done(self) -> bool:
-        """Whether the folder holds the result.
+        """Whether the folder contains the result.
 
         Raises:
-            ReIDError: if it holds something else, finished or begun; says what differs.
+            ReIDError: if it contains another result, finished or begun; the message says what differs.
         """
         found = RunRecord.read(self.folder)
         if found is None:
@@ -64,7 +64,7 @@ class Stage(ABC, Generic[Result]):
         return found.done and self.is_whole(found.found)
 
     def is_whole(self, facts: Mapping[str, Any]) -> bool:
-        """Whether what a finished stage left is still there; see `facts`."""
+        """Whether the outputs of a finished stage still exist; see `facts`."""
         return True
 
     def run(self) -> Result:
@@ -80,11 +80,11 @@ class Stage(ABC, Generic[Result]):
         return result
 
     def facts(self, result: Result) -> dict[str, Any]:
-        """What the record of the finished stage says beside its key."""
+        """Facts that the record of the finished stage stores beside its key."""
         return {}
 
     def begin(self) -> None:
-        """Note in the folder what is about to be made there; `make` calls it when nothing can be refused any more."""
+        """Record in the folder what is about to be made there; `make` calls it after all checks."""
         self._note(self.record)
 
     def _note(self, record: RunRecord) -> None:

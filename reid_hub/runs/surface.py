@@ -1,4 +1,4 @@
-"""Images of where trainings ended: the loss around the weights of each, side by side."""
+"""Plots of the loss around the weights of trained models, side by side."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,14 +29,14 @@ _BATCH = 64
 
 @dataclass(frozen=True)
 class SurfaceArguments(Part):
-    """Around which models, how far and how finely the loss is computed."""
+    """The models, and the extent and resolution of the loss surface."""
 
     runs: list[str] = option(list, "Folders of trainings, such as runs/ptl and runs/baseline.", argument=True)
-    count: int = option(256, "Number of training images that the loss is a mean over.")
+    count: int = option(256, "Number of training images to average the loss over.")
     points: int = option(21, "Number of losses along each side of the square.")
-    span: float = option(0.5, "How far to go, in lengths of the network's own filters.")
+    span: float = option(0.5, "Extent of the surface, in norms of the network's own filters.")
     seed: int = option(0, "Seed of the two directions.")
-    out: str = option("surface.png", "File of the drawing.")
+    out: str = option("surface.png", "Output file.")
 
 
 @dataclass(frozen=True)

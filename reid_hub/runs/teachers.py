@@ -1,4 +1,4 @@
-"""Teachers by name: models of ours, and any image model of transformers or timm as one of ours."""
+"""Open teachers by name: reid_hub models, and image models of transformers or timm wrapped as `ReIDModel`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,13 +15,13 @@ from reid_hub.runs.models import open_model
 from reid_hub.runs.settings import RunSettings, TrainSettings
 from reid_hub.runs.train import Train
 
-_SIZE = 224  # what image models are trained in, where nothing says another size
+_SIZE = 224  # default image size of pre-trained image models
 
 
 def open_teacher(name: str | Path) -> ReIDModel:
-    """A trained model: a folder or repository of ours or of transformers, or "timm/NAME" with timm's own weights.
+    """Open a trained model: a folder or repository of reid_hub or transformers, or "timm/NAME" with timm's weights.
 
-    A library's model keeps its strides, its image size and its normalisation; there is no neck behind it.
+    A library's model keeps its strides, image size and normalisation, and gets no neck.
 
     Raises:
         ValueError, FileNotFoundError, OSError: if there is no such model, or it is no image model with a feature.
@@ -45,8 +45,8 @@ def open_teacher(name: str | Path) -> ReIDModel:
 def small_teacher(settings: RunSettings) -> str:
     """Train a small teacher on the labels of a run's data, in `out`/teacher; returns its folder.
 
-    A narrow ResNet-18 with a vector of twice its width, so that there is something to shorten. What is done is not done
-    again, and what was begun goes on.
+    A narrow ResNet-18 with an embedding of twice its width, so that there is something to shorten. A finished teacher
+    is reused, and an interrupted training run is resumed.
     """
     stage = Train(
         TrainSettings.like(
@@ -114,7 +114,7 @@ def _from_transformers(name: str, config: PreTrainedConfig) -> ReIDModel:
 
 
 def _pooling(network: PreTrainedModel) -> str:
-    """How tokens become the feature: as timm says, else a class token stands in front, and without one all count."""
+    """Pooling of tokens: timm's setting, else the class token, or all tokens if there is none."""
     if network.config.model_type == "timm_wrapper":
         from reid_hub.models.backbone_timm import own_pooling
 
@@ -126,7 +126,7 @@ def _pooling(network: PreTrainedModel) -> str:
 
 
 def _processor(name: str, config: PreTrainedConfig) -> Any | None:
-    """The image processor beside a checkpoint; None where there is none, or timm's data say it all."""
+    """The image processor beside a checkpoint; None if there is none, or timm's data configuration is sufficient."""
     if getattr(config, "pretrained_cfg", None):
         return None
     try:
@@ -137,10 +137,10 @@ def _processor(name: str, config: PreTrainedConfig) -> Any | None:
 
 @torch.no_grad()
 def _read_rgb(network: nn.Module, name: str) -> None:
-    """Let a network that is trained on BGR (MobileViT) compute the same of RGB.
+    """Convert a network trained on BGR (MobileViT) to take RGB.
 
     Raises:
-        ValueError: unless one convolution alone reads the image.
+        ValueError: unless exactly one convolution takes the image.
     """
     readers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d) and layer.in_channels == 3]
     if len(readers) != 1:
@@ -152,7 +152,7 @@ def _read_rgb(network: nn.Module, name: str) -> None:
 
 
 def _input(config: PreTrainedConfig, processor: Any | None) -> dict[str, Any]:
-    """Image size and normalisation, as far as the checkpoint says them."""
+    """Image size and normalisation, as far as the checkpoint defines them."""
     data = getattr(config, "pretrained_cfg", None) or {}
     if data:  # of timm
         sizes, mean, std = {"height": data["input_size"][1], "width": data["input_size"][2]}, data["mean"], data["std"]
@@ -166,7 +166,7 @@ def _input(config: PreTrainedConfig, processor: Any | None) -> dict[str, Any]:
 
 
 def _square(size: Any) -> list[int]:
-    """(height, width) of the many ways to write an image size."""
+    """Convert any notation of an image size to (height, width)."""
     if isinstance(size, int):
         return [size, size]
     if isinstance(size, (list, tuple)):

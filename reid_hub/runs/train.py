@@ -47,15 +47,15 @@ AnySettings = TypeVar("AnySettings", bound=RunSettings)
 
 @dataclass
 class TrainingRun(Stage[Results | None], Generic[AnySettings]):
-    """What every training is, whatever it trains: a model, images, a method, and a trainer that resumes.
+    """Base class of training runs: a model, images, a method, and a trainer that can resume.
 
-    A subclass says what its images are (`images`), what its method needs (`parts`), what else decides the result
-    (`inputs`) and how it is evaluated (`evaluate`).
+    A subclass defines its images (`images`), the inputs of its method (`parts`), what else determines the result
+    (`inputs`) and the evaluation (`evaluate`).
 
     Args:
         settings: what to train, on what, and where to write it.
-        splits: in place of the settings' data set as it is.
-        said: more that decides the result, for the results to say.
+        splits: used instead of the settings' full data set.
+        said: further facts that determine the result, recorded in the results.
     """
 
     settings: AnySettings
@@ -77,7 +77,7 @@ class TrainingRun(Stage[Results | None], Generic[AnySettings]):
 
     @cached_property
     def recipe(self) -> Recipe:
-        """The recipe with what replaces its values.
+        """The recipe with the settings' changes applied.
 
         Raises:
             ReIDError: for an unknown recipe, or one of another method.
@@ -121,7 +121,7 @@ class TrainingRun(Stage[Results | None], Generic[AnySettings]):
 
     @cached_property
     def inputs(self) -> Mapping[str, Any]:
-        """What else decides the result, such as a teacher; it stands in the results too."""
+        """What else determines the result, such as a teacher; recorded in the results too."""
         return self.said
 
     def new_model(self) -> ReIDModel:
@@ -132,12 +132,12 @@ class TrainingRun(Stage[Results | None], Generic[AnySettings]):
         return model
 
     def images(self, model: ReIDModel, train_split: Any) -> tuple[TrainingSubset, Evaluator | None]:
-        """What a model is trained on, and what watches the training, if anything does."""
+        """The training images, and the evaluator during training, if any."""
         raise NotImplementedError
 
     @property
     def made_with(self) -> dict[str, Any]:
-        """What is known of it when the training begins, such as the weights themselves; checkpoints depend on it."""
+        """Facts known only when training starts, such as the weights themselves; checkpoints depend on them."""
         return {"start_weights": self.start_weights}
 
     def describe(self, trainer: ReIDTrainer) -> TrainingInfo:
@@ -146,16 +146,16 @@ class TrainingRun(Stage[Results | None], Generic[AnySettings]):
 
     @property
     def source(self) -> str | None:
-        """The folder of a training whose classifier goes on, if one does."""
+        """Folder of the training run whose classifier is continued, if any."""
         return None
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """The recipe's options of the method, and what the settings say in their place."""
+        """The method's options from the recipe, with the settings' overrides."""
         return self.recipe.options
 
     def parts(self, model: ReIDModel, subset: TrainingSubset) -> Mapping[str, Any]:
-        """What the method needs beside model and images, such as a teacher; see `RunContext`."""
+        """Further inputs of the method, such as a teacher; see `RunContext`."""
         return {}
 
     def callbacks(self, method: Method) -> Sequence[TrainerCallback]:
@@ -163,16 +163,16 @@ class TrainingRun(Stage[Results | None], Generic[AnySettings]):
         return ()
 
     def report(self, splits: Mapping[str, Any]) -> None:
-        """Say what the data holds."""
+        """Log the contents of the data set."""
         report_splits(splits)
 
     def evaluate(self, trainer: ReIDTrainer, splits: Mapping[str, Any], training: TrainingInfo) -> Results | None:
-        """Evaluate what was trained and write the results, where there is something to evaluate on."""
+        """Evaluate the trained model and write the results, if there is data to evaluate on."""
         raise NotImplementedError
 
     def trainer(self, train_split: Any) -> ReIDTrainer:
         """The trainer of the run, ready to start."""
-        # In this order, and nothing that draws between: the seed decides weights and classifier.
+        # Keep this order, with no random draws in between: the seed determines weights and classifier.
         set_seed(self.settings.recipe.seed)
         model = self.new_model()
         subset, evaluator = self.images(model, train_split)
@@ -250,7 +250,7 @@ class TrainingRun(Stage[Results | None], Generic[AnySettings]):
 
     def result(self) -> Results | None:
         if is_main_process():
-            self.publish()  # a push that failed is made up for; one of the same files is no new commit
+            self.publish()  # retries a failed push; pushing the same files again creates no new commit
         path = self.folder / "results.json"
         return Results.read(path) if path.is_file() else None
 
@@ -289,7 +289,7 @@ class Train(TrainingRun[TrainSettings]):
         )
 
     def result_name(self, trainer: ReIDTrainer) -> str | None:
-        """What the results call the model; None names variant and method."""
+        """Name of the model in the results; None uses variant and method."""
         return None
 
 
@@ -297,13 +297,13 @@ def train(settings: TrainSettings, *, splits: Mapping[str, Any] | None = None) -
     """Train by a recipe, then evaluate the last epoch's model once on the test set.
 
     Args:
-        splits: in place of the settings' data set as it is.
+        splits: used instead of the settings' full data set.
 
     Returns:
-        What results.json holds, or None where the data set has no query and gallery.
+        The contents of results.json, or None if the data set has no query and gallery.
 
     Raises:
-        ReIDError: for anything unknown or impossible, before training starts.
+        ReIDError: for unknown or invalid settings, before training starts.
     """
     return Train(settings, splits or {}).run()
 
@@ -322,7 +322,7 @@ def load_splits(settings: RunSettings) -> Mapping[str, Any]:
 
 
 def start_weights(model: ReIDModel, settings: RunSettings) -> None:
-    """Give a model the initial weights that the settings name, if they name some."""
+    """Load the initial weights named in the settings, if any, into a model."""
     if settings.model.init is not None:
         logger.info("initial weights from %s: %s", settings.model.init, load_weights(model, settings.model.init))
 
@@ -336,7 +336,7 @@ def validate(model: ReIDModel, *, train_split: Any, holdout: Holdout) -> dict[st
 
 
 def report_splits(splits: Mapping[str, Any]) -> None:
-    """Log what the data holds and what in it training or evaluation will skip."""
+    """Log the contents of the data and what training or evaluation will skip."""
     report = describe_splits(splits)
     for name in splits:
         part = report[name]
