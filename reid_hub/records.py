@@ -45,7 +45,9 @@ class RunRecord:
         try:
             return cls(**json.loads(path.read_text()))
         except (ValueError, TypeError) as error:
-            raise ReIDError(f"{path} is damaged ({error}): remove it, or use another folder") from error
+            raise ReIDError(
+                f"{path} is damaged, or an earlier version of reid_hub wrote it ({error}): use another folder"
+            ) from error
 
     def write(self, folder: str | Path, file: str | Path = RUN_FILE) -> None:
         """Write the record to a folder."""

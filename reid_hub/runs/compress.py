@@ -169,9 +169,11 @@ class Fit(Stage[RetrievalEvaluation | None]):
             training = replace(self.training, method=settings.origin)
             flip = settings.embedding.flip
             results = evaluate(model, self.splits, dataset_name=name, flip=flip, training=training, folder=self.folder)
-        if settings.output.push and is_main_process():
-            push_folder(self.folder, settings.output.push, private=settings.output.private)
         return results
+
+    def publish(self) -> None:
+        if self.settings.output.push:
+            push_folder(self.folder, self.settings.output.push, private=self.settings.output.private)
 
     def result(self) -> RetrievalEvaluation | None:
         path = self.folder / "results.json"

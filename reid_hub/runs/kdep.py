@@ -265,7 +265,7 @@ class Pretrain(TrainingRun[PretrainSettings]):
             return False
         # The basis may have been removed since; do not recompute it if nothing is left to do.
         if self.has_basis and self.settings.basis_file.is_file():
-            found = {"basis": self.result().training.extra["basis"]}
+            found = {"basis": Results.read(self.folder / "results.json").training.extra["basis"]}
             check_same(self.folder, found, {"basis": Basis.load(self.settings.basis_file).digest()})
         return True
 
@@ -273,6 +273,10 @@ class Pretrain(TrainingRun[PretrainSettings]):
     def options(self) -> Mapping[str, Any]:
         weight = self.settings.weight
         return {**self.recipe.options, **({} if weight is None else {"weight": weight})}
+
+    def trainer(self, train_split: Any) -> ReIDTrainer:
+        _ = self.crops  # opened first: they draw from the random state that the seed then sets for the student
+        return super().trainer(train_split)
 
     def load(self) -> Mapping[str, Any]:
         return {"train": None}  # the images are those of `crops`

@@ -176,7 +176,8 @@ def refine_all(settings: RefineAllSettings) -> dict[Path, RetrievalEvaluation | 
             teacher = str(folder / "student")
             if is_main_process():
                 WeightChain.from_pretrained(folder).expand().save_pretrained(teacher)
-                shutil.copytree(folder / STATE_FILE.parent, Path(teacher) / STATE_FILE.parent, dirs_exist_ok=True)
+                (Path(teacher) / STATE_FILE.parent).mkdir(exist_ok=True)
+                shutil.copy2(folder / STATE_FILE, Path(teacher) / STATE_FILE)
             wait_for_everyone()
     return made
 

@@ -74,10 +74,16 @@ class Stage(ABC, Generic[Result]):
             ReIDError: see `done`.
         """
         if self.resume and self.done():
-            return self.result()
-        result = self.make()
-        self._note(self.record.finished(**self.facts(result)))
+            result = self.result()
+        else:
+            result = self.make()
+            self._note(self.record.finished(**self.facts(result)))
+        if is_main_process():
+            self.publish()
         return result
+
+    def publish(self) -> None:
+        """Publish the result, if the settings ask for it: last, so that a push that failed is all that is repeated."""
 
     def facts(self, result: Result) -> dict[str, Any]:
         """Facts that the record of the finished stage stores beside its key."""

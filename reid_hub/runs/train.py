@@ -21,11 +21,12 @@ from reid_hub.hub.push import push_folder
 from reid_hub.logging import get_logger
 from reid_hub.methods import METHODS, Method, RunContext
 from reid_hub.models import ReIDModel
+from reid_hub.records import check_same
 from reid_hub.registry import lookup
 from reid_hub.runs.evaluate import evaluate
 from reid_hub.runs.lineage import note_step, origin_of, public_source, training_info
 from reid_hub.runs.models import image_size_of, is_checkpoint, model_to_train, on_accelerator
-from reid_hub.runs.processes import is_main_process, wait_for_everyone
+from reid_hub.runs.processes import wait_for_everyone
 from reid_hub.runs.settings import RunSettings, TrainSettings
 from reid_hub.runs.stage import Stage
 from reid_hub.training import (
@@ -229,10 +230,7 @@ class TrainingRun(Stage[Results | None], Generic[AnySettings]):
         trainer.save_model()
         self.save(trainer)
         wait_for_everyone()
-        results = self.evaluate(trainer, splits, self.describe(trainer))
-        if trainer.is_world_process_zero():
-            self.publish()
-        return results
+        return self.evaluate(trainer, splits, self.describe(trainer))
 
     def save(self, trainer: ReIDTrainer) -> None:
         """Write what goes beside the exported model."""
@@ -243,20 +241,23 @@ class TrainingRun(Stage[Results | None], Generic[AnySettings]):
             push_folder(self.folder, self.settings.output.push, private=self.settings.output.private)
 
     def facts(self, result: Results | None) -> dict[str, Any]:
-        return {"evaluated": result is not None}
+        return {"evaluated": result is not None, "start_weights": self.start_weights}
 
     def is_whole(self, facts: Mapping[str, Any]) -> bool:
+        # The key names the model; another one may have come to lie under its name.
+        check_same(self.folder, {"start_weights": facts["start_weights"]}, {"start_weights": self.start_weights})
         return (self.folder / "results.json").is_file() or not facts["evaluated"]
 
     def result(self) -> Results | None:
-        if is_main_process():
-            self.publish()  # retries a failed push; pushing the same files again creates no new commit
         path = self.folder / "results.json"
         return Results.read(path) if path.is_file() else None
 
 
 class Train(TrainingRun[TrainSettings]):
     """A training on people with labels, watched on held-out training identities, evaluated once on the test set."""
+
+    def key(self) -> dict[str, Any]:
+        return {**super().key(), "flip": self.settings.embedding.flip}
 
     def images(self, model: ReIDModel, train_split: Any) -> tuple[TrainingSubset, Evaluator | None]:
         people, seed = self.settings.people, self.settings.recipe.seed

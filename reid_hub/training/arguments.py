@@ -16,6 +16,10 @@ from reid_hub.training.recipe import Recipe
 BEST = "best"  # folder of the model of the best evaluation
 
 
+# Ours in place of the library's, of arguments that decide weights.
+_DECIDING = {"max_grad_norm": 0.0}  # no published recipe clips
+
+
 def training_arguments(recipe: Recipe, output_dir: str | Path, **overrides: Any) -> TrainingArguments:
     """Arguments for `ReIDTrainer`: what the recipe says, and defaults that suit this work where it is silent.
 
@@ -40,7 +44,7 @@ def training_arguments(recipe: Recipe, output_dir: str | Path, **overrides: Any)
         "learning_rate": recipe.learning_rate,
         "weight_decay": recipe.weight_decay,
         "per_device_train_batch_size": recipe.batch_size,
-        "max_grad_norm": 0.0,  # no published recipe clips
+        **_DECIDING,
         "logging_strategy": "epoch",
         "logging_nan_inf_filter": False,  # it would hide a diverged run; the trainer stops instead
         "save_strategy": "epoch",
@@ -76,7 +80,8 @@ def deciding_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in arguments.items()
-        if lookup(known, name, "training argument").default != value and not name.startswith(_HARMLESS)
+        if _DECIDING.get(name, lookup(known, name, "training argument").default) != value
+        and not name.startswith(_HARMLESS)
     }
 
 

@@ -19,7 +19,7 @@ from reid_hub.training.recipe import Recipe
 RUN_FILE = "run.json"  # in a checkpoint
 _ARGUMENTS = (
     "learning_rate", "weight_decay", "num_train_epochs", "max_steps", "per_device_train_batch_size",
-    "gradient_accumulation_steps", "seed", "bf16", "fp16",
+    "gradient_accumulation_steps", "max_grad_norm", "seed", "bf16", "fp16",
 )  # fmt: skip
 
 

@@ -73,7 +73,7 @@ KINDS = ["train", "refine", "sparse", "kdpp", "fd", "std", "compress", "pretrain
 
 def finish(stage: Stage) -> None:
     """Leave a folder as a finished stage would, without its work."""
-    stage.record.finished(evaluated=False).write(stage.folder)
+    stage.record.finished(**stage.facts(None)).write(stage.folder)
 
 
 def spellings(recipe) -> list[tuple[dict, dict]]:
@@ -90,6 +90,7 @@ def spellings(recipe) -> list[tuple[dict, dict]]:
         ({"set": ["learning_rate=0.5"]}, {"set": {"learning_rate": 0.5}}),
         ({"set": {"learning_rate": rate, "augmentation.flip": flip}}, {}),
         ({"set": {"schedule.milestones": [1, 2]}}, {"set": {"schedule.milestones": (1, 2)}}),
+        ({"arg": {"max_grad_norm": 0.0}}, {}),
         ({"arg": {"gradient_accumulation_steps": 1, "logging_steps": 5, "dataloader_num_workers": 0}}, {}),
     ]
 
@@ -120,6 +121,7 @@ def test_another_spelling_is_the_same_run(kind, stages, tmp_path):
         ({"arg": {"seed": 1}}, "seed was 0 and is 1"),
         ({"arg": {"learning_rate": 9.0}}, "learning_rate was .* and is 9.0"),
         ({"arg": {"gradient_accumulation_steps": 2}}, "arguments.gradient_accumulation_steps was None and is 2"),
+        ({"arg": {"max_grad_norm": 1.0}}, "arguments.max_grad_norm was None and is 1.0"),
         ({"dataset_name": "others"}, "dataset was .* and is 'others'"),
         ({"image_size": [48, 24]}, r"image_size was .* and is \[48, 24\]"),
     ],
@@ -145,6 +147,17 @@ def test_settings_of_a_single_kind_of_stage_are_compared_too(stages, tmp_path):
         finish(stages[kind](out=folder))
         with pytest.raises(ReIDError, match=named):
             stages[kind](out=folder, resume=True, **change).done()
+
+
+def test_another_model_under_the_same_name_is_refused(model, tmp_path):
+    first, second = tmp_path / "first" / "model", tmp_path / "second" / "model"
+    for seed, folder in enumerate((first, second)):
+        torch.manual_seed(seed)
+        ReIDModel(ReIDConfig(backbone_config=TINY, image_size=(32, 16))).save_pretrained(folder)
+    finish(Train(TrainSettings.of(out=tmp_path / "out", model=first, **DRAWN)))
+    assert Train(TrainSettings.of(out=tmp_path / "out", model=first, **DRAWN)).done()
+    with pytest.raises(ReIDError, match="start_weights was"):
+        Train(TrainSettings.of(out=tmp_path / "out", model=second, **DRAWN)).done()
 
 
 def test_a_data_set_s_default_option_says_nothing(model, tmp_path):
