@@ -262,7 +262,7 @@ def test_the_digest_is_of_the_pictures_wherever_they_lie(tmp_path, split):
 
 
 MAKE = """
-import sys, time, datasets
+import os, sys, time, datasets
 sys.path.insert(0, sys.argv[3])
 from pathlib import Path
 import torch
@@ -275,6 +275,11 @@ def slow(self, rows):
     time.sleep(0.06)
     return represent(self, rows)
 test_cache.ViewTeacher.represent = slow
+meeting, processes = Path(sys.argv[5]), int(sys.argv[6])
+meeting.mkdir(exist_ok=True)
+(meeting / str(os.getpid())).touch()
+while len(list(meeting.iterdir())) < processes:  # else the first could have done all before the second has begun
+    time.sleep(0.01)
 test_cache.write(Path(sys.argv[1]), datasets.load_from_disk(sys.argv[2]))
 """
 
@@ -283,8 +288,9 @@ test_cache.write(Path(sys.argv[1]), datasets.load_from_disk(sys.argv[2]))
 def start(tmp_path, split):
     split.save_to_disk(tmp_path / "table")
 
-    def run(folder: Path) -> subprocess.Popen:
-        words = [folder, tmp_path / "table", Path(__file__).parent, tmp_path / "decoded"]
+    def run(folder: Path, processes: int = 1) -> subprocess.Popen:
+        meeting = tmp_path / f"meeting-of-{processes}"
+        words = [folder, tmp_path / "table", Path(__file__).parent, tmp_path / "decoded", meeting, processes]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-c", MAKE, *map(str, words)]
         return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
@@ -302,8 +308,8 @@ def asked(process: subprocess.Popen) -> list[tuple[str, int]]:
 def test_a_killed_run_goes_on_with_two_processes_that_share_the_rest(cache, start, tmp_path):
     folder = tmp_path / "killed"
     process = start(folder)
-    while not process.stdout.readline().startswith("Up1 11"):  # in the middle of the second shard of the second view
-        pass
+    while not (line := process.stdout.readline()).startswith("Up1 11"):  # in the second shard of the second view
+        assert line, "the process ended before it was killed"
     time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -311,7 +317,7 @@ def test_a_killed_run_goes_on_with_two_processes_that_share_the_rest(cache, star
     left = shards(folder)
     assert 5 <= len(left) < 12
     assert left.items() <= shards(cache).items()
-    rows = [asked(process) for process in [start(folder), start(folder)]]
+    rows = [asked(process) for process in [start(folder, 2), start(folder, 2)]]
     assert all(rows)
     made = [(name.split("/")[0], row) for name in shards(cache).keys() - left for row in rows_of(name)]
     assert sorted(rows[0] + rows[1]) == sorted(made)
